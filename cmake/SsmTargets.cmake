@@ -1,0 +1,51 @@
+# ssm_library(<room> SOURCES ... [DEPENDS ...] [PRIVATE ...]) - one static library a folder, so that the link
+# graph is the layer rule. DEPENDS names rooms or public packages; PRIVATE names packages the headers do not show.
+function(ssm_library room)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;PRIVATE" ${ARGN})
+  set(target ssm_${room})
+  add_library(${target} STATIC ${ARG_SOURCES})
+  add_library(ssm::${room} ALIAS ${target})
+  set_target_properties(${target} PROPERTIES EXPORT_NAME ${room})
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                                              $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  target_link_libraries(${target} PUBLIC ${ARG_DEPENDS} PRIVATE ${ARG_PRIVATE})
+  ssm_compile_options(${target})
+  set_property(GLOBAL APPEND PROPERTY SSM_ROOMS ${target})
+endfunction()
+
+function(ssm_compile_options target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-psabi)
+  if(SSM_WARNINGS_AS_ERRORS)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(SSM_SANITIZE)
+    target_compile_options(${target} PUBLIC -fsanitize=${SSM_SANITIZE} -fno-omit-frame-pointer
+                                            -fno-sanitize-recover=all)
+    target_link_options(${target} PUBLIC -fsanitize=${SSM_SANITIZE})
+  endif()
+endfunction()
+
+# ssm_test(<name> SOURCES ... DEPENDS ...) - one GoogleTest program; every case is a ctest test.
+function(ssm_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
+  if(NOT SSM_BUILD_TESTS)
+    return()
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE SSM_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  ssm_compile_options(${name})
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS ${name})
+endfunction()
+
+# ssm_benchmark(<name> SOURCES ... DEPENDS ...) - one Google Benchmark program.
+function(ssm_benchmark name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
+  if(NOT SSM_BUILD_BENCH)
+    return()
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} benchmark::benchmark benchmark::benchmark_main)
+  ssm_compile_options(${name})
+endfunction()

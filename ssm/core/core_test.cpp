@@ -1,0 +1,110 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "ssm/core/parallel.h"
+#include "ssm/core/rng.h"
+#include "ssm/core/tensor.h"
+
+namespace ssm {
+namespace {
+
+TEST(DType, EveryF16ValueSurvivesARoundTrip) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const Float16 h{static_cast<uint16_t>(bits)};
+    const float f = to_float(h);
+    if (std::isnan(f)) continue;
+    EXPECT_EQ(from_float<Float16>(f).bits, h.bits) << bits;
+  }
+}
+
+TEST(DType, F16RoundsToNearestEven) {
+  EXPECT_EQ(to_float(from_float<Float16>(1.0f + 0x1p-11f)), 1.0f);
+  EXPECT_EQ(to_float(from_float<Float16>(1.0f + 3 * 0x1p-11f)), 1.0f + 0x1p-9f);
+  EXPECT_EQ(to_float(from_float<Float16>(65519.0f)), 65504.0f);
+  EXPECT_TRUE(std::isinf(to_float(from_float<Float16>(65520.0f))));
+  EXPECT_TRUE(std::isnan(to_float(from_float<Float16>(std::numeric_limits<float>::quiet_NaN()))));
+}
+
+TEST(DType, Bf16RoundsToNearestEven) {
+  EXPECT_EQ(to_float(from_float<BFloat16>(1.0f + 0x1p-8f)), 1.0f);
+  EXPECT_EQ(to_float(from_float<BFloat16>(1.0f + 3 * 0x1p-8f)), 1.0f + 0x1p-6f);
+  EXPECT_TRUE(std::isnan(to_float(from_float<BFloat16>(std::numeric_limits<float>::quiet_NaN()))));
+}
+
+TEST(Shape, RefusesNegativeAndOverflowingSizes) {
+  EXPECT_THROW((Shape{-1, 2}.numel()), Error);
+  EXPECT_THROW((Shape{int64_t{1} << 40, int64_t{1} << 40}.numel()), Error);
+  EXPECT_THROW(Tensor::empty({int64_t{1} << 62, 2}), Error);
+}
+
+TEST(Tensor, ViewsShareStorage) {
+  Tensor t = Tensor::zeros({3, 4});
+  t.slice(0, 1, 3).select(0, 1).data<float>()[2] = 5;
+  EXPECT_EQ(t.data<float>()[2 * 4 + 2], 5);
+  const Tensor tr = t.transpose(0, 1);
+  EXPECT_EQ(tr.shape(), (Shape{4, 3}));
+  EXPECT_FALSE(tr.contiguous());
+  EXPECT_EQ(tr.clone().data<float>()[2 * 3 + 2], 5);
+  EXPECT_EQ(tr.to(DType::bf16).to(DType::f32).data<float>()[2 * 3 + 2], 5);
+  EXPECT_THROW(tr.view({12}), Error);
+  EXPECT_THROW(t.slice(0, 2, 4), Error);
+  EXPECT_THROW(t.data<double>(), Error);
+}
+
+TEST(Arena, ReplaysTheSameAddresses) {
+  Arena arena;
+  std::vector<std::byte*> first;
+  for (int step = 0; step < 4; ++step) {
+    ArenaScope scope(&arena);
+    std::vector<std::byte*> seen;
+    for (const int64_t n : {1000, 3000000, 17, 64}) seen.push_back(Tensor::empty({n}).raw());
+    if (step == 1) first = seen;  // the first step grows the arena, the second merges its blocks
+    if (step > 1) EXPECT_EQ(seen, first);
+  }
+}
+
+TEST(ParallelFor, CoversEveryIndexOnceWhateverTheThreads) {
+  for (const int threads : {1, 2, 3, 7}) {
+    set_num_threads(threads);
+    for (const int64_t n : {0, 1, 5, 64, 1000}) {
+      for (const int64_t grain : {1, 3, 64}) {
+        std::vector<std::atomic<int>> hits(static_cast<size_t>(n));
+        parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+          EXPECT_EQ(begin % grain, 0);
+          for (int64_t i = begin; i < end; ++i) hits[static_cast<size_t>(i)]++;
+        });
+        for (auto& h : hits) EXPECT_EQ(h.load(), 1);
+      }
+    }
+  }
+  set_num_threads(0);
+}
+
+TEST(ParallelFor, RethrowsAndStaysUsable) {
+  set_num_threads(3);
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_THROW(parallel_for(100, 1, [](int64_t begin, int64_t) { SSM_CHECK(begin != 50, "at {}", begin); }),
+                 Error);
+  }
+  std::atomic<int64_t> sum{0};
+  parallel_for(10, 1, [&](int64_t b, int64_t e) {
+    parallel_for(e - b, 1, [&](int64_t b2, int64_t e2) { sum += e2 - b2; });  // nested: on the same thread
+  });
+  EXPECT_EQ(sum, 10);
+  set_num_threads(0);
+}
+
+TEST(Rng, MatchesThePublishedPhiloxVectors) {
+  // Random123's known-answer test: counter and key all zeros, all ones.
+  EXPECT_EQ(philox4x32(0, 0, 0), (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  const uint64_t ones = ~uint64_t{0};
+  EXPECT_EQ(philox4x32(ones, ones, ones),
+            (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+}
+
+}  // namespace
+}  // namespace ssm
