@@ -63,7 +63,9 @@ TEST(Arena, ReplaysTheSameAddresses) {
     std::vector<std::byte*> seen;
     for (const int64_t n : {1000, 3000000, 17, 64}) seen.push_back(Tensor::empty({n}).raw());
     if (step == 1) first = seen;  // the first step grows the arena, the second merges its blocks
-    if (step > 1) EXPECT_EQ(seen, first);
+    if (step > 1) {
+      EXPECT_EQ(seen, first);
+    }
   }
 }
 
