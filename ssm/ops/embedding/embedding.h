@@ -1,0 +1,17 @@
+// embedding: y[t] = weight[ids[t]].
+//
+//   ids   [T]     i32, each in [0, V)
+//   weight[V, M]  f32, bf16 or f16
+//   y     [T, M]  f32
+//
+// Errors: an id outside the vocabulary, by value and position.
+#pragma once
+
+#include "ssm/core/tensor.h"
+#include "ssm/quant/weight.h"
+
+namespace ssm {
+
+Tensor embedding(const Tensor& ids, const Weight& weight);
+
+}  // namespace ssm

@@ -1,0 +1,33 @@
+#include "ssm/ops/sequence_batch.h"
+
+#include <algorithm>
+
+#include "ssm/core/error.h"
+
+namespace ssm {
+
+SequenceBatch::SequenceBatch(std::span<const int64_t> lengths, std::span<const int32_t> slots)
+    : offsets_{0}, slots_(slots.begin(), slots.end()) {
+  SSM_CHECK(!lengths.empty() && lengths.size() == slots.size(), "a batch of {} lengths and {} slots",
+            lengths.size(), slots.size());
+  for (const int64_t n : lengths) {
+    SSM_CHECK(n >= 1, "a sequence of length {} in a batch", n);
+    offsets_.push_back(offsets_.back() + n);
+  }
+  std::vector<int32_t> sorted = slots_;
+  std::sort(sorted.begin(), sorted.end());
+  SSM_CHECK(sorted.front() >= 0, "slot {} in a batch", sorted.front());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  SSM_CHECK(twice == sorted.end(), "slot {} stands twice in a batch", *twice);
+  max_slot_ = sorted.back();
+}
+
+SequenceBatch SequenceBatch::single(int64_t length, int32_t slot) {
+  return SequenceBatch(std::span(&length, 1), std::span(&slot, 1));
+}
+
+SequenceBatch SequenceBatch::steps(std::span<const int32_t> slots) {
+  return SequenceBatch(std::vector<int64_t>(slots.size(), 1), slots);
+}
+
+}  // namespace ssm

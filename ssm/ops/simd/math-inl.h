@@ -1,0 +1,91 @@
+// Vector math for the CPU kernels, once per Highway target: exp, silu, softplus on f32, and loads that widen
+// bf16 and f16. Each lane is computed alike wherever it lies, so results do not depend on a vector's
+// position.
+#if defined(SSM_OPS_SIMD_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SSM_OPS_SIMD_MATH_INL_H_
+#undef SSM_OPS_SIMD_MATH_INL_H_
+#else
+#define SSM_OPS_SIMD_MATH_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "ssm/core/dtype.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ssm::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// e^x within 2 ulp; 0 below -87.3 (no subnormals), finite up to 88.7 and held there. The polynomial is Cephes
+// expf's.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V exp_f32(D d, V x) {
+  const hn::RebindToSigned<D> di;
+  const V low = hn::Set(d, -87.33654f);
+  const auto underflow = hn::Lt(x, low);
+  x = hn::Min(hn::Max(x, low), hn::Set(d, 88.3762626647949f));
+  const V n = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504088896341f)));
+  V r = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x);
+  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), r);
+  V p = hn::Set(d, 1.9875691500e-4f);
+  p = hn::MulAdd(p, r, hn::Set(d, 1.3981999507e-3f));
+  p = hn::MulAdd(p, r, hn::Set(d, 8.3334519073e-3f));
+  p = hn::MulAdd(p, r, hn::Set(d, 4.1665795894e-2f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1f));
+  p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1f));
+  p = hn::MulAdd(p, hn::Mul(r, r), hn::Add(r, hn::Set(d, 1.0f)));
+  const auto bias = hn::Set(di, 127);
+  const V scale = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), bias)));
+  return hn::IfThenZeroElse(underflow, hn::Mul(p, scale));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V silu_f32(D d, V x) {  // x * sigmoid(x)
+  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), exp_f32(d, hn::Neg(x))));
+}
+
+// log(1 + y) for y in [0, 1], within 3 ulp: 2 atanh(y / (2 + y)) as an odd polynomial.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V log1p_unit_f32(D d, V y) {
+  const V s = hn::Div(y, hn::Add(hn::Set(d, 2.0f), y));  // at most 1/3
+  const V q = hn::Mul(s, s);
+  V p = hn::Set(d, 2.0f / 17);
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f / 15));
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f / 13));
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f / 11));
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f / 9));
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f / 7));
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f / 5));
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f / 3));
+  p = hn::MulAdd(p, q, hn::Set(d, 2.0f));
+  return hn::Mul(p, s);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V softplus_f32(D d, V x) {  // log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
+  return hn::Add(hn::Max(x, hn::Zero(d)), log1p_unit_f32(d, exp_f32(d, hn::Neg(hn::Abs(x)))));
+}
+
+// Loads Lanes(d) elements as f32.
+template <class D>
+HWY_INLINE hn::Vec<D> load_f32(D d, const float* p) {
+  return hn::LoadU(d, p);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load_f32(D d, const BFloat16* p) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::RebindToUnsigned<D> d32;
+  const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load_f32(D d, const Float16* p) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+}  // namespace ssm::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per target

@@ -1,0 +1,46 @@
+// ssd_scan: the recurrence of Mamba-2 (Dao & Gu 2024, section 6 and listing 1), computed in chunks as matrix
+// products. With dt'[t, h] = clamp(softplus(dt[t, h] + dt_bias[h]), dt_min, dt_max) and g the group of head
+// h:
+//
+//   h[t, h, n, p] = exp(dt'[t, h] A[h]) h[t-1, h, n, p] + dt'[t, h] B[t, g, n] x[t, h, p]
+//   y[t, h, p]    = sum_n C[t, g, n] h[t, h, n, p] + D[h] x[t, h, p]
+//
+//   x       [T, H*P]  f32, rows contiguous (a row stride is allowed)
+//   dt      [T, H]    f32, rows contiguous (a row stride is allowed)
+//   A       [H]       f32, negative
+//   B, C    [T, G*N]  f32, rows contiguous (a row stride is allowed); H is a multiple of G
+//   D       [H] or [H*P] f32, or undefined
+//   dt_bias [H]       f32, or undefined
+//   state [S, H, N, P] f32, h of each slot; read and updated in place. Undefined: from zeros, nothing is
+//   kept. y       [T, H*P]  f32
+//
+// Chunks of kSsdChunk tokens are counted from the first token of the call: splits of a sequence on multiples
+// of it give the same bits, other splits and single steps agree to 1e-5 relative. A sequence's result does
+// not depend on its neighbours in the batch or on the threads, bit for bit.
+#pragma once
+
+#include <limits>
+
+#include "ssm/core/tensor.h"
+#include "ssm/ops/sequence_batch.h"
+
+namespace ssm {
+
+inline constexpr int64_t kSsdChunk = 64;  // tokens
+
+struct SsdScanArgs {
+  Tensor x;        // [T, H*P]
+  Tensor dt;       // [T, H]
+  Tensor A;        // [H]
+  Tensor B, C;     // [T, G*N]
+  Tensor D;        // [H], [H*P] or undefined
+  Tensor dt_bias;  // [H] or undefined
+  int64_t groups = 1;
+  bool dt_softplus = true;
+  float dt_min = 0.0f;
+  float dt_max = std::numeric_limits<float>::infinity();
+};
+
+Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state);
+
+}  // namespace ssm

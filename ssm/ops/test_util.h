@@ -1,0 +1,47 @@
+// Random operands for op tests and benches, and the bound they share.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "ssm/core/rng.h"
+#include "ssm/core/tensor.h"
+#include "ssm/ops/sequence_batch.h"
+
+namespace ssm::test {
+
+inline Tensor random_normal(const Shape& shape, Rng& rng, float scale = 1.0f, float mean = 0.0f) {
+  Tensor t = Tensor::empty(shape);
+  for (float& x : t.values<float>()) x = mean + scale * rng.normal();
+  return t;
+}
+
+inline std::vector<double> to_doubles(const Tensor& t) {
+  const Tensor flat = t.to(DType::f32).clone();
+  const auto values = flat.values<float>();
+  return {values.begin(), values.end()};
+}
+
+// Largest |a - b| / (|b| + scale), scale the root mean square of b: relative, without blowing up at zeros.
+inline double relative_error(const Tensor& a, const std::vector<double>& b) {
+  const std::vector<double> av = to_doubles(a);
+  double square = 0, worst = 0;
+  for (const double x : b) square += x * x;
+  const double scale = std::sqrt(square / static_cast<double>(std::max<size_t>(1, b.size()))) + 1e-30;
+  if (av.size() != b.size()) return INFINITY;
+  for (size_t i = 0; i < b.size(); ++i) {
+    const double error = std::abs(av[i] - b[i]) / (std::abs(b[i]) + scale);
+    worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
+  }
+  return worst;
+}
+
+inline bool same_bits(const Tensor& a, const Tensor& b) {
+  const Tensor x = a.clone(), y = b.clone();
+  return x.shape() == y.shape() && x.dtype() == y.dtype() &&
+         std::equal(x.raw(), x.raw() + x.bytes(), y.raw());
+}
+
+}  // namespace ssm::test
