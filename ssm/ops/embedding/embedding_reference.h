@@ -1,0 +1,18 @@
+// The meaning of embedding, in plain loops.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace ssm::reference {
+
+template <class T>
+std::vector<T> embedding(const std::vector<int32_t>& ids, const std::vector<T>& weight, int64_t M) {
+  std::vector<T> y;
+  for (const int32_t id : ids) {
+    for (int64_t m = 0; m < M; ++m) y.push_back(weight[static_cast<size_t>(id * M + m)]);
+  }
+  return y;
+}
+
+}  // namespace ssm::reference
