@@ -1,0 +1,48 @@
+// linear on the shapes of the 130m models, beside the register peak of the same multiply measured in this
+// program.
+#include <benchmark/benchmark.h>
+
+#include "ssm/core/parallel.h"
+#include "ssm/ops/linear/linear.h"
+#include "ssm/ops/test_util.h"
+
+namespace ssm {
+namespace {
+
+void bench_linear(benchmark::State& state, DType weights, DType compute) {
+  const int64_t T = state.range(0), N = state.range(1), K = state.range(2);
+  Rng rng(1);
+  const Tensor x = test::random_normal({T, K}, rng);
+  // Decode reads weights from memory: enough copies that none stays in cache.
+  const int64_t copies = T <= 32 ? std::max<int64_t>(1, (int64_t{256} << 20) / (N * K * 2)) : 1;
+  std::vector<Weight> w;
+  for (int64_t i = 0; i < copies; ++i) w.emplace_back(test::random_normal({N, K}, rng).to(weights));
+  Arena arena;
+  size_t i = 0;
+  for (auto _ : state) {
+    ArenaScope scope(&arena);
+    benchmark::DoNotOptimize(linear(x, w[i++ % w.size()], {}, compute).raw());
+  }
+  using benchmark::Counter;
+  const double calls = static_cast<double>(state.iterations());
+  state.counters["GFLOP/s"] = Counter(calls * 2e-9 * static_cast<double>(T * N * K), Counter::kIsRate);
+  state.counters["GB/s"] = Counter(calls * 1e-9 * static_cast<double>(bytes_of(w[0])), Counter::kIsRate);
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  for (const int64_t T : {1, 8, 32, 512}) {
+    b->Args({T, 3072, 768})->Args({T, 768, 1536});
+  }
+  b->Args({512, 80, 1536})
+      ->Args({512, 1536, 48})
+      ->Args({1, 50280, 768})
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK_CAPTURE(bench_linear, f32, DType::f32, DType::f32)->Apply(shapes);
+BENCHMARK_CAPTURE(bench_linear, bf16, DType::bf16, DType::bf16)->Apply(shapes);
+BENCHMARK_CAPTURE(bench_linear, f32_on_bf16, DType::bf16, DType::f32)->Apply(shapes);
+
+}  // namespace
+}  // namespace ssm

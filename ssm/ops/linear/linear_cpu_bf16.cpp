@@ -1,0 +1,124 @@
+// The bf16 product on CPUs with AVX512_BF16 (plain intrinsics: Highway 1.0 has no bf16 dot product).
+#include "ssm/ops/linear/linear_blocks.h"
+#include "ssm/ops/linear/linear_cpu.h"
+
+#if defined(__x86_64__)
+// GCC 12 warns of its own _mm512_undefined_ps.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+
+// By function, not by file: an inline function of a shared header must not be compiled for what only some
+// CPUs have.
+#define SSM_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+
+namespace ssm::cpu {
+namespace {
+
+SSM_AVX512_BF16 inline __m512bh load(const BFloat16* p) {
+  return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
+}
+SSM_AVX512_BF16 inline __m512bh load(const BFloat16* p, __mmask32 mask) {
+  return reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, p));
+}
+
+// The sums of four vectors' lanes.
+SSM_AVX512_BF16 inline __m128 fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+  const __m512 abcd =
+      _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+template <int MR, int NR>
+SSM_AVX512_BF16 __attribute__((noinline)) void tile(const BFloat16* x, int64_t x_stride,
+                                                    const std::array<const BFloat16*, NR>& w, int64_t K,
+                                                    float (*out)[8]) {
+  __m512 acc[MR][NR];
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NR; ++j) acc[i][j] = _mm512_setzero_ps();
+  }
+  int64_t k = 0;
+  for (; k + 32 <= K; k += 32) {
+    __m512bh xs[MR];
+    for (int i = 0; i < MR; ++i) xs[i] = load(x + i * x_stride + k);
+    for (int j = 0; j < NR; ++j) {
+      const __m512bh wv = load(w[static_cast<size_t>(j)] + k);
+      for (int i = 0; i < MR; ++i) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], xs[i], wv);
+    }
+  }
+  if (k < K) {
+    const auto mask = static_cast<__mmask32>((uint64_t{1} << (K - k)) - 1);
+    for (int j = 0; j < NR; ++j) {
+      const __m512bh wv = load(w[static_cast<size_t>(j)] + k, mask);
+      for (int i = 0; i < MR; ++i)
+        acc[i][j] = _mm512_dpbf16_ps(acc[i][j], load(x + i * x_stride + k, mask), wv);
+    }
+  }
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NR; j += 4) {
+      _mm_storeu_ps(out[i] + j, fold4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3]));
+    }
+  }
+}
+
+}  // namespace
+
+bool has_bf16_dot() {
+  static const bool has = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return has;
+}
+
+SSM_AVX512_BF16 void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
+                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i))));
+  }
+  for (; i < n; ++i) out[i] = from_float<BFloat16>(x[i]);
+}
+
+void linear_bf16_dot(const BFloat16* x, int64_t x_stride, const Tensor& w, const float* bias,
+                     const Tensor& y) {
+  const int64_t N = w.size(0), K = w.size(1), w_stride = w.stride(0);
+  const BFloat16* weights = w.data<BFloat16>();
+  for_each_panel(y.size(0), N, K * 2, [&](int64_t row0, int64_t row1, int64_t column0, int64_t column1) {
+    const int64_t step = row1 - row0 == 1 ? 8 : 4;
+    for (int64_t column = column0; column < column1; column += step) {
+      const int64_t columns = std::min(step, column1 - column);
+      for_each_row_tile(row0, row1, [&](int64_t row, int rows) {
+        float out[kTileRows][8];
+        with_constant<kTileRows>(rows, [&](auto mr) {
+          constexpr int MR = decltype(mr)::value, NR = MR == 1 ? 8 : 4;
+          tile<MR, NR>(x + row * x_stride, x_stride, tile_columns<NR>(weights, w_stride, column, column1), K,
+                       out);
+        });
+        float* to = y.data<float>() + row * N + column;
+        for (int i = 0; i < rows; ++i) {
+          for (int64_t j = 0; j < columns; ++j) to[i * N + j] = out[i][j] + (bias ? bias[column + j] : 0.0f);
+        }
+      });
+    }
+  });
+}
+
+}  // namespace ssm::cpu
+
+#else
+
+namespace ssm::cpu {
+
+bool has_bf16_dot() { return false; }
+void linear_bf16_dot(const BFloat16*, int64_t, const Tensor&, const float*, const Tensor&) {
+  fail("linear: this build has no bf16 dot product");
+}
+void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = from_float<BFloat16>(x[i]);
+}
+
+}  // namespace ssm::cpu
+
+#endif
