@@ -1,0 +1,59 @@
+#include "ssm/models/causal_lm.h"
+
+#include "ssm/ops/rms_norm/rms_norm.h"
+
+namespace ssm {
+
+CausalLm::CausalLm(const nlohmann::json& config, DType compute, MakeMixer make_mixer)
+    : tied_(config.at("tie_word_embeddings")) {
+  const int64_t V = config.at("vocab_size"), M = config.at("hidden_size");
+  const float eps = config.at("layer_norm_epsilon");
+  embeddings_ = {.rows = V, .width = M, .weight = {}};
+  for (int64_t layer = config.at("num_hidden_layers"); layer > 0; --layer) {
+    layers_.push_back({{.width = M, .eps = eps, .weight = {}}, make_mixer(config, compute)});
+  }
+  norm_f_ = {.width = M, .eps = eps, .weight = {}};
+  lm_head_ = {.in = M, .out = V, .has_bias = false, .compute = compute, .weight = {}, .bias = {}};
+}
+
+Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {
+  SSM_CHECK(ids.rank() == 1 && ids.size(0) == batch.total(), "{} ids for a batch of {} tokens", ids.numel(),
+            batch.total());
+  const MixerState none;
+  const Tensor residual = embeddings_(ids);  // [T, M]
+  Tensor x;                                  // [T, M]
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Block& block = layers_[i];
+    const Tensor normed = i == 0 ? rms_norm(residual, block.norm.weight, block.norm.eps)
+                                 : add_rms_norm(x, residual, block.norm.weight, block.norm.eps);  // [T, M]
+    x = block.mixer->forward(normed, batch, state.empty() ? none : state[i]);                     // [T, M]
+  }
+  return add_rms_norm(x, residual, norm_f_.weight, norm_f_.eps);  // [T, M]
+}
+
+Tensor CausalLm::logits(const Tensor& hidden) const { return lm_head_(hidden); }  // [T, V]
+
+ModelState CausalLm::make_state(int64_t slots) const {
+  ModelState state;
+  for (const Block& block : layers_) state.push_back(block.mixer->make_state(slots));
+  return state;
+}
+
+void CausalLm::Block::visit(nn::Visitor& v) {
+  v.child("norm", norm);
+  v.child("mixer", *mixer);
+}
+
+void CausalLm::visit(nn::Visitor& v) {
+  v.child("backbone.embeddings", embeddings_);
+  for (size_t i = 0; i < layers_.size(); ++i) v.child("backbone.layers." + std::to_string(i), layers_[i]);
+  v.child("backbone.norm_f", norm_f_);
+  if (!tied_) v.child("lm_head", lm_head_);
+}
+
+void CausalLm::prepare() {
+  for (Block& block : layers_) block.mixer->prepare();
+  if (tied_) lm_head_.weight = embeddings_.weight;
+}
+
+}  // namespace ssm

@@ -1,0 +1,51 @@
+// CausalLm: embedding, layers of norm and mixer with an f32 residual, a final norm, a head. Written once for
+// every family; which one it is lies in its mixers.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "ssm/models/mixer.h"
+#include "ssm/nn/modules.h"
+
+namespace ssm {
+
+using ModelState = std::vector<MixerState>;  // one a layer
+
+class CausalLm {
+ public:
+  using MakeMixer = std::unique_ptr<Mixer> (*)(const nlohmann::json& config, DType compute);
+
+  // `config` is a full one in Transformers' key names; `compute` the type of activations at matrix products.
+  CausalLm(const nlohmann::json& config, DType compute, MakeMixer make_mixer);
+
+  // ids [T] i32 -> the final hidden states [T, M], after the last norm.
+  Tensor hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const;
+  // Rows of hidden states [T, M] -> logits [T, V] f32.
+  Tensor logits(const Tensor& hidden) const;
+
+  ModelState make_state(int64_t slots) const;  // zeros
+  void visit(nn::Visitor& v);
+  void prepare();
+
+  int64_t vocab_size() const { return embeddings_.rows; }  // V, padding included
+  int64_t hidden_size() const { return embeddings_.width; }
+  int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
+  bool tied() const { return tied_; }
+
+ private:
+  struct Block {
+    nn::RmsNorm norm;
+    std::unique_ptr<Mixer> mixer;
+    void visit(nn::Visitor& v);
+  };
+
+  nn::Embedding embeddings_;
+  std::vector<Block> layers_;
+  nn::RmsNorm norm_f_;
+  bool tied_;
+  nn::Linear lm_head_;  // its weight is the embedding's when tied
+};
+
+}  // namespace ssm

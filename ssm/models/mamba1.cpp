@@ -1,0 +1,68 @@
+#include "ssm/models/mamba1.h"
+
+#include "ssm/ops/elementwise/elementwise.h"
+#include "ssm/ops/linear/linear.h"
+#include "ssm/ops/rms_norm/rms_norm.h"
+#include "ssm/ops/selective_scan/selective_scan.h"
+
+namespace ssm {
+
+Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
+    : E_(config.at("intermediate_size")),
+      N_(config.at("state_size")),
+      R_(config.at("time_step_rank")),
+      dt_b_c_eps_(config.at("model_type") == "falcon_mamba" ? config.at("mixer_rms_eps").get<float>()
+                                                            : 0.0f) {
+  const int64_t M = config.at("hidden_size");
+  const bool bias = config.at("use_bias");
+  in_proj_ = {.in = M, .out = 2 * E_, .has_bias = bias, .compute = compute, .weight = {}, .bias = {}};
+  x_proj_ = {.in = E_, .out = R_ + 2 * N_, .has_bias = false, .compute = compute, .weight = {}, .bias = {}};
+  dt_proj_ = {.in = R_, .out = E_, .has_bias = true, .compute = compute, .weight = {}, .bias = {}};
+  out_proj_ = {.in = E_, .out = M, .has_bias = bias, .compute = compute, .weight = {}, .bias = {}};
+  conv1d_ = {.channels = E_,
+             .width = config.at("conv_kernel"),
+             .has_bias = config.at("use_conv_bias"),
+             .weight = {},
+             .bias = {}};
+}
+
+Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {
+  const Tensor xz = in_proj_(x);                                    // [T, 2E]
+  const Tensor z = xz.slice(1, E_, 2 * E_);                         // [T, E]
+  const Tensor u = conv1d_(xz.slice(1, 0, E_), batch, state.conv);  // [T, E]
+  const Tensor dt_B_C = x_proj_(u);                                 // [T, R + 2N]
+  Tensor dt = dt_B_C.slice(1, 0, R_);                               // [T, R]
+  Tensor B = dt_B_C.slice(1, R_, R_ + N_);                          // [T, N]
+  Tensor C = dt_B_C.slice(1, R_ + N_, R_ + 2 * N_);                 // [T, N]
+  if (dt_b_c_eps_ > 0) {
+    for (Tensor* t : {&dt, &B, &C}) *t = rms_norm(*t, {}, dt_b_c_eps_);
+  }
+  const Tensor delta =
+      linear(dt, dt_proj_.weight, {}, dt_proj_.compute);  // [T, E], its bias added in the scan
+  const Tensor y = selective_scan(
+      {.u = u, .delta = delta, .A = A_, .B = B, .C = C, .D = D_, .z = z, .delta_bias = dt_proj_.bias}, batch,
+      state.ssm);       // [T, E]
+  return out_proj_(y);  // [T, M]
+}
+
+MixerState Mamba1Mixer::make_state(int64_t slots) const {
+  return {.conv = Tensor::zeros({slots, conv1d_.width - 1, E_}), .ssm = Tensor::zeros({slots, N_, E_})};
+}
+
+void Mamba1Mixer::visit(nn::Visitor& v) {
+  v.tensor("A_log", A_log_, {E_, N_}, nn::Storage::channels_contiguous);
+  v.tensor("D", D_, {E_});
+  v.child("in_proj", in_proj_);
+  v.child("conv1d", conv1d_);
+  v.child("x_proj", x_proj_);
+  v.child("dt_proj", dt_proj_);
+  v.child("out_proj", out_proj_);
+}
+
+void Mamba1Mixer::prepare() { A_ = negative_exp(A_log_); }
+
+std::unique_ptr<Mixer> make_mamba1(const nlohmann::json& config, DType compute) {
+  return std::make_unique<Mamba1Mixer>(config, compute);
+}
+
+}  // namespace ssm

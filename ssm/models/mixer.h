@@ -1,0 +1,35 @@
+// Mixer: the part of a layer that looks along time. A model family is a config and a list of mixers.
+#pragma once
+
+#include <string_view>
+
+#include "ssm/nn/visitor.h"
+#include "ssm/ops/sequence_batch.h"
+
+namespace ssm {
+
+// One layer's recurrent state; dimension 0 of every tensor is the slot. f32.
+struct MixerState {
+  Tensor conv;  // [S, K - 1, C]: the last inputs of the convolution, newest last
+  Tensor ssm;   // Mamba-1: [S, N, E]; Mamba-2: [S, H, N, P]
+
+  template <class F>
+  void for_each(F&& f) const {  // f(name, tensor)
+    f(std::string_view("conv"), conv);
+    f(std::string_view("ssm"), ssm);
+  }
+};
+
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+
+  // x [T, M] -> [T, M]; `state` is read and updated in place at the batch's slots. An empty state: every
+  // sequence starts from zeros and nothing is kept. Decode is the same call with sequences of one token.
+  virtual Tensor forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const = 0;
+  virtual MixerState make_state(int64_t slots) const = 0;  // zeros
+  virtual void visit(nn::Visitor& v) = 0;
+  virtual void prepare() = 0;  // after the parameters were set: what is derived from them
+};
+
+}  // namespace ssm

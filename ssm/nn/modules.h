@@ -1,0 +1,49 @@
+// The layers that models are made of: data (weights and sizes) and one call. A module never sees a file or a
+// device.
+#pragma once
+
+#include "ssm/nn/visitor.h"
+#include "ssm/ops/causal_conv1d/causal_conv1d.h"
+#include "ssm/ops/sequence_batch.h"
+
+namespace ssm::nn {
+
+struct Linear {
+  int64_t in = 0, out = 0;
+  bool has_bias = false;
+  DType compute = DType::f32;  // type of the activations at the product
+  Weight weight;               // [out, in]
+  Tensor bias;                 // [out]
+
+  Tensor operator()(const Tensor& x) const;  // [T, in] -> [T, out]
+  void visit(Visitor& v);
+};
+
+struct Embedding {
+  int64_t rows = 0, width = 0;
+  Weight weight;  // [rows, width]
+
+  Tensor operator()(const Tensor& ids) const;  // [T] -> [T, width]
+  void visit(Visitor& v);
+};
+
+struct RmsNorm {
+  int64_t width = 0;
+  float eps = 1e-5f;
+  Tensor weight;  // [width]
+
+  void visit(Visitor& v);
+};
+
+// Depthwise, with SiLU.
+struct Conv1d {
+  int64_t channels = 0, width = 0;
+  bool has_bias = true;
+  Tensor weight;  // [channels, 1, width]
+  Tensor bias;    // [channels]
+
+  Tensor operator()(const Tensor& x, const SequenceBatch& batch, const Tensor& state) const;  // [T, channels]
+  void visit(Visitor& v);
+};
+
+}  // namespace ssm::nn

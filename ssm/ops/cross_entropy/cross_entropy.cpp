@@ -1,0 +1,27 @@
+#include "ssm/ops/cross_entropy/cross_entropy.h"
+
+#include "ssm/ops/check.h"
+#include "ssm/ops/cross_entropy/cross_entropy_cpu.h"
+#include "ssm/ops/dispatch.h"
+
+namespace ssm {
+
+CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets, int64_t vocab) {
+  SSM_CHECK(logits.defined() && logits.rank() == 2 && vocab >= 1 && vocab <= logits.size(1),
+            "cross_entropy: logits have shape {}, expected [T, at least {}]", logits.shape(), vocab);
+  const int64_t T = logits.size(0);
+  check_operand("cross_entropy", "logits", logits, {T, logits.size(1)});
+  SSM_CHECK(targets.defined() && targets.shape() == Shape{T},
+            "cross_entropy: targets have shape {}, expected [{}]", targets.shape(), T);
+  for (int64_t t = 0; t < T; ++t) {
+    const int32_t target = targets.values<int32_t>()[static_cast<size_t>(t)];
+    SSM_CHECK(target >= -1 && target < vocab,
+              "cross_entropy: target {} in row {} is outside the vocabulary of {}", target, t, vocab);
+  }
+  CrossEntropy result{Tensor::empty({T}, DType::f32, logits.device()),
+                      Tensor::empty({T}, DType::i32, logits.device())};
+  SSM_DISPATCH(logits.device(), cross_entropy(logits, targets, vocab, result));
+  return result;
+}
+
+}  // namespace ssm
