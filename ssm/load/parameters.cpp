@@ -1,0 +1,63 @@
+#include "ssm/load/parameters.h"
+
+namespace ssm {
+namespace {
+
+class Filler final : public nn::Visitor {
+ public:
+  explicit Filler(const io::WeightSource& source) : source_(source) {}
+
+ protected:
+  void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
+    const Tensor t = find(name, shape);
+    weight = t.contiguous() ? t : t.clone();
+  }
+
+  void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
+    tensor = nn::stored_as(find(name, shape), storage);
+  }
+
+ private:
+  Tensor find(const std::string& name, const Shape& shape) const {
+    const std::optional<Tensor> t = source_.find(name);
+    SSM_CHECK(t.has_value(), "{}: missing, expected shape {}", source_.describe(name), shape);
+    SSM_CHECK(t->shape() == shape, "{}: has shape {}, the config asks for {}", source_.describe(name), t->shape(),
+              shape);
+    SSM_CHECK(t->dtype() == DType::f32 || t->dtype() == DType::bf16 || t->dtype() == DType::f16,
+              "{}: is {}, expected f32, bf16 or f16", source_.describe(name), name_of(t->dtype()));
+    return *t;
+  }
+
+  const io::WeightSource& source_;
+};
+
+class Counter final : public nn::Visitor {
+ public:
+  ParameterCount count;
+
+ protected:
+  void on_weight(const std::string&, Weight& weight, const Shape& shape) override {
+    count.parameters += shape.numel();
+    count.bytes += bytes_of(weight);
+  }
+  void on_tensor(const std::string&, Tensor& tensor, const Shape& shape, nn::Storage) override {
+    count.parameters += shape.numel();
+    count.bytes += tensor.bytes();
+  }
+};
+
+}  // namespace
+
+void fill_parameters(CausalLm& model, const io::WeightSource& source) {
+  Filler filler(source);
+  model.visit(filler);
+  model.prepare();
+}
+
+ParameterCount count_parameters(CausalLm& model) {
+  Counter counter;
+  model.visit(counter);
+  return counter.count;
+}
+
+}  // namespace ssm

@@ -1,0 +1,134 @@
+#include "ssm/load/random_model.h"
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "ssm/core/parallel.h"
+#include "ssm/core/rng.h"
+#include "ssm/load/parameters.h"
+#include "ssm/models/registry.h"
+#include "ssm/ops/linear/linear.h"
+
+namespace ssm {
+namespace {
+
+struct NamedShape {
+  std::string_view name;
+  std::string_view model_type;
+  int64_t layers, hidden, vocab;
+};
+
+constexpr std::array<NamedShape, 12> kShapes{{{"mamba-130m", "mamba", 24, 768, 50280},
+                                              {"mamba-370m", "mamba", 48, 1024, 50280},
+                                              {"mamba-790m", "mamba", 48, 1536, 50280},
+                                              {"mamba-1.4b", "mamba", 48, 2048, 50280},
+                                              {"mamba-2.8b", "mamba", 64, 2560, 50280},
+                                              {"falcon-mamba-7b", "falcon_mamba", 64, 4096, 65024},
+                                              {"mamba2-130m", "mamba2", 24, 768, 50288},
+                                              {"mamba2-370m", "mamba2", 48, 1024, 50288},
+                                              {"mamba2-780m", "mamba2", 48, 1536, 50288},
+                                              {"mamba2-1.3b", "mamba2", 48, 2048, 50288},
+                                              {"mamba2-2.7b", "mamba2", 64, 2560, 50288},
+                                              {"mamba-codestral-7b-v0.1", "mamba2", 64, 4096, 32768}}};
+
+nlohmann::json config_of(const NamedShape& shape) {
+  const bool falcon = shape.model_type == "falcon_mamba", codestral = shape.vocab == 32768;
+  nlohmann::json config{{"model_type", shape.model_type},
+                        {"vocab_size", shape.vocab},
+                        {"hidden_size", shape.hidden},
+                        {"num_hidden_layers", shape.layers},
+                        {"expand", 2},
+                        {"intermediate_size", 2 * shape.hidden},
+                        {"conv_kernel", 4},
+                        {"use_bias", false},
+                        {"use_conv_bias", true},
+                        {"layer_norm_epsilon", 1e-5},
+                        {"tie_word_embeddings", !falcon && !codestral},
+                        {"eos_token_id", nullptr}};
+  if (shape.model_type == "mamba2") {
+    config.update({{"state_size", 128},
+                   {"head_dim", 64},
+                   {"num_heads", 2 * shape.hidden / 64},
+                   {"n_groups", codestral ? 8 : 1},
+                   {"time_step_limit", {0.0, std::numeric_limits<double>::infinity()}},
+                   {"D_has_hdim", false}});
+  } else {
+    config.update({{"state_size", 16}, {"time_step_rank", (shape.hidden + 15) / 16}, {"mixer_rms_eps", 1e-6}});
+  }
+  return config;
+}
+
+// Fills with values of the reference initialisation's scale. A block of them repeats: only sizes matter here, and
+// billions of draws would take longer than the benchmark.
+class Randomizer final : public nn::Visitor {
+ public:
+  explicit Randomizer(DType stored) : stored_(stored) {}
+
+ protected:
+  void on_weight(const std::string&, Weight& weight, const Shape& shape) override {
+    Tensor t = Tensor::empty(shape, stored_);
+    const float scale = 0.5f / std::sqrt(static_cast<float>(shape[1]));
+    Tensor block = Tensor::empty({std::min<int64_t>(shape.numel(), int64_t{1} << 16)});
+    for (float& x : block.values<float>()) x = scale * rng_.normal();
+    const Tensor pattern = block.to(stored_);
+    const auto size = static_cast<int64_t>(pattern.bytes()), total = static_cast<int64_t>(t.bytes());
+    parallel_for((total + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::memcpy(t.raw() + i * size, pattern.raw(), static_cast<size_t>(std::min(size, total - i * size)));
+      }
+    });
+    weight = t;
+  }
+
+  void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
+    Tensor t = Tensor::empty(shape);
+    const bool A_log = name.ends_with("A_log"), one = name.ends_with(".D") || name.ends_with("norm.weight") || name.ends_with("norm_f.weight");
+    const bool dt = name.ends_with("dt_bias") || name.ends_with("dt_proj.bias");
+    int64_t i = 0;
+    for (float& x : t.values<float>()) {
+      const auto n = static_cast<float>(i++ % shape[shape.rank() - 1] % 16 + 1);
+      x = A_log ? std::log(n) : one ? 1.0f : dt ? -4.0f + rng_.normal() : 0.2f * rng_.normal();
+    }
+    tensor = nn::stored_as(t, storage);
+  }
+
+ private:
+  DType stored_;
+  Rng rng_{1};
+};
+
+}  // namespace
+
+std::vector<std::string> named_shapes() {
+  std::vector<std::string> names;
+  for (const NamedShape& shape : kShapes) names.emplace_back(shape.name);
+  return names;
+}
+
+std::optional<nlohmann::json> named_shape(std::string_view name) {
+  if (const size_t slash = name.rfind('/'); slash != std::string_view::npos) name.remove_prefix(slash + 1);
+  for (const NamedShape& shape : kShapes) {
+    if (shape.name == name) return config_of(shape);
+  }
+  return std::nullopt;
+}
+
+LoadedModel random_model(const nlohmann::json& config, DType stored, std::optional<DType> compute) {
+  LoadedModel loaded;
+  loaded.config = config;
+  loaded.layout = "random";
+  loaded.stored = stored;
+  loaded.compute = compute.value_or(multiplies_natively(stored) ? stored : DType::f32);
+  loaded.model = make_causal_lm(config, loaded.compute);
+  Randomizer randomizer(stored);
+  loaded.model->visit(randomizer);
+  loaded.model->prepare();
+  const ParameterCount count = count_parameters(*loaded.model);
+  loaded.parameters = count.parameters;
+  loaded.weight_bytes = count.bytes;
+  return loaded;
+}
+
+}  // namespace ssm
