@@ -1,0 +1,68 @@
+#include "ssm/io/atomic_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <system_error>
+
+#include "ssm/io/bytes.h"
+
+namespace ssm::io {
+namespace {
+
+[[noreturn]] void fail_with(const std::filesystem::path& target, std::string_view what, int error) {
+  fail("{}: cannot {}: {}", printable(target.string()), what, std::generic_category().message(error));
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(std::filesystem::path target) : target_(std::move(target)) {
+  static std::atomic<uint64_t> counter{0};
+  std::error_code ignored;
+  SSM_CHECK(!std::filesystem::is_directory(target_, ignored), "{}: cannot write: is a folder",
+            printable(target_.string()));
+  for (int attempt = 0; attempt < 100 && fd_ < 0; ++attempt) {
+    temporary_ = target_;
+    temporary_ += fmt::format(".tmp-{}-{}", ::getpid(), counter++);
+    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd_ < 0 && errno != EEXIST) fail_with(target_, "create", errno);
+  }
+  if (fd_ < 0) fail_with(target_, "create", EEXIST);
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ >= 0) ::close(fd_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::write(std::span<const std::byte> data) {
+  SSM_CHECK(fd_ >= 0, "{}: write after commit", printable(target_.string()));
+  while (!data.empty()) {
+    const ssize_t n = ::write(fd_, data.data(), data.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_with(target_, "write", errno);
+    data = data.subspan(static_cast<size_t>(n));
+  }
+}
+
+void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+
+void AtomicFile::commit() {
+  SSM_CHECK(fd_ >= 0, "{}: committed twice", printable(target_.string()));
+  if (::fsync(fd_) != 0) fail_with(target_, "write to disk", errno);
+  const int fd = std::exchange(fd_, -1);
+  if (::close(fd) != 0) fail_with(target_, "write to disk", errno);
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail_with(target_, "rename into place", errno);
+  temporary_.clear();
+  // The rename itself survives a power cut only once the folder is synced; some filesystems refuse that.
+  const std::filesystem::path parent = target_.has_parent_path() ? target_.parent_path() : ".";
+  const int folder = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder >= 0) {
+    ::fsync(folder);
+    ::close(folder);
+  }
+}
+
+}  // namespace ssm::io

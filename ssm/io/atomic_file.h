@@ -1,0 +1,31 @@
+// A file that appears whole or not at all: written beside its target under a temporary name, synced to disk
+// and renamed by commit(). Without commit() (an exception, say) the temporary is removed and whatever stood
+// at the target is untouched.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string_view>
+
+namespace ssm::io {
+
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::filesystem::path target);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  // All three throw Error naming the target.
+  void write(std::span<const std::byte> data);
+  void write(std::string_view text);
+  void commit();
+
+ private:
+  std::filesystem::path target_;
+  std::filesystem::path temporary_;
+  int fd_ = -1;
+};
+
+}  // namespace ssm::io

@@ -1,0 +1,123 @@
+#include "ssm/io/checkpoint.h"
+
+#include <array>
+#include <map>
+
+#include "ssm/io/config.h"
+#include "ssm/io/json.h"
+#include "ssm/io/mapped_file.h"
+#include "ssm/io/safetensors.h"
+#include "ssm/io/sharded.h"
+#include "ssm/io/torch_zip.h"
+
+namespace ssm::io {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// Transformers' name of a tensor of any layout: the original says "embedding", Mistral puts "model." before
+// some names, and a bare MambaModel is saved without "backbone.".
+std::string canonical_name(std::string_view name) {
+  if (name.starts_with("model.")) name.remove_prefix(6);
+  if (name == "backbone.embedding.weight") return "backbone.embeddings.weight";
+  if (name.starts_with("layers.") || name == "embeddings.weight" || name == "norm_f.weight") {
+    return "backbone." + std::string(name);
+  }
+  return std::string(name);
+}
+
+class RenamedSource : public WeightSource {
+ public:
+  explicit RenamedSource(std::unique_ptr<WeightSource> source) : source_(std::move(source)) {
+    for (const std::string& name : source_->names()) {
+      const auto [at, is_new] = file_name_.emplace(canonical_name(name), name);
+      SSM_CHECK(is_new, "{} and {} are the same tensor", source_->describe(name), printable(at->second));
+    }
+  }
+  std::optional<Tensor> find(std::string_view name) const override {
+    const auto found = file_name_.find(name);
+    return found == file_name_.end() ? std::nullopt : source_->find(found->second);
+  }
+  std::vector<std::string> names() const override {
+    std::vector<std::string> result;
+    result.reserve(file_name_.size());
+    for (const auto& [name, in_file] : file_name_) result.push_back(name);
+    return result;
+  }
+  std::string describe(std::string_view name) const override {
+    const auto found = file_name_.find(name);
+    return source_->describe(found == file_name_.end() ? name : found->second);
+  }
+
+ private:
+  std::unique_ptr<WeightSource> source_;
+  std::map<std::string, std::string, std::less<>> file_name_;
+};
+
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+void check_folder(const fs::path& folder) {
+  const std::string name = printable(folder.string());
+  std::error_code error;
+  const fs::file_status status = fs::status(folder, error);
+  SSM_CHECK(fs::exists(status), "{}: there is no such folder", name);
+  SSM_CHECK(fs::is_directory(status), "{}: is a file, not a model folder", name);
+  const fs::directory_iterator first(folder, error);
+  SSM_CHECK(!error, "{}: cannot list the folder: {}", name, error.message());
+  SSM_CHECK(first != fs::directory_iterator(), "{}: the folder is empty", name);
+}
+
+// The layout and the normalised config. config.json decides; params.json where it is absent or unknown.
+void read_config_files(Checkpoint& checkpoint) {
+  const fs::path& folder = checkpoint.folder;
+  std::string unknown;
+  for (const char* file : {"config.json", "params.json"}) {
+    const fs::path path = folder / file;
+    if (!is_there(path)) continue;
+    const std::string name = printable(path.string());
+    const json config = parse_json(map_file(path).text(), name, SpecialFloats::allow);
+    if (const std::optional<Layout> layout = layout_of_config(config)) {
+      checkpoint.layout = *layout;
+      checkpoint.config = normalise_config(config, *layout, name);
+      return;
+    }
+    if (unknown.empty()) unknown = name;
+  }
+  SSM_CHECK(unknown.empty(),
+            "{}: has neither model_type (Transformers), d_model and n_layer (state-spaces) nor dim (Mistral)",
+            unknown);
+  SSM_CHECK(!is_there(folder / "adapter_config.json"),
+            "{}: holds a LoRA adapter (adapter_config.json), not a model", printable(folder.string()));
+  fail("{}: no config.json and no params.json in this folder", printable(folder.string()));
+}
+
+std::unique_ptr<WeightSource> open_weights(const fs::path& folder, Layout layout) {
+  std::vector<const char*> files{"model.safetensors", "model.safetensors.index.json",
+                                 "consolidated.safetensors", "pytorch_model.bin",
+                                 "pytorch_model.bin.index.json"};
+  if (layout == Layout::mistral) std::swap(files[0], files[2]);
+  for (const std::string_view file : files) {
+    const fs::path path = folder / file;
+    if (!is_there(path)) continue;
+    if (file.ends_with(".index.json")) return open_sharded(path);
+    if (file.ends_with(".bin")) return TorchFile::open(path);
+    return SafetensorsFile::open(path);
+  }
+  fail("{}: no weights: none of {} is in this folder", printable(folder.string()), fmt::join(files, ", "));
+}
+
+}  // namespace
+
+Checkpoint open_checkpoint(const fs::path& folder) {
+  check_folder(folder);
+  Checkpoint checkpoint{folder, Layout::transformers, {}, nullptr};
+  read_config_files(checkpoint);
+  checkpoint.weights = std::make_unique<RenamedSource>(open_weights(folder, checkpoint.layout));
+  return checkpoint;
+}
+
+}  // namespace ssm::io

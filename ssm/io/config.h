@@ -1,0 +1,30 @@
+// The configuration of a model folder, whatever its layout, as one JSON object in Transformers' key names.
+// All families:      model_type, vocab_size (padded), hidden_size, num_hidden_layers, state_size, expand,
+//                    intermediate_size (E, the one to use), conv_kernel, use_bias, use_conv_bias, hidden_act
+//                    ("silu"), layer_norm_epsilon, residual_in_fp32, rms_norm (true), tie_word_embeddings,
+//                    bos_token_id, eos_token_id (number, list or null), pad_token_id
+// mamba, falcon_mamba: time_step_rank (a number); falcon_mamba: mixer_rms_eps
+// mamba2:            num_heads, head_dim, n_groups, chunk_size, time_step_limit [low, high],
+//                    norm_before_gate (false), D_has_hdim
+// All of them are always present. Throws Error naming the file and the field: a wrong type, a number that
+// makes no sense, a setting that changes the function and is not supported.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "ssm/io/checkpoint.h"
+
+namespace ssm::io {
+
+// The layout a parsed config.json or params.json belongs to; nothing when it is none of ours.
+std::optional<Layout> layout_of_config(const nlohmann::json& config);
+
+// `file` is the name that errors begin with.
+nlohmann::json normalise_config(const nlohmann::json& config, Layout layout, const std::string& file);
+
+// Parses (bare Infinity and NaN allowed), finds the layout and normalises.
+nlohmann::json read_config(std::string_view text, const std::string& file);
+
+}  // namespace ssm::io
