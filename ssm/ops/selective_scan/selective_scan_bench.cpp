@@ -1,0 +1,102 @@
+// mamba-130m's scan. `of_exp_limit` is the time that the E*N exps a token alone would take, at the rate
+// measured here with the kernel's own exp on registers, over the time taken.
+#include "ssm/ops/selective_scan/selective_scan.h"
+
+#include <benchmark/benchmark.h>
+
+#include <atomic>
+#include <chrono>
+#include <numeric>
+
+#include "ssm/core/parallel.h"
+#include "ssm/ops/selective_scan/selective_scan_cases.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ssm/ops/selective_scan/selective_scan_bench.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "ssm/ops/simd/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ssm::HWY_NAMESPACE {
+namespace {
+
+// Computes `vectors` of exps, eight chains at a time; returns how many values that was.
+int64_t run_exps(int64_t vectors, float* out) {
+  const hn::ScalableTag<float> d;
+  constexpr int kChains = 8;
+  hn::Vec<decltype(d)> sum = hn::Zero(d), x = hn::Set(d, -0.3f);
+  for (int64_t i = 0; i < vectors; i += kChains) {
+    for (int c = 0; c < kChains; ++c) {
+      sum = hn::Add(sum, exp2_product_in_range(d, x, hn::Set(d, 1.0f + static_cast<float>(c))));
+    }
+    x = hn::Add(x, hn::Set(d, 1e-9f));
+  }
+  *out = hn::GetLane(sum);
+  return vectors * static_cast<int64_t>(hn::Lanes(d));
+}
+
+}  // namespace
+}  // namespace ssm::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ssm {
+
+HWY_EXPORT(run_exps);
+
+namespace {
+
+double exps_per_second() {
+  double best = 0;
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    std::atomic<int64_t> done = 0;
+    const auto start = std::chrono::steady_clock::now();
+    parallel_for(4 * num_threads(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        float out;
+        done += HWY_DYNAMIC_DISPATCH(run_exps)(1 << 17, &out);
+        benchmark::DoNotOptimize(out);
+      }
+    });
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = std::max(best, static_cast<double>(done) / elapsed.count());
+  }
+  return best;
+}
+
+void selective_scan_bench(benchmark::State& state) {
+  static const double limit = exps_per_second();
+  const int64_t length = state.range(0), sequences = state.range(1), E = 1536, N = 16;
+  std::vector<int32_t> slots(static_cast<size_t>(sequences));
+  std::iota(slots.begin(), slots.end(), 0);
+  const SequenceBatch batch(std::vector<int64_t>(slots.size(), length), slots);
+  Rng rng(1);
+  const SelectiveScanArgs args = test::selective_scan_case(batch.total(), E, N, rng);
+  const Tensor h = Tensor::zeros({sequences, N, E});
+  Arena arena;
+  double seconds = 0;
+  for (auto _ : state) {
+    const auto start = std::chrono::steady_clock::now();
+    const ArenaScope scope(&arena);
+    benchmark::DoNotOptimize(selective_scan(args, batch, h).raw());
+    seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  const double tokens = static_cast<double>(state.iterations() * batch.total());
+  state.counters["tokens/s"] = tokens / seconds;
+  state.counters["of_exp_limit"] = tokens * static_cast<double>(E * N) / limit / seconds;
+}
+
+BENCHMARK(selective_scan_bench)
+    ->ArgNames({"T", "B"})
+    ->Args({1, 1})
+    ->Args({1, 32})
+    ->Args({512, 1})
+    ->Args({2048, 1})
+    ->Unit(benchmark::kMicrosecond)
+    ->UseRealTime();
+
+}  // namespace
+}  // namespace ssm
+#endif

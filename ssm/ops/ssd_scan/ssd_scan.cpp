@@ -1,0 +1,36 @@
+#include "ssm/ops/ssd_scan/ssd_scan.h"
+
+#include "ssm/ops/check.h"
+#include "ssm/ops/dispatch.h"
+#include "ssm/ops/ssd_scan/ssd_scan_cpu.h"
+
+namespace ssm {
+
+Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state) {
+  constexpr std::string_view kOp = "ssd_scan";
+  const int64_t T = batch.total(), G = args.groups;
+  // H is A's, P and N are what x and B leave for it.
+  SSM_CHECK(args.A.defined() && args.A.rank() == 1 && args.A.size(0) >= 1, "{}: A has shape {}, expected [H]",
+            kOp, args.A.shape());
+  const int64_t H = args.A.size(0);
+  SSM_CHECK(G >= 1 && H % G == 0, "{}: {} heads in {} groups", kOp, H, G);
+  SSM_CHECK(args.x.defined() && args.x.rank() == 2 && args.x.size(1) >= H && args.x.size(1) % H == 0,
+            "{}: x has shape {}, expected [{}, {} heads * P]", kOp, args.x.shape(), T, H);
+  SSM_CHECK(args.B.defined() && args.B.rank() == 2 && args.B.size(1) >= G && args.B.size(1) % G == 0,
+            "{}: B has shape {}, expected [{}, {} groups * N]", kOp, args.B.shape(), T, G);
+  const int64_t P = args.x.size(1) / H, N = args.B.size(1) / G;
+  check_operand(kOp, "x", args.x, {T, H * P});
+  check_operand(kOp, "dt", args.dt, {T, H});
+  check_operand(kOp, "A", args.A, {H});
+  check_operand(kOp, "B", args.B, {T, G * N});
+  check_operand(kOp, "C", args.C, {T, G * N});
+  if (args.D.defined()) check_operand(kOp, "D", args.D, {args.D.numel() == H ? H : H * P});
+  if (args.dt_bias.defined()) check_operand(kOp, "dt_bias", args.dt_bias, {H});
+  SSM_CHECK(args.dt_min <= args.dt_max, "{}: dt_min {} is above dt_max {}", kOp, args.dt_min, args.dt_max);
+  check_state(kOp, state, batch, {H, N, P});
+  Tensor y = Tensor::empty({T, H * P}, DType::f32, args.x.device());
+  SSM_DISPATCH(args.x.device(), ssd_scan(args, batch, state, y));
+  return y;
+}
+
+}  // namespace ssm
