@@ -17,7 +17,7 @@ namespace ssm::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// e^x within 2 ulp; 0 below -87.3 (no subnormals), finite up to 88.7 and held there. The polynomial is Cephes
+// e^x within 2 ulp; 0 below -87.3 (no subnormals), held at 2.4e38 above 88.37. The polynomial is Cephes
 // expf's.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp_f32(D d, V x) {
@@ -72,8 +72,9 @@ HWY_INLINE V exp2_product(D d, V a, V b) {
 }
 
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V silu_f32(D d, V x) {  // x * sigmoid(x)
-  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), exp_f32(d, hn::Neg(x))));
+HWY_INLINE V silu_f32(D d, V x) {  // x * sigmoid(x); 0 below -88.3, where e^-x is held
+  const V y = hn::Div(x, hn::Add(hn::Set(d, 1.0f), exp_f32(d, hn::Neg(x))));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -88.3f)), y);
 }
 
 // log(1 + y) for y in [0, 1], within 3 ulp: 2 atanh(y / (2 + y)) as an odd polynomial.
@@ -114,6 +115,41 @@ template <class D>
 HWY_INLINE hn::Vec<D> load_f32(D d, const Float16* p) {
   const hn::Rebind<hwy::float16_t, D> d16;
   return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+// The first n < Lanes(d) elements at p, zeros after them; nothing past them is touched.
+template <class D>
+HWY_INLINE hn::Vec<D> load_tail_f32(D d, const float* p, size_t n) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  return hn::MaskedLoad(hn::FirstN(d, n), d, p);
+#else  // elsewhere a masked load is a whole one
+  HWY_ALIGN float lanes[hn::MaxLanes(D())] = {};
+  for (size_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return hn::Load(d, lanes);
+#endif
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void store_tail_f32(D d, V x, float* p, size_t n) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  hn::BlendedStore(x, hn::FirstN(d, n), d, p);
+#else
+  HWY_ALIGN float lanes[hn::MaxLanes(D())];
+  hn::Store(x, d, lanes);
+  for (size_t i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
+}
+
+// The next n elements of a row that ends there: a whole vector, or its last part.
+template <class D>
+HWY_INLINE hn::Vec<D> load_n_f32(D d, const float* p, size_t n) {
+  return HWY_LIKELY(n >= hn::Lanes(d)) ? hn::LoadU(d, p) : load_tail_f32(d, p, n);
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void store_n_f32(D d, V x, float* p, size_t n) {
+  if (HWY_LIKELY(n >= hn::Lanes(d)))
+    hn::StoreU(x, d, p);
+  else
+    store_tail_f32(d, x, p, n);
 }
 
 }  // namespace ssm::HWY_NAMESPACE

@@ -1,0 +1,268 @@
+#include "ssm/ops/sampling/sampling_cpu.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "ssm/core/parallel.h"
+#include "ssm/core/rng.h"
+#include "ssm/ops/sampling/sampling_simd.h"
+
+namespace ssm::cpu {
+namespace {
+
+constexpr float kLargest = std::numeric_limits<float>::max();
+constexpr uint64_t kStream = 1;  // of Philox
+
+// A candidate's place in the decreasing order of scores, the lower id first of equals: greater comes first.
+struct Key {
+  uint64_t order;
+  float weight;
+  bool operator>(const Key& other) const { return order > other.order; }
+};
+uint64_t order_of(float score, int32_t id) {
+  const auto bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 is 0
+  const uint32_t monotone = bits >> 31 ? ~bits : bits | 0x80000000u;
+  return (uint64_t{monotone} << 32) | ~static_cast<uint32_t>(id);
+}
+
+// What a row needs; kept by each thread, as a vocabulary's worth of memory is dear to map anew at each token.
+struct Scratch {
+  std::vector<float> scores, maxima, kept, weights;
+  std::vector<int32_t> ids;
+  std::vector<double> sums;
+  std::vector<Key> keys;
+};
+
+template <class T>
+T* grow(std::vector<T>& v, size_t n) {
+  if (v.size() < n) v.resize(n);
+  return v.data();
+}
+
+// The row with the penalty of what its slot has seen.
+const float* penalise(const float* logits, size_t n, const uint8_t* seen, float penalty, Scratch& scratch) {
+  float* scores = grow(scratch.scores, n);
+  std::copy(logits, logits + n, scores);
+  auto mark = [&](size_t i) {
+    if (seen[i]) scores[i] = scores[i] < 0 ? scores[i] * penalty : scores[i] / penalty;
+  };
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {  // few tokens of a vocabulary are marked
+    uint64_t any;
+    std::memcpy(&any, seen + i, 8);
+    for (size_t j = 0; any && j < 8; ++j) mark(i + j);
+  }
+  for (; i < n; ++i) mark(i);
+  return scores;
+}
+
+// A row with scores of +inf: they become the largest finite number. False when nothing is finite.
+bool clamp(const float* row, size_t n, Scratch& scratch) {
+  float* scores = grow(scratch.scores, n);
+  bool any = false;
+  for (size_t i = 0; i < n; ++i) {
+    any = any || std::isfinite(row[i]);
+    scores[i] = std::isnan(row[i]) ? -INFINITY : std::min(row[i], kLargest);
+  }
+  return any;
+}
+
+class Row {
+ public:
+  Row(const float* scores, size_t n, const SamplingParams& params, double uniform, Scratch& scratch)
+      : scores_(scores), n_(n), params_(params), uniform_(uniform), scratch_(scratch) {}
+
+  // The token, or -1 when no score is finite.
+  int32_t sample() {
+    Highest highest = find_highest(scores_, n_, grow(scratch_.maxima, n_ / 16 + 256));
+    if (highest.score == -INFINITY) return -1;
+    if (highest.score == INFINITY) {
+      if (!clamp(scores_, n_, scratch_)) return -1;
+      scores_ = scratch_.scores.data();
+      highest = find_highest(scores_, n_, scratch_.maxima.data());
+    }
+    if (params_.temperature == 0 || params_.top_k == 1) return highest.id;
+    weighting_ = {highest.score, std::min(1 / params_.temperature, kLargest), 0.0f};
+    const bool top_k = params_.top_k > 0 && static_cast<size_t>(params_.top_k) < n_;
+    const bool top_p = params_.top_p > 0 && params_.top_p < 1;
+    if (!top_k && !top_p) return draw_from_all();
+    const double total = top_k ? keep_top_k(highest.count) : keep_likely();
+    if (top_p) keep_top_p(params_.top_p * total);
+    return draw_from_kept();
+  }
+
+ private:
+  // Every token at once: find the block of the draw by the blocks' sums, then the token in it.
+  int32_t draw_from_all() {
+    weighting_.min_weight = params_.min_p;
+    const size_t blocks = (n_ + kSumBlock - 1) / kSumBlock;
+    double* sums = grow(scratch_.sums, blocks);
+    sum_weights(scores_, n_, weighting_, sums);
+    double left = uniform_ * sum(sums, blocks);
+    const size_t begin = pick(sums, blocks, left) * kSumBlock, size = std::min(n_ - begin, kSumBlock);
+    float* weights = grow(scratch_.weights, kSumBlock);
+    weigh(scores_ + begin, size, weighting_, weights);
+    return static_cast<int32_t>(begin + pick(weights, size, left));
+  }
+
+  int32_t draw_from_kept() {
+    float* weights = scratch_.weights.data();
+    for (size_t i = 0; i < kept_; ++i) weights[i] = weights[i] < params_.min_p ? 0.0f : weights[i];
+    double left = uniform_ * sum(weights, kept_);
+    return scratch_.ids[pick(weights, kept_, left)];
+  }
+
+  template <class T>
+  static double sum(const T* x, size_t n) {
+    double s = 0;
+    for (size_t i = 0; i < n; ++i) s += static_cast<double>(x[i]);
+    return s;
+  }
+
+  // The first place whose running sum exceeds `left`, which becomes what is left at it. Rounding may put the
+  // draw past the end: then the last that has any weight.
+  template <class T>
+  static size_t pick(const T* weights, size_t n, double& left) {
+    size_t last = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const auto w = static_cast<double>(weights[i]);
+      if (w <= 0) continue;
+      last = i;
+      if (left < w) return i;
+      left -= w;
+    }
+    return last;
+  }
+
+  // Candidates with a score of at least `low`, in the order of ids, and their weights.
+  void collect_from(float low) {
+    kept_ = collect(scores_, n_, low, grow(scratch_.kept, n_ + 64), grow(scratch_.ids, n_ + 64));
+  }
+  void weigh_kept() { weigh(scratch_.kept.data(), kept_, weighting_, grow(scratch_.weights, kept_)); }
+
+  // Returns the weight of what is kept.
+  double keep_top_k(size_t sets) {
+    const auto k = static_cast<size_t>(params_.top_k);
+    float low = -kLargest;
+    if (k <= sets) {  // at least k scores reach the k-th largest of the sets' maxima
+      auto maxima = scratch_.maxima.begin();
+      std::nth_element(maxima, maxima + static_cast<int64_t>(k - 1), maxima + static_cast<int64_t>(sets),
+                       std::greater<>());
+      low = maxima[static_cast<int64_t>(k - 1)];
+    }
+    collect_from(low);
+    if (kept_ > k) {
+      fill_keys(false);
+      const auto cut = scratch_.keys.begin() + static_cast<int64_t>(k - 1);
+      std::nth_element(scratch_.keys.begin(), cut, scratch_.keys.begin() + static_cast<int64_t>(kept_),
+                       std::greater<>());
+      keep_from(cut->order, false);
+    }
+    weigh_kept();
+    return sum(scratch_.weights.data(), kept_);
+  }
+
+  // What can be within top_p: tokens below (1 - top_p) / n together weigh less than what top_p leaves out.
+  // Returns the weight of all tokens.
+  double keep_likely() {
+    const size_t blocks = (n_ + kSumBlock - 1) / kSumBlock;
+    double* sums = grow(scratch_.sums, blocks);
+    sum_weights(scores_, n_, weighting_, sums);
+    const double total = sum(sums, blocks), temperature = params_.temperature;
+    const double least = (1.0 - static_cast<double>(params_.top_p)) * total / static_cast<double>(n_);
+    const double low = weighting_.highest + temperature * (std::log(least) - 0.01);  // 0.01: for rounding
+    const auto bound = static_cast<float>(std::max(low, -static_cast<double>(kLargest)));
+    collect_from(std::nextafter(bound, -kLargest));
+    weigh_kept();
+    return total;
+  }
+
+  // Keeps the fewest candidates, from the highest score down, whose weights reach `mass`: halves the range
+  // that holds the last of them until it is short enough to sort.
+  void keep_top_p(double mass) {
+    if (kept_ == 0) return;
+    fill_keys(true);
+    auto lo = scratch_.keys.begin(), hi = lo + static_cast<int64_t>(kept_);
+    while (hi - lo > 32) {
+      const auto middle = lo + (hi - lo) / 2;
+      std::nth_element(lo, middle, hi, std::greater<>());
+      double half = 0;
+      for (auto it = lo; it != middle; ++it) half += static_cast<double>(it->weight);
+      if (half >= mass) {
+        hi = middle;
+      } else {
+        mass -= half;
+        lo = middle;
+      }
+    }
+    std::sort(lo, hi, std::greater<>());
+    for (; lo != hi - 1; ++lo) {
+      mass -= static_cast<double>(lo->weight);
+      if (mass <= 0) break;
+    }
+    keep_from(lo->order, true);
+  }
+
+  void fill_keys(bool weighed) {
+    Key* keys = grow(scratch_.keys, kept_);
+    for (size_t i = 0; i < kept_; ++i) {
+      keys[i] = {order_of(scratch_.kept[i], scratch_.ids[i]), weighed ? scratch_.weights[i] : 0.0f};
+    }
+  }
+
+  // Drops the candidates after `last`; the others stay in the order of ids.
+  void keep_from(uint64_t last, bool weighed) {
+    size_t n = 0;
+    for (size_t i = 0; i < kept_; ++i) {
+      if (order_of(scratch_.kept[i], scratch_.ids[i]) < last) continue;
+      scratch_.kept[n] = scratch_.kept[i];
+      scratch_.ids[n] = scratch_.ids[i];
+      if (weighed) scratch_.weights[n] = scratch_.weights[i];
+      ++n;
+    }
+    kept_ = n;
+  }
+
+  const float* scores_;
+  size_t n_;
+  const SamplingParams& params_;
+  double uniform_;
+  Scratch& scratch_;
+  Weighting weighting_{};
+  size_t kept_ = 0;
+};
+
+double draw_uniform(uint64_t seed, int64_t position) {
+  const auto bits = philox4x32(seed, kStream, static_cast<uint64_t>(position));
+  return static_cast<double>(((uint64_t{bits[0]} << 32) | bits[1]) >> 11) * 0x1p-53;
+}
+
+}  // namespace
+
+void sample(const Tensor& logits, int64_t vocab, std::span<const SamplingParams> params, const Tensor& seen,
+            std::span<const int32_t> slots, std::span<const int64_t> positions, const Tensor& result) {
+  const int64_t B = logits.size(0), V = logits.size(1);
+  const auto n = static_cast<size_t>(vocab);
+  int32_t* tokens = result.data<int32_t>();
+  auto seen_row = [&](int64_t b) { return seen.data<uint8_t>() + slots[static_cast<size_t>(b)] * V; };
+  parallel_for(B, std::max<int64_t>(1, 4096 / vocab), [&](int64_t begin, int64_t end) {
+    thread_local Scratch scratch;
+    for (int64_t b = begin; b < end; ++b) {
+      const SamplingParams& p = params[static_cast<size_t>(b)];
+      const float* scores = logits.data<float>() + b * logits.stride(0);
+      if (p.repetition_penalty != 1) scores = penalise(scores, n, seen_row(b), p.repetition_penalty, scratch);
+      const double uniform = draw_uniform(p.seed, positions[static_cast<size_t>(b)]);
+      tokens[b] = Row(scores, n, p, uniform, scratch).sample();
+    }
+  });
+  for (int64_t b = 0; b < B; ++b)
+    SSM_CHECK(tokens[b] >= 0, "sampling: row {} of the logits has no finite score", b);
+  if (!seen.defined()) return;
+  for (int64_t b = 0; b < B; ++b) seen_row(b)[tokens[b]] = 1;
+}
+
+}  // namespace ssm::cpu
