@@ -1,0 +1,1 @@
+"""Tiny random checkpoints and their expected results; see tests/goldens/README.md."""
