@@ -96,7 +96,7 @@ void AddedTokenFinder::split(std::string_view text, const Part& part) const {
     if (token.lstrip) begin = without_spaces_before(text, begin, done);
     if (token.rstrip) end = without_spaces_after(text, end);
     if (done < begin) part(text.substr(done, begin - done), std::nullopt);
-    part(text.substr(begin, end < begin ? 0 : end - begin), token.id);
+    if (begin < end) part(text.substr(begin, end - begin), token.id);
     done = end;
   }
   if (done < text.size()) part(text.substr(done), std::nullopt);

@@ -29,7 +29,8 @@ MergeTable read_merges(const TokenizerJson& json, const std::string& name) {
     const std::string_view left = part(i), right = part(i + 1);
     const std::string_view joined{left.data(), left.size() + right.size()};
     const size_t merge = i / 2;
-    table.add(id_of(left, merge), id_of(right, merge), {static_cast<uint32_t>(merge), id_of(joined, merge)});
+    const int32_t left_id = id_of(left, merge), right_id = id_of(right, merge);
+    table.add(left_id, right_id, {static_cast<uint32_t>(merge), id_of(joined, merge)});
   }
   return table;
 }

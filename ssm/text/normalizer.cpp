@@ -26,15 +26,15 @@ size_t end_of_stretch(std::string_view text, size_t at) {
   return at;
 }
 
-// What a form needs of ICU. The reference normalizes by the tables of Unicode 9: a character newer than that is
-// to it one that nothing combines with.
+// What a form needs of ICU. The reference normalizes by the tables of Unicode 9: a character newer than that
+// is to it one that nothing combines with.
 struct Form {
   const icu::Normalizer2* all = nullptr;
   UProperty quick_check = UCHAR_NFC_QUICK_CHECK;
-  const icu::UnicodeSet* known = nullptr;  // the characters of Unicode 9
 };
 
-const icu::UnicodeSet* unicode_9() {
+// Made when first needed: it takes milliseconds, and most text is normalized already.
+const icu::UnicodeSet& unicode_9() {
   static const std::unique_ptr<icu::UnicodeSet> set = [] {
     UErrorCode status = U_ZERO_ERROR;
     auto made = std::make_unique<icu::UnicodeSet>(UNICODE_STRING_SIMPLE("[:age=9.0:]"), status);
@@ -42,12 +42,12 @@ const icu::UnicodeSet* unicode_9() {
     made->freeze();
     return made;
   }();
-  return set.get();
+  return *set;
 }
 
-// ICU puts combining marks in order by insertion, which takes quadratic time on a long run of them. A long run
-// is therefore decomposed and sorted beforehand; the result is canonically equivalent.
-std::string with_long_runs_sorted(std::string_view text, const Form& form) {
+// ICU puts combining marks in order by insertion, which takes quadratic time on a long run of them. A long
+// run is therefore decomposed and sorted beforehand; the result is canonically equivalent.
+std::string with_long_runs_sorted(std::string_view text) {
   constexpr size_t kLongRun = 64;
   struct Mark {
     uint8_t order;
@@ -71,7 +71,7 @@ std::string with_long_runs_sorted(std::string_view text, const Form& form) {
   for (size_t at = 0; at < text.size();) {
     const Utf8Step step = utf8_step(text, at);
     if (step.code_point < 0x300 || u_getCombiningClass(step.code_point) == 0 ||
-        !form.known->contains(step.code_point)) {
+        !unicode_9().contains(step.code_point)) {
       if (!run.empty()) flush(at);
     } else {
       if (run.empty()) flush(at);
@@ -89,14 +89,14 @@ std::string with_long_runs_sorted(std::string_view text, const Form& form) {
 
 class UnicodeForm final : public Normalizer {
  public:
-  UnicodeForm(const Form& form, std::string name)
-      : form_(form), known_(*form.all, *form.known), name_(std::move(name)) {}
+  UnicodeForm(const Form& form, std::string name) : form_(form), name_(std::move(name)) {}
 
   bool unchanged(std::string_view text) const override {
     for (size_t at = 0; at < text.size();) {
       const Utf8Step step = utf8_step(text, at);
-      if (step.code_point >= 0x80 && (u_getIntPropertyValue(step.code_point, form_.quick_check) != UNORM_YES ||
-                                      u_getCombiningClass(step.code_point) != 0)) {
+      if (step.code_point >= 0x80 &&
+          (u_getIntPropertyValue(step.code_point, form_.quick_check) != UNORM_YES ||
+           u_getCombiningClass(step.code_point) != 0)) {
         return false;
       }
       at += step.size;
@@ -112,7 +112,7 @@ class UnicodeForm final : public Normalizer {
       if (utf8_step(text, at).code_point < 0) {
         out.append(stretch);
       } else {
-        normalize(with_long_runs_sorted(stretch, form_), out);
+        normalize(with_long_runs_sorted(stretch), out);
       }
       at = end;
     }
@@ -123,24 +123,24 @@ class UnicodeForm final : public Normalizer {
   void normalize(std::string_view text, std::string& out) const {
     // ICU counts in int32: a longer text is cut before a character that nothing before it combines with.
     constexpr size_t kMaxBytes = size_t{1} << 28;
+    const icu::FilteredNormalizer2 form(*form_.all, unicode_9());
+    const auto is_boundary = [&](size_t at) {
+      const Utf8Step step = utf8_step(text, at);
+      return step.code_point >= 0 && form.hasBoundaryBefore(step.code_point);
+    };
     while (!text.empty()) {
       size_t end = std::min(text.size(), kMaxBytes);
-      while (end < text.size() && !is_boundary(text, end)) ++end;
+      while (end < text.size() && !is_boundary(end)) ++end;
       SSM_CHECK(end <= 2 * kMaxBytes, "{}: the text is one run of combining characters", name_);
       icu::StringByteSink<std::string> sink(&out);
       UErrorCode status = U_ZERO_ERROR;
-      known_.normalizeUTF8(0, {text.data(), static_cast<int32_t>(end)}, sink, nullptr, status);
+      form.normalizeUTF8(0, {text.data(), static_cast<int32_t>(end)}, sink, nullptr, status);
       SSM_CHECK(U_SUCCESS(status), "{}: {}", name_, u_errorName(status));
       text.remove_prefix(end);
     }
   }
-  bool is_boundary(std::string_view text, size_t at) const {
-    const Utf8Step step = utf8_step(text, at);
-    return step.code_point >= 0 && known_.hasBoundaryBefore(step.code_point);
-  }
 
   Form form_;
-  icu::FilteredNormalizer2 known_;
   std::string name_;
 };
 
@@ -176,18 +176,17 @@ std::optional<Form> unicode_form(const std::string& type) {
   UErrorCode status = U_ZERO_ERROR;
   Form form;
   if (type == "NFC") {
-    form = {icu::Normalizer2::getNFCInstance(status), UCHAR_NFC_QUICK_CHECK, nullptr};
+    form = {icu::Normalizer2::getNFCInstance(status), UCHAR_NFC_QUICK_CHECK};
   } else if (type == "NFD") {
-    form = {icu::Normalizer2::getNFDInstance(status), UCHAR_NFD_QUICK_CHECK, nullptr};
+    form = {icu::Normalizer2::getNFDInstance(status), UCHAR_NFD_QUICK_CHECK};
   } else if (type == "NFKC") {
-    form = {icu::Normalizer2::getNFKCInstance(status), UCHAR_NFKC_QUICK_CHECK, nullptr};
+    form = {icu::Normalizer2::getNFKCInstance(status), UCHAR_NFKC_QUICK_CHECK};
   } else if (type == "NFKD") {
-    form = {icu::Normalizer2::getNFKDInstance(status), UCHAR_NFKD_QUICK_CHECK, nullptr};
+    form = {icu::Normalizer2::getNFKDInstance(status), UCHAR_NFKD_QUICK_CHECK};
   } else {
     return std::nullopt;
   }
   SSM_CHECK(U_SUCCESS(status), "{}: {}", type, u_errorName(status));
-  form.known = unicode_9();
   return form;
 }
 

@@ -27,17 +27,22 @@ constexpr std::array kEscapes = {
     Escape{'D', R"(\P{Nd})"},
     Escape{'h', "[0-9A-Fa-f]"},
     Escape{'H', "[^0-9A-Fa-f]"},
-    // Oniguruma's word characters are these, some superscripts and fractions among them.
+    Escape{'w', R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])"},
+    Escape{'W', R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])"},
+};
+// Outside a set Oniguruma takes these superscripts and fractions for word characters too.
+constexpr std::array kEscapesOutside = {
     Escape{'w', R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u00b2\u00b3\u00b9\u00bc-\u00be])"},
     Escape{'W', R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u00b2\u00b3\u00b9\u00bc-\u00be])"},
 };
 
 std::string translate(const std::string& pattern, const std::string& name) {
   std::string out;
+  int set_depth = 0;
   for (size_t i = 0; i < pattern.size(); ++i) {
     const char c = pattern[i];
     const char next = i + 1 < pattern.size() ? pattern[i + 1] : '\0';
-    if (c == '(' && next == '?') {
+    if (c == '(' && next == '?' && set_depth == 0) {
       // (?m) is another thing in each; the rest of what can stand here means the same or is an error.
       for (size_t k = i + 2;
            k < pattern.size() && (isalpha(static_cast<uint8_t>(pattern[k])) || pattern[k] == '-'); ++k) {
@@ -45,6 +50,8 @@ std::string translate(const std::string& pattern, const std::string& name) {
                   name, pattern[k]);
       }
     }
+    if (c == '[') ++set_depth;
+    if (c == ']' && set_depth > 0) --set_depth;
     if (c != '\\') {
       out.push_back(c);
       continue;
@@ -56,6 +63,9 @@ std::string translate(const std::string& pattern, const std::string& name) {
               name, next);
     const Escape* escape = nullptr;
     for (const Escape& e : kEscapes) escape = e.letter == next ? &e : escape;
+    if (set_depth == 0) {
+      for (const Escape& e : kEscapesOutside) escape = e.letter == next ? &e : escape;
+    }
     if (escape) {
       out.append(escape->icu);
     } else {

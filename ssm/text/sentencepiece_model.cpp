@@ -106,6 +106,7 @@ void read_trainer_spec(std::string_view bytes, const std::string& name, Sentence
       case 3:
         SSM_CHECK(message.value() == 1 || message.value() == 2,
                   "{}.model_type {} is not supported, only unigram and BPE are", name, message.value());
+        model.is_bpe = message.value() == 2;
         break;
       case 24:
         SSM_CHECK(message.value() == 0, "{}.treat_whitespace_as_suffix is not supported", name);
@@ -169,7 +170,10 @@ void check_charsmap(std::string_view blob, const std::string& name) {
 void read_normalizer_spec(std::string_view bytes, const std::string& name, SentencePieceModel& model) {
   Message message(bytes, name);
   while (message.next()) {
-    if (message.number() == 2) check_charsmap(message.data(), name + ".precompiled_charsmap");
+    if (message.number() == 2) {
+      check_charsmap(message.data(), name + ".precompiled_charsmap");
+      model.has_charsmap = !message.data().empty();
+    }
     if (message.number() == 3) model.add_dummy_prefix = message.value() != 0;
     if (message.number() == 4) model.remove_extra_whitespaces = message.value() != 0;
     if (message.number() == 5) {

@@ -19,6 +19,8 @@ struct SentencePieceModel {
   bool add_dummy_prefix = true;
   bool remove_extra_whitespaces = true;
   bool byte_fallback = false;
+  bool is_bpe = false;
+  bool has_charsmap = false;  // characters are replaced before encoding
   std::string bos_piece = "<s>", eos_piece = "</s>";
 };
 

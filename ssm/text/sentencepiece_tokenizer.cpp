@@ -29,6 +29,24 @@ std::string with_spaces(std::string_view piece) {
   return out.append(piece.substr(at));
 }
 
+// Whether a text may be encoded word by word: no piece goes on over a space into another word, and a word's
+// own dummy prefix is its space. libsentencepiece is slow on long texts.
+bool words_are_independent(const SentencePieceModel& model) {
+  if (!model.is_bpe || !model.byte_fallback || !model.add_dummy_prefix || model.remove_extra_whitespaces ||
+      model.has_charsmap) {
+    return false;
+  }
+  bool has_space = false;
+  for (const auto& [text, type] : model.pieces) {
+    if (type == SentencePieceType::control || type == SentencePieceType::unknown) continue;
+    has_space |= text == kSpaceSymbol && type == SentencePieceType::normal;
+    std::string_view rest = text;
+    while (rest.starts_with(kSpaceSymbol)) rest.remove_prefix(kSpaceSymbol.size());
+    if (rest.find(kSpaceSymbol) != rest.npos || text.find(' ') != text.npos) return false;
+  }
+  return has_space;
+}
+
 size_t first_bad_byte(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     const Utf8Step step = utf8_step(text, at);
@@ -48,6 +66,7 @@ class SentencePieceTokenizer final : public Tokenizer {
     SSM_CHECK(static_cast<size_t>(processor_.GetPieceSize()) == model.pieces.size(), "{}: pieces are missing",
               name_);
     read_pieces(model);
+    by_words_ = words_are_independent(model);
     drops_first_space_ = model.add_dummy_prefix || model.remove_extra_whitespaces;
     bos_ = control_id(model.bos_piece);
     eos_ = control_id(model.eos_piece);
@@ -105,6 +124,34 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   void encode_text(std::string_view text, std::vector<int32_t>& out) const {
+    if (!by_words_) return encode_whole(text, out);
+    constexpr size_t kMaxWords = size_t{1} << 16;
+    constexpr size_t kMaxWordBytes = 64;
+    std::unordered_map<std::string_view, std::pair<size_t, size_t>>
+        known;  // where a word's ids stand in `out`
+    const auto encode_word = [&](std::string_view word) {
+      if (word.empty())
+        return out.push_back(*find(kSpaceSymbol));  // a lone space, which the prefix stands for
+      if (const auto it = known.find(word); it != known.end()) {
+        for (size_t i = 0; i < it->second.second; ++i) out.push_back(out[it->second.first + i]);
+        return;
+      }
+      const size_t first = out.size();
+      encode_whole(word, out);
+      if (word.size() <= kMaxWordBytes && known.size() < kMaxWords) {
+        known.emplace(word, std::pair(first, out.size() - first));
+      }
+    };
+    size_t begin = 0;
+    for (size_t at = text.find(' ', 1); at != text.npos; at = text.find(' ', at + 1)) {
+      if (text[at - 1] == ' ' || text.substr(0, at).ends_with(kSpaceSymbol)) continue;
+      encode_word(text.substr(begin, at - begin));
+      begin = at + 1;
+    }
+    encode_word(text.substr(begin));
+  }
+
+  void encode_whole(std::string_view text, std::vector<int32_t>& out) const {
     std::vector<int> ids;
     const auto status = processor_.Encode({text.data(), text.size()}, &ids);
     SSM_CHECK(status.ok(), "{}: {}", name_, status.error_message());
@@ -161,6 +208,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::array<int32_t, 256> byte_ids_{};
   bool has_bytes_ = false;
   bool drops_first_space_ = false;
+  bool by_words_ = false;
   AddedTokenFinder specials_;
   std::optional<int32_t> bos_, eos_;
 };

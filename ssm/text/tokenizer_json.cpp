@@ -72,7 +72,6 @@ class Reader final : public nlohmann::json_sax<json> {
     // A Unigram model's vocabulary; the type is refused by name later.
     if (place_ == Place::tree && at_model_field("vocab")) return enter(Place::skip);
     if (place_ == Place::merges) {
-      pair_parts_ = 0;
       place_ = Place::merge_pair;
       return true;
     }
@@ -82,6 +81,7 @@ class Reader final : public nlohmann::json_sax<json> {
     if (place_ == Place::merge_pair) {
       SSM_CHECK(pair_parts_ == 2, "{}: model.merges[{}] has not two parts", name_, merge_count());
       place_ = Place::merges;
+      pair_parts_ = 0;
       return true;
     }
     return close();
@@ -94,7 +94,8 @@ class Reader final : public nlohmann::json_sax<json> {
  private:
   enum class Place { tree, vocab, merges, merge_pair, skip };
 
-  size_t merge_count() const { return out_.merges.size() / 2; }
+  // The number of the merge being read.
+  size_t merge_count() const { return (out_.merges.size() - pair_parts_) / 2; }
   void add_merge_part(std::string_view part) {
     out_.merge_bytes.append(part);
     out_.merges.push_back(out_.merge_bytes.size());
