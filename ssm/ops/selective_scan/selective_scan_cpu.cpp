@@ -10,6 +10,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ssm/ops/selective_scan/selective_scan_cpu.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -110,6 +111,18 @@ HWY_INLINE void advance_token(const SelectiveScanOperands& s, int64_t t, int64_t
   store<kWhole>(y, s.y + t * s.E + e, count);
 }
 
+// A block's rows lie a whole [T, E] row apart, often in another page each: no hardware prefetcher follows.
+constexpr int64_t kPrefetchTokens = 6;
+HWY_INLINE void prefetch_rows(const SelectiveScanOperands& s, int64_t t, int64_t e0, int64_t width) {
+  constexpr int64_t kLine = 16;  // floats
+  for (int64_t e = e0; e < e0 + width; e += kLine) {
+    hwy::Prefetch(s.u.at(t) + e);
+    hwy::Prefetch(s.delta.at(t) + e);
+    if (s.z.data) hwy::Prefetch(s.z.at(t) + e);
+    hwy::Prefetch(s.y + t * s.E + e);
+  }
+}
+
 // Tokens [begin, end) of one sequence, channels [e0, e0 + width), with states and A in scratch:
 // A [N, padded], A_max [padded], h [N, padded], padded the width in whole vectors.
 void scan_block(const SelectiveScanOperands& s, int64_t begin, int64_t end, float* state, int64_t e0,
@@ -127,6 +140,7 @@ void scan_block(const SelectiveScanOperands& s, int64_t begin, int64_t end, floa
     for (int64_t i = 0; i < width; ++i) A_max[i] = std::max(A_max[i], std::abs(A[n * padded + i]));
   }
   for (int64_t t = begin; t < end; ++t) {
+    prefetch_rows(s, std::min(t + kPrefetchTokens, end - 1), e0, width);
     for (int64_t i = 0; i < whole; i += lanes) {
       advance_token<true>(s, t, e0 + i, lanes, A + i, padded, A_max + i, h + i, padded);
     }
