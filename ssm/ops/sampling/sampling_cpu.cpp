@@ -248,7 +248,7 @@ class Row {
     }
   }
 
-  // Drops the candidates after the last one; the others stay in the order of ids.
+  // Drops the candidates after the one of this score and id; the others stay in the order of ids.
   void drop_after(float score, int32_t id) {
     size_t n = 0;
     for (size_t i = 0; i < kept_; ++i) {
@@ -256,7 +256,8 @@ class Row {
       scratch_.kept[n] = x;
       scratch_.ids[n] = scratch_.ids[i];
       scratch_.weights[n] = scratch_.weights[i];
-      n += x > score || (x == score && scratch_.ids[i] <= id);
+      const int before = x > score, equal = x == score, stays = scratch_.ids[i] <= id;
+      n += static_cast<size_t>(before | (equal & stays));  // without branches: half of them would go wrong
     }
     kept_ = n;
   }
