@@ -115,8 +115,15 @@ alignas(64) constexpr float kZeros[kChannels] = {};
 
 // Weights with a stride of 1 over C, [K, C]: a view of what is given, or a copy.
 Tensor over_channels(const Tensor& weight) {
-  const Tensor by_k = weight.transpose(0, 1);
-  return weight.size(0) == 1 || weight.stride(0) == 1 ? by_k : by_k.clone();
+  const int64_t C = weight.size(0), K = weight.size(1);
+  if (C == 1 || weight.stride(0) == 1) return weight.transpose(0, 1);
+  const Tensor copy = Tensor::empty({K, C});
+  const float* from = weight.data<float>();
+  for (int64_t k = 0; k < K; ++k) {
+    float* to = copy.data<float>() + k * C;
+    for (int64_t c = 0; c < C; ++c) to[c] = from[c * weight.stride(0) + k * weight.stride(1)];
+  }
+  return copy;
 }
 
 // The work is cut into tiles of rows and channels that depend on the shapes alone. A sequence's first tile

@@ -6,8 +6,11 @@
 //                   (Mamba-2; a checkpoint with n_groups > 1 needs them, whatever Transformers' eager path
 //                   does)
 //
-//   x, z, residual [T, M] f32, rows contiguous (a row stride is allowed); weight [M] f32, or undefined for
-//   none y              [T, M] f32
+//   x, z, residual [T, M] f32, rows contiguous (a row stride is allowed); residual is updated in place
+//   weight         [M]    f32, or undefined for none
+//   y              [T, M] f32
+//
+// A row's result does not depend on the batch or the threads, bit for bit.
 #pragma once
 
 #include "ssm/core/tensor.h"

@@ -8,9 +8,8 @@
 //
 //   logits   [B, V]  f32, rows contiguous; left as they are
 //   params   B rows
-//   seen     [S, V]  u8, 1 where the slot's prompt or text holds the token; the chosen token is marked in
-//   place.
-//                    Undefined when no row has a penalty.
+//   seen     [S, V]  u8, 1 where the slot's prompt or text holds the token; the chosen token is marked
+//                    in place. Undefined when no row has a penalty.
 //   slots    B rows of `seen`
 //   positions B      how many tokens the row's sequence holds already: the index of the draw
 //   result   [B]     i32

@@ -1,10 +1,11 @@
 #include "ssm/ops/sampling/sampling_cpu.h"
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "ssm/core/parallel.h"
@@ -17,17 +18,15 @@ namespace {
 constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr uint64_t kStream = 1;  // of Philox
 
-// A candidate's place in the decreasing order of scores, the lower id first of equals: greater comes first.
+// A candidate in the decreasing order of scores, the lower id first of equals: greater comes first.
 struct Key {
-  uint64_t order;
+  float score;
+  int32_t id;
   float weight;
-  bool operator>(const Key& other) const { return order > other.order; }
+  bool operator>(const Key& other) const {
+    return score > other.score || (score == other.score && id < other.id);
+  }
 };
-uint64_t order_of(float score, int32_t id) {
-  const auto bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 is 0
-  const uint32_t monotone = bits >> 31 ? ~bits : bits | 0x80000000u;
-  return (uint64_t{monotone} << 32) | ~static_cast<uint32_t>(id);
-}
 
 // What a row needs; kept by each thread, as a vocabulary's worth of memory is dear to map anew at each token.
 struct Scratch {
@@ -91,7 +90,7 @@ class Row {
     const bool top_p = params_.top_p > 0 && params_.top_p < 1;
     if (!top_k && !top_p) return draw_from_all();
     const double total = top_k ? keep_top_k(highest.count) : keep_likely();
-    if (top_p) keep_top_p(params_.top_p * total);
+    if (top_p) keep_first(params_.top_p * total);
     return draw_from_kept();
   }
 
@@ -112,15 +111,36 @@ class Row {
   int32_t draw_from_kept() {
     float* weights = scratch_.weights.data();
     for (size_t i = 0; i < kept_; ++i) weights[i] = weights[i] < params_.min_p ? 0.0f : weights[i];
-    double left = uniform_ * sum(weights, kept_);
-    return scratch_.ids[pick(weights, kept_, left)];
+    const size_t blocks = (kept_ + kSumBlock - 1) / kSumBlock;
+    double* sums = grow(scratch_.sums, blocks);
+    for (size_t b = 0; b < blocks; ++b) {
+      sums[b] = sum(weights + b * kSumBlock, std::min(kSumBlock, kept_ - b * kSumBlock));
+    }
+    double left = uniform_ * sum(sums, blocks);
+    const size_t begin = pick(sums, blocks, left) * kSumBlock;
+    return scratch_.ids[begin + pick(weights + begin, std::min(kSumBlock, kept_ - begin), left)];
   }
 
   template <class T>
   static double sum(const T* x, size_t n) {
-    double s = 0;
-    for (size_t i = 0; i < n; ++i) s += static_cast<double>(x[i]);
-    return s;
+    std::array<double, 8> parts{};  // not one chain of additions
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      for (size_t j = 0; j < 8; ++j) parts[j] += static_cast<double>(x[i + j]);
+    }
+    for (; i < n; ++i) parts[i % 8] += static_cast<double>(x[i]);
+    return std::accumulate(parts.begin(), parts.end(), 0.0);
+  }
+
+  static float lowest(const float* x, size_t n) {
+    std::array<float, 8> parts;
+    parts.fill(x[0]);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      for (size_t j = 0; j < 8; ++j) parts[j] = x[i + j] < parts[j] ? x[i + j] : parts[j];
+    }
+    for (; i < n; ++i) parts[0] = std::min(parts[0], x[i]);
+    return *std::min_element(parts.begin(), parts.end());
   }
 
   // The first place whose running sum exceeds `left`, which becomes what is left at it. Rounding may put the
@@ -156,11 +176,8 @@ class Row {
     }
     collect_from(low);
     if (kept_ > k) {
-      fill_keys(false);
-      const auto cut = scratch_.keys.begin() + static_cast<int64_t>(k - 1);
-      std::nth_element(scratch_.keys.begin(), cut, scratch_.keys.begin() + static_cast<int64_t>(kept_),
-                       std::greater<>());
-      keep_from(cut->order, false);
+      scratch_.weights.assign(kept_, 1.0f);
+      keep_first(static_cast<double>(k));
     }
     weigh_kept();
     return sum(scratch_.weights.data(), kept_);
@@ -181,12 +198,12 @@ class Row {
     return total;
   }
 
-  // Keeps the fewest candidates, from the highest score down, whose weights reach `mass`: halves the range
-  // that holds the last of them until it is short enough to sort.
-  void keep_top_p(double mass) {
+  // Keeps the fewest candidates, from the highest score down, whose weights reach `mass`: looks for the last
+  // of them in a histogram, then in halves of the keys that are left, until these are few enough to sort.
+  void keep_first(double mass) {
     if (kept_ == 0) return;
-    fill_keys(true);
-    auto lo = scratch_.keys.begin(), hi = lo + static_cast<int64_t>(kept_);
+    fill_keys(mass);
+    auto lo = scratch_.keys.begin(), hi = scratch_.keys.end();
     while (hi - lo > 32) {
       const auto middle = lo + (hi - lo) / 2;
       std::nth_element(lo, middle, hi, std::greater<>());
@@ -204,25 +221,43 @@ class Row {
       mass -= static_cast<double>(lo->weight);
       if (mass <= 0) break;
     }
-    keep_from(lo->order, true);
+    drop_after(lo->score, lo->id);
   }
 
-  void fill_keys(bool weighed) {
-    Key* keys = grow(scratch_.keys, kept_);
+  // The keys of candidates among which the running weight reaches `mass`, from which the weight of those
+  // before them is taken. The histogram is over scores, linear from the highest to the lowest.
+  void fill_keys(double& mass) {
+    const float* kept = scratch_.kept.data();
+    scratch_.keys.clear();
+    auto add = [&](size_t i) { scratch_.keys.push_back({kept[i], scratch_.ids[i], scratch_.weights[i]}); };
+    const double top = weighting_.highest, range = top - static_cast<double>(lowest(kept, kept_));
+    if (kept_ <= 256 || range <= 0) {
+      for (size_t i = 0; i < kept_; ++i) add(i);
+      return;
+    }
+    constexpr size_t kBuckets = 2048;
+    const double scale = (kBuckets - 1) / range;
+    auto bucket = [&](size_t i) { return static_cast<size_t>((top - static_cast<double>(kept[i])) * scale); };
+    std::array<double, kBuckets + 1> masses{};
+    for (size_t i = 0; i < kept_; ++i) masses[bucket(i)] += static_cast<double>(scratch_.weights[i]);
+    size_t last = 0;
+    const auto end = static_cast<size_t>(range * scale);
+    for (; last < end && masses[last] < mass; ++last) mass -= masses[last];
     for (size_t i = 0; i < kept_; ++i) {
-      keys[i] = {order_of(scratch_.kept[i], scratch_.ids[i]), weighed ? scratch_.weights[i] : 0.0f};
+      if (bucket(i) == last) add(i);
     }
   }
 
-  // Drops the candidates after `last`; the others stay in the order of ids.
-  void keep_from(uint64_t last, bool weighed) {
+  // Drops the candidates after the one of this score and id; the others stay in the order of ids.
+  void drop_after(float score, int32_t id) {
     size_t n = 0;
     for (size_t i = 0; i < kept_; ++i) {
-      if (order_of(scratch_.kept[i], scratch_.ids[i]) < last) continue;
-      scratch_.kept[n] = scratch_.kept[i];
+      const float x = scratch_.kept[i];
+      scratch_.kept[n] = x;
       scratch_.ids[n] = scratch_.ids[i];
-      if (weighed) scratch_.weights[n] = scratch_.weights[i];
-      ++n;
+      scratch_.weights[n] = scratch_.weights[i];
+      const int before = x > score, equal = x == score, stays = scratch_.ids[i] <= id;
+      n += static_cast<size_t>(before | (equal & stays));  // without branches: half of them would go wrong
     }
     kept_ = n;
   }

@@ -55,8 +55,11 @@ size_t collect(const float* scores, size_t n, float low, float* kept, int32_t* i
     const auto v = load_scores(d, scores + i, n - i);
     const auto mask = hn::Ge(v, bound);
     if (hn::AllFalse(d, mask)) continue;
-    hn::CompressStore(hn::Iota(di, static_cast<int32_t>(i)), hn::RebindMask(di, mask), di, ids + count);
-    count += hn::CompressStore(v, mask, d, kept + count);
+    // Not CompressStore: compressing into memory is microcoded on Zen 4.
+    const auto id = hn::Iota(di, static_cast<int32_t>(i));
+    hn::StoreU(hn::Compress(id, hn::RebindMask(di, mask)), di, ids + count);
+    hn::StoreU(hn::Compress(v, mask), d, kept + count);
+    count += hn::CountTrue(d, mask);
   }
   return count;
 }

@@ -211,6 +211,23 @@ TEST(Sampling, ExtremeTemperatures) {
   EXPECT_EQ(ids.size(), 300u);
 }
 
+// Scores at both ends of f32, and all alike: nothing is left to tell them apart by their distances.
+TEST(Sampling, FiltersOfExtremeScores) {
+  const auto n = static_cast<int32_t>(1000);
+  std::vector<float> row(n, -3e38f);
+  for (int32_t i = 500; i < n; ++i) row[static_cast<size_t>(i)] = 3e38f;
+  const std::vector<float> flat(n, -1e-45f);
+  test::for_each_target([&] {
+    for (int64_t t = 0; t < 200; ++t) {
+      const int32_t k = sample_one(row, {.top_k = 600}, t), p = sample_one(row, {.top_p = 0.5f}, t);
+      EXPECT_TRUE(k >= 500 && k < n) << k;
+      EXPECT_TRUE(p >= 500 && p < 750) << p;
+      EXPECT_LT(sample_one(flat, {.top_k = 600, .top_p = 0.5f}, t), 300);
+      EXPECT_LT(sample_one(flat, {.top_p = 0.25f}, t), 250);
+    }
+  });
+}
+
 TEST(Sampling, PenaltyLowersWhatWasSeen) {
   const Tensor logits = Tensor::from_values<float>(std::vector<float>{4, 3, -1, -2}, {1, 4});
   const SamplingParams p{.temperature = 0, .repetition_penalty = 2};
