@@ -12,7 +12,7 @@ from goldens.reference import Config
 
 
 class ChunkedMamba2:
-    def __init__(self, config: Config, weights: dict, dtype=torch.float32, chunk: int = 128):
+    def __init__(self, config: Config, weights: dict, dtype=torch.float32, chunk: int = 64):
         assert config.family == "mamba2" and config.groups == 1 and config.tied
         assert config.dt_limit == (0.0, float("inf")) and not config.bias
         self.c, self.dtype, self.chunk = config, dtype, chunk
@@ -59,16 +59,16 @@ class ChunkedMamba2:
         """One chunk: the quadratic form inside it, the carried state from before it."""
         total = log_decay.cumsum(0)  # (L,H): log of the decay from the chunk's start through each row
         mask = torch.ones(len(x), len(x), dtype=torch.bool).tril()
-        decay = (total[:, None] - total[None]).masked_fill(~mask[..., None], -torch.inf).exp()  # (L,S,H)
-        y = torch.einsum("ls,lsh,shp->lhp", cc @ b.T, decay, x)
-        y = y + torch.einsum("ln,hpn,lh->lhp", cc, state[1], total.exp())
-        tail = (total[-1] - total).exp()
-        state[1] = total[-1].exp()[:, None, None] * state[1] + torch.einsum("shp,sn,sh->hpn", x, b, tail)
-        return y
+        decay = (total.T[:, :, None] - total.T[:, None]).masked_fill(~mask, -torch.inf).exp()  # (H,L,S)
+        y = ((cc @ b.T) * decay) @ x.transpose(0, 1)  # (H,L,P)
+        y = y + (cc @ state[1].transpose(1, 2)) * total.T.exp()[..., None]
+        tail = (x * (total[-1] - total).exp()[..., None]).permute(1, 2, 0)  # (H,P,S)
+        state[1] = total[-1].exp()[:, None, None] * state[1] + tail @ b
+        return y.transpose(0, 1)
 
     @torch.no_grad()
-    def nll(self, tokens, state=None, segment: int = 4096, progress=None):
-        """-log p of tokens[1:] each after all before it, float64; constant memory but for the result."""
+    def nll(self, tokens, state=None, segment: int = 4096):
+        """-log p of tokens[1:] each after all before it; constant memory but for the result."""
         state, head = state or self.initial_state(), self.w["backbone.embeddings.weight"]
         out, previous = [], None
         for start in range(0, len(tokens), segment):
@@ -76,8 +76,6 @@ class ChunkedMamba2:
             hidden = self.forward(part, state)
             rows = hidden[:-1] if previous is None else torch.cat([previous, hidden[:-1]])
             targets = part[1:] if previous is None else part
-            out.append(F.cross_entropy((rows @ head.T).double(), targets, reduction="none"))
+            out.append(F.cross_entropy(rows @ head.T, targets, reduction="none"))
             previous = hidden[-1:]
-            if progress:
-                progress(start + len(part), out)
-        return torch.cat(out)
+        return torch.cat(out).double()
