@@ -13,7 +13,8 @@ constexpr std::string_view kFirstMatrix = "backbone.layers.0.mixer.in_proj.weigh
 std::vector<int32_t> eos_ids(const nlohmann::json& config, const text::Tokenizer* tokenizer) {
   std::vector<int32_t> ids;
   auto add = [&](int64_t id) {
-    if (id >= 0 && std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(static_cast<int32_t>(id));
+    if (id >= 0 && std::find(ids.begin(), ids.end(), id) == ids.end())
+      ids.push_back(static_cast<int32_t>(id));
   };
   if (tokenizer && tokenizer->eos()) add(*tokenizer->eos());
   const nlohmann::json& eos = config.at("eos_token_id");
@@ -32,9 +33,11 @@ int64_t LoadedModel::usable_vocab() const {
 
 const text::Tokenizer& LoadedModel::need_tokenizer() const {
   if (!tokenizer) {
-    fail("{}: no tokenizer in this folder; put the model's tokenizer.json there (for state-spaces models the one of "
-         "EleutherAI/gpt-neox-20b), name it with --tokenizer PATH, or give token ids with --tokens",
-         folder.string());
+    fail(
+        "{}: no tokenizer in this folder; put the model's tokenizer.json there (for state-spaces models the "
+        "one of "
+        "EleutherAI/gpt-neox-20b), name it with --tokenizer PATH, or give token ids with --tokens",
+        folder.string());
   }
   return *tokenizer;
 }
@@ -45,7 +48,8 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   loaded.folder = folder;
   loaded.config = checkpoint.config;
   loaded.layout = io::name_of(checkpoint.layout);
-  if (const std::optional<Tensor> first = checkpoint.weights->find(kFirstMatrix)) loaded.stored = first->dtype();
+  if (const std::optional<Tensor> first = checkpoint.weights->find(kFirstMatrix))
+    loaded.stored = first->dtype();
   loaded.compute = options.compute.value_or(multiplies_natively(loaded.stored) ? loaded.stored : DType::f32);
   loaded.model = make_causal_lm(loaded.config, loaded.compute);
   fill_parameters(*loaded.model, *checkpoint.weights);

@@ -15,8 +15,8 @@
 namespace ssm {
 
 struct LoadOptions {
-  // Type of the activations at matrix products. Nothing: the file's type where the CPU multiplies it natively,
-  // otherwise f32. Weights always stay as stored.
+  // Type of the activations at matrix products. Nothing: the file's type where the CPU multiplies it
+  // natively, otherwise f32. Weights always stay as stored.
   std::optional<DType> compute;
   std::filesystem::path tokenizer;  // a file or folder that replaces the model's own
 };

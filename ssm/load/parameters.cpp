@@ -21,8 +21,8 @@ class Filler final : public nn::Visitor {
   Tensor find(const std::string& name, const Shape& shape) const {
     const std::optional<Tensor> t = source_.find(name);
     SSM_CHECK(t.has_value(), "{}: missing, expected shape {}", source_.describe(name), shape);
-    SSM_CHECK(t->shape() == shape, "{}: has shape {}, the config asks for {}", source_.describe(name), t->shape(),
-              shape);
+    SSM_CHECK(t->shape() == shape, "{}: has shape {}, the config asks for {}", source_.describe(name),
+              t->shape(), shape);
     SSM_CHECK(t->dtype() == DType::f32 || t->dtype() == DType::bf16 || t->dtype() == DType::f16,
               "{}: is {}, expected f32, bf16 or f16", source_.describe(name), name_of(t->dtype()));
     return *t;

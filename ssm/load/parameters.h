@@ -6,8 +6,8 @@
 
 namespace ssm {
 
-// Sets every parameter of `model` from `source` and prepares it. Throws Error naming a tensor that is missing or of
-// another shape or dtype.
+// Sets every parameter of `model` from `source` and prepares it. Throws Error naming a tensor that is missing
+// or of another shape or dtype.
 void fill_parameters(CausalLm& model, const io::WeightSource& source);
 
 struct ParameterCount {

@@ -55,13 +55,14 @@ nlohmann::json config_of(const NamedShape& shape) {
                    {"time_step_limit", {0.0, std::numeric_limits<double>::infinity()}},
                    {"D_has_hdim", false}});
   } else {
-    config.update({{"state_size", 16}, {"time_step_rank", (shape.hidden + 15) / 16}, {"mixer_rms_eps", 1e-6}});
+    config.update(
+        {{"state_size", 16}, {"time_step_rank", (shape.hidden + 15) / 16}, {"mixer_rms_eps", 1e-6}});
   }
   return config;
 }
 
-// Fills with values of the reference initialisation's scale. A block of them repeats: only sizes matter here, and
-// billions of draws would take longer than the benchmark.
+// Fills with values of the reference initialisation's scale. A block of them repeats: only sizes matter here,
+// and billions of draws would take longer than the benchmark.
 class Randomizer final : public nn::Visitor {
  public:
   explicit Randomizer(DType stored) : stored_(stored) {}
@@ -84,7 +85,8 @@ class Randomizer final : public nn::Visitor {
 
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
     Tensor t = Tensor::empty(shape);
-    const bool A_log = name.ends_with("A_log"), one = name.ends_with(".D") || name.ends_with("norm.weight") || name.ends_with("norm_f.weight");
+    const bool A_log = name.ends_with("A_log"),
+               one = name.ends_with(".D") || name.ends_with("norm.weight") || name.ends_with("norm_f.weight");
     const bool dt = name.ends_with("dt_bias") || name.ends_with("dt_proj.bias");
     int64_t i = 0;
     for (float& x : t.values<float>()) {

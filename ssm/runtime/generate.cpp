@@ -1,0 +1,170 @@
+#include "ssm/runtime/generate.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ssm/runtime/stop_matcher.h"
+
+namespace ssm {
+
+struct Generator::Sequence {
+  size_t index = 0;
+  int32_t slot = 0;
+  std::vector<int32_t> pending;  // of the text, not read into the state yet
+  int64_t tokens = 0;            // of the text, pending ones included
+  Generated out;
+  std::unique_ptr<text::StreamDecoder> decoder;
+  StopMatcher matcher{{}};
+};
+
+std::string_view name_of(StopReason reason) {
+  switch (reason) {
+    case StopReason::eos:
+      return "eos";
+    case StopReason::stop:
+      return "stop";
+    case StopReason::length:
+      return "length";
+    case StopReason::cancelled:
+      return "cancelled";
+  }
+  return "";
+}
+
+Generator::Generator(const LoadedModel& model, int64_t slots)
+    : model_(model),
+      pool_(*model.model, slots),
+      runner_(*model.model, pool_),
+      seen_(Tensor::zeros({slots, model.model->vocab_size()}, DType::u8)) {}
+
+Generator::~Generator() = default;
+
+size_t Generator::add(std::span<const int32_t> prompt) {
+  SSM_CHECK(!prompt.empty(), "the prompt is empty: nothing to continue");
+  auto sequence = std::make_unique<Sequence>();
+  sequence->index = sequences_.size();
+  sequence->slot = pool_.acquire();
+  const int64_t vocab = model_.model->vocab_size();
+  uint8_t* seen = seen_.select(0, sequence->slot).data<uint8_t>();
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    SSM_CHECK(prompt[i] >= 0 && prompt[i] < vocab, "token {} at position {} is outside the vocabulary of {}",
+              prompt[i], i, vocab);
+    seen[prompt[i]] = 1;
+  }
+  sequence->pending.assign(prompt.begin(), prompt.end());
+  sequence->tokens = static_cast<int64_t>(prompt.size());
+  sequences_.push_back(std::move(sequence));
+  return sequences_.size() - 1;
+}
+
+size_t Generator::add(std::span<const int32_t> prompt, const std::filesystem::path& state) {
+  const int32_t probe = pool_.acquire();  // a damaged file leaves nothing behind
+  StateNote note;
+  try {
+    note = load_state(state, model_, pool_, probe);
+  } catch (...) {
+    pool_.release(probe);
+    throw;
+  }
+  pool_.release(probe);
+  std::vector<int32_t> text = note.pending;
+  text.insert(text.end(), prompt.begin(), prompt.end());
+  const size_t index = add(text);
+  Sequence& sequence = *sequences_[index];
+  load_state(state, model_, pool_, sequence.slot);
+  sequence.tokens = note.tokens + static_cast<int64_t>(prompt.size());
+  if (note.seen.defined()) {
+    uint8_t* seen = seen_.select(0, sequence.slot).data<uint8_t>();
+    for (const uint8_t mark : note.seen.values<uint8_t>()) *seen++ |= mark != 0;
+  }
+  return index;
+}
+
+// The logits after each active sequence's last token, [B, V].
+Tensor Generator::read_pending(std::span<Sequence* const> active) {
+  std::vector<SequenceRunner::Input> inputs;
+  for (const Sequence* s : active) inputs.push_back({s->slot, s->pending});
+  Tensor logits = runner_.read(inputs);
+  for (Sequence* s : active) s->pending.clear();
+  return logits;
+}
+
+// Adds a sampled id to its sequence; false when the sequence ends with it.
+bool Generator::accept(Sequence& s, int32_t id, const GenerateOptions& options, const OnToken& on_token) {
+  s.out.ids.push_back(id);
+  s.pending.push_back(id);
+  ++s.tokens;
+  const bool eos =
+      !options.ignore_eos && std::find(model_.eos.begin(), model_.eos.end(), id) != model_.eos.end();
+  std::string shown;
+  if (s.decoder && !eos) shown = s.matcher.push(s.decoder->push(id));
+  s.out.text += shown;
+  const bool go_on = !on_token || on_token(s.index, id, shown);
+  const bool full =
+      options.max_new_tokens >= 0 && static_cast<int64_t>(s.out.ids.size()) >= options.max_new_tokens;
+  if (!eos && !s.matcher.matched() && go_on && !full) return true;
+  s.out.reason = eos                   ? StopReason::eos
+                 : s.matcher.matched() ? StopReason::stop
+                 : !go_on              ? StopReason::cancelled
+                                       : StopReason::length;
+  if (s.decoder) {
+    std::string rest;
+    if (!s.matcher.matched()) rest = s.matcher.push(s.decoder->finish());
+    rest += s.matcher.finish();
+    s.out.text += rest;
+    if (go_on && on_token && !rest.empty()) on_token(s.index, -1, rest);
+  }
+  return false;
+}
+
+std::vector<Generated> Generator::run(const GenerateOptions& options, const OnToken& on_token) {
+  check(options.sampling);
+  for (const std::string& stop : options.stop) SSM_CHECK(!stop.empty(), "a stop string is empty");
+  if (!options.stop.empty()) model_.need_tokenizer();
+  std::vector<Sequence*> active;
+  for (const auto& sequence : sequences_) {
+    sequence->out = {};
+    sequence->matcher = StopMatcher(options.stop);
+    if (model_.tokenizer) sequence->decoder = std::make_unique<text::StreamDecoder>(*model_.tokenizer);
+    active.push_back(sequence.get());
+  }
+  if (options.max_new_tokens ==
+      0) {  // read the prompts, but for the last token: a state file needs one to go on
+    std::vector<SequenceRunner::Input> inputs;
+    for (Sequence* s : active) {
+      if (s->pending.size() > 1)
+        inputs.push_back({s->slot, std::span(s->pending).first(s->pending.size() - 1)});
+    }
+    if (!inputs.empty()) runner_.read(inputs);
+    for (Sequence* s : active) s->pending = {s->pending.back()};
+    active.clear();
+  }
+  while (!active.empty()) {
+    const Tensor logits = read_pending(active);
+    std::vector<SamplingParams> params;
+    std::vector<int32_t> slots;
+    std::vector<int64_t> positions;
+    for (const Sequence* s : active) {
+      params.push_back(options.sampling);
+      params.back().seed += s->index;
+      slots.push_back(s->slot);
+      positions.push_back(s->tokens);
+    }
+    const Tensor ids = sample(logits, model_.usable_vocab(), params, seen_, slots, positions);
+    std::vector<Sequence*> next;
+    for (size_t i = 0; i < active.size(); ++i) {
+      if (accept(*active[i], ids.data<int32_t>()[i], options, on_token)) next.push_back(active[i]);
+    }
+    active = std::move(next);
+  }
+  std::vector<Generated> results;
+  for (const auto& sequence : sequences_) results.push_back(sequence->out);
+  return results;
+}
+
+void Generator::save(size_t index, const std::filesystem::path& path) const {
+  const Sequence& s = *sequences_.at(index);
+  save_state(path, model_, pool_, s.slot, {s.tokens, s.pending, seen_.select(0, s.slot)});
+}
+
+}  // namespace ssm

@@ -1,0 +1,65 @@
+// generate: prompts to continuations, many at a time, streamed token by token. No length limit: the state is
+// of fixed size.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ssm/load/load_model.h"
+#include "ssm/ops/sampling/sampling.h"
+#include "ssm/runtime/sequence_runner.h"
+#include "ssm/runtime/state_file.h"
+
+namespace ssm {
+
+struct GenerateOptions {
+  SamplingParams sampling;        // sequence i draws from seed + i
+  int64_t max_new_tokens = -1;    // -1: until something else stops it
+  std::vector<std::string> stop;  // the text ends before the first of these; needs a tokenizer
+  bool ignore_eos = false;
+};
+
+enum class StopReason { eos, stop, length, cancelled };
+std::string_view name_of(StopReason reason);
+
+struct Generated {
+  std::vector<int32_t> ids;  // new ones; the end token included where it ended the text
+  std::string text;  // of those, without the end token and without the stop string; empty without a tokenizer
+  StopReason reason = StopReason::length;
+};
+
+class Generator {
+ public:
+  Generator(const LoadedModel& model, int64_t slots);
+  ~Generator();
+
+  // Starts a sequence and returns its index. From a saved state the text goes on, and `prompt` may be empty.
+  size_t add(std::span<const int32_t> prompt);
+  size_t add(std::span<const int32_t> prompt, const std::filesystem::path& state);
+
+  // Called for each new id of sequence `index`, with the text that can be shown now (never half a character,
+  // nor what may be the beginning of a stop string). False stops that sequence. The last call of a sequence
+  // may carry id -1 with the rest of its text.
+  using OnToken = std::function<bool(size_t index, int32_t id, std::string_view text)>;
+  std::vector<Generated> run(const GenerateOptions& options, const OnToken& on_token = {});
+
+  // All that sequence `index` has read and written, for a later add(prompt, state).
+  void save(size_t index, const std::filesystem::path& path) const;
+
+ private:
+  struct Sequence;
+
+  Tensor read_pending(std::span<Sequence* const> active);
+  bool accept(Sequence& sequence, int32_t id, const GenerateOptions& options, const OnToken& on_token);
+
+  const LoadedModel& model_;
+  StatePool pool_;
+  SequenceRunner runner_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
+  Tensor seen_;  // [slots, V] u8: for the repetition penalty
+};
+
+}  // namespace ssm

@@ -1,0 +1,41 @@
+// SequenceRunner: feeds tokens of many sequences through a model and their slots, in bounded memory. Prompts
+// of unequal length are read together, in pieces cut at multiples of the scan chunk from where each began, so
+// that neither the batch nor the piece changes a result (docs/numerics.md).
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "ssm/runtime/state_pool.h"
+
+namespace ssm {
+
+class SequenceRunner {
+ public:
+  // At most this many tokens pass through the model at a time; a multiple of the scan chunk.
+  static constexpr int64_t kPieceTokens = 512;
+
+  SequenceRunner(const CausalLm& model, StatePool& pool) : model_(model), pool_(pool) {}
+
+  struct Input {
+    int32_t slot;
+    std::span<const int32_t> ids;  // not empty
+  };
+
+  // Reads every input; returns the logits after each one's last token, [B, V]. Valid until the next call.
+  Tensor read(std::span<const Input> inputs);
+
+  // The same for one input, giving each piece's hidden states [T, M] to `visit(first position, hidden)`.
+  using Visit = std::function<void(int64_t, const Tensor&)>;
+  void read_all(const Input& input, const Visit& visit);
+
+ private:
+  Tensor hidden(std::span<const Input> pieces);
+
+  const CausalLm& model_;
+  StatePool& pool_;
+  Arena arena_;         // activations of a piece
+  Arena logits_arena_;  // the result
+};
+
+}  // namespace ssm

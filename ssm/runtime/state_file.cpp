@@ -1,0 +1,99 @@
+#include "ssm/runtime/state_file.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "ssm/io/safetensors.h"
+
+namespace ssm {
+namespace {
+
+constexpr const char* kFormat = "ssm-state";
+constexpr const char* kSeen = "seen";
+constexpr size_t kMaxPending = 1 << 16;
+
+std::string tensor_name(size_t layer, std::string_view name) {
+  return fmt::format("layers.{}.{}", layer, name);
+}
+
+const std::string& field(const io::Metadata& metadata, const std::string& key, const std::string& file) {
+  const auto it = metadata.find(key);
+  SSM_CHECK(it != metadata.end(), "{}: not a state file: metadata field \"{}\" is missing", file, key);
+  return it->second;
+}
+
+StateNote parse_note(const std::string& text, int64_t vocab, const std::string& file) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  const bool fits = json.is_object() && json.contains("tokens") && json["tokens"].is_number_unsigned() &&
+                    json["tokens"] <= uint64_t{1} << 62 && json.contains("pending") &&
+                    json["pending"].is_array() && !json["pending"].empty() &&
+                    json["pending"].size() <= kMaxPending;
+  SSM_CHECK(fits, "{}: metadata field \"note\" is damaged", file);
+  StateNote note{.tokens = json["tokens"], .pending = {}, .seen = {}};
+  for (const nlohmann::json& id : json["pending"]) {
+    SSM_CHECK(id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(vocab),
+              "{}: metadata field \"note\" holds a token outside the vocabulary of {}", file, vocab);
+    note.pending.push_back(id.get<int32_t>());
+  }
+  return note;
+}
+
+}  // namespace
+
+void save_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
+                int32_t slot, const StateNote& note) {
+  std::vector<io::NamedTensor> tensors;
+  pool.for_each_row(slot, [&](size_t layer, std::string_view name, const Tensor& row) {
+    tensors.push_back({tensor_name(layer, name), row});
+  });
+  const nlohmann::json about{{"tokens", note.tokens}, {"pending", note.pending}};
+  if (note.seen.defined()) tensors.push_back({kSeen, note.seen});
+  io::write_safetensors(path, tensors,
+                        {{"format", kFormat},
+                         {"version", std::to_string(kStateFileVersion)},
+                         {"model_type", model.config.at("model_type")},
+                         {"note", about.dump()}});
+}
+
+StateNote load_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
+                     int32_t slot) {
+  const std::string file = path.string();
+  const auto source = io::SafetensorsFile::open(path);
+  const io::Metadata& metadata = source->metadata();
+  SSM_CHECK(field(metadata, "format", file) == kFormat, "{}: not a state file: format is \"{}\"", file,
+            field(metadata, "format", file));
+  SSM_CHECK(field(metadata, "version", file) == std::to_string(kStateFileVersion),
+            "{}: version {} of a state file, this program reads version {}", file,
+            field(metadata, "version", file), kStateFileVersion);
+  const std::string type = model.config.at("model_type");
+  SSM_CHECK(field(metadata, "model_type", file) == type, "{}: the state of a {} model, not of a {} one", file,
+            field(metadata, "model_type", file), type);
+  const int64_t vocab = model.model->vocab_size();
+  StateNote note = parse_note(field(metadata, "note", file), vocab, file);
+
+  std::vector<std::pair<Tensor, Tensor>>
+      copies;  // (from, to): nothing is written before everything was checked
+  pool.for_each_row(slot, [&](size_t layer, std::string_view name, const Tensor& row) {
+    const std::string key = tensor_name(layer, name);
+    const std::optional<Tensor> t = source->find(key);
+    SSM_CHECK(t.has_value(), "{}: tensor {} is missing", file, key);
+    SSM_CHECK(t->shape() == row.shape() && t->dtype() == DType::f32,
+              "{}: tensor {} is {} {}, this model's state is f32 {}", file, key, name_of(t->dtype()),
+              t->shape(), row.shape());
+    for (const float x : t->values<float>())
+      SSM_CHECK(std::isfinite(x), "{}: tensor {} is not finite", file, key);
+    copies.emplace_back(*t, row);
+  });
+  if (const std::optional<Tensor> seen = source->find(kSeen)) {
+    SSM_CHECK(seen->shape() == Shape{vocab} && seen->dtype() == DType::u8, "{}: tensor {} is not u8 [{}]",
+              file, kSeen, vocab);
+    note.seen = seen->clone();
+  }
+  const size_t known = copies.size() + (note.seen.defined() ? 1 : 0);
+  SSM_CHECK(source->names().size() == known, "{}: {} tensors, this model's state has {}", file,
+            source->names().size(), known);
+  for (const auto& [from, to] : copies) std::memcpy(to.raw(), from.raw(), to.bytes());
+  return note;
+}
+
+}  // namespace ssm

@@ -1,0 +1,58 @@
+#include "ssm/runtime/state_pool.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace ssm {
+
+StatePool::StatePool(const CausalLm& model, int64_t slots)
+    : state_(model.make_state(slots)), used_(static_cast<size_t>(slots)) {}
+
+int32_t StatePool::acquire() {
+  const auto free = std::find(used_.begin(), used_.end(), false);
+  SSM_CHECK(free != used_.end(), "all {} state slots are in use", used_.size());
+  *free = true;
+  const auto slot = static_cast<int32_t>(free - used_.begin());
+  reset(slot);
+  return slot;
+}
+
+void StatePool::release(int32_t slot) {
+  check_used(slot);
+  used_[static_cast<size_t>(slot)] = false;
+}
+
+int32_t StatePool::fork(int32_t slot) {
+  check_used(slot);
+  const int32_t copy = acquire();
+  for (const MixerState& layer : state_) {
+    layer.for_each([&](std::string_view, const Tensor& t) {
+      const Tensor from = t.select(0, slot);
+      std::memcpy(t.select(0, copy).raw(), from.raw(), from.bytes());
+    });
+  }
+  return copy;
+}
+
+void StatePool::reset(int32_t slot) {
+  check_used(slot);
+  for_each_row(slot,
+               [](size_t, std::string_view, const Tensor& row) { std::memset(row.raw(), 0, row.bytes()); });
+}
+
+int64_t StatePool::available() const { return std::count(used_.begin(), used_.end(), false); }
+
+size_t StatePool::bytes_per_slot() const {
+  size_t bytes = 0;
+  for (const MixerState& layer : state_) {
+    layer.for_each([&](std::string_view, const Tensor& t) { bytes += t.bytes() / used_.size(); });
+  }
+  return bytes;
+}
+
+void StatePool::check_used(int32_t slot) const {
+  SSM_CHECK(slot >= 0 && slot < capacity() && used_[static_cast<size_t>(slot)], "state slot {} is not in use",
+            slot);
+}
+
+}  // namespace ssm

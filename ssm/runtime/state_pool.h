@@ -1,0 +1,43 @@
+// StatePool: the recurrent states of many sequences, all layers, by slot. A slot is a few megabytes whatever
+// the sequence's length, so a conversation can be kept, forked and resumed at once.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ssm/models/causal_lm.h"
+
+namespace ssm {
+
+class StatePool {
+ public:
+  // Room for `slots` sequences of `model`, in f32.
+  StatePool(const CausalLm& model, int64_t slots);
+
+  int32_t acquire();  // a zeroed slot; throws Error when none is free
+  void release(int32_t slot);
+  int32_t fork(int32_t slot);  // a new slot with the same state
+  void reset(int32_t slot);    // back to zeros
+
+  const ModelState& state() const { return state_; }
+  int64_t capacity() const { return static_cast<int64_t>(used_.size()); }
+  int64_t available() const;
+  size_t bytes_per_slot() const;
+
+  // Calls f(layer, name, row) for each state tensor's row of a slot.
+  template <class F>
+  void for_each_row(int32_t slot, F&& f) const {
+    for (size_t layer = 0; layer < state_.size(); ++layer) {
+      state_[layer].for_each(
+          [&](std::string_view name, const Tensor& t) { f(layer, name, t.select(0, slot)); });
+    }
+  }
+
+ private:
+  void check_used(int32_t slot) const;
+
+  ModelState state_;
+  std::vector<bool> used_;
+};
+
+}  // namespace ssm

@@ -1,0 +1,104 @@
+// Every tiny model of tests/goldens, loaded as a user would: logits, greedy tokens and states against what
+// Transformers (or, where it is wrong, the f64 reference) computes. Its README says which is which.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "ssm/io/safetensors.h"
+#include "ssm/load/load_model.h"
+#include "ssm/ops/test_util.h"
+
+namespace ssm {
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path kGoldens = fs::path(SSM_SOURCE_DIR) / "tests/goldens/models";
+
+// Options that change the function and that no published model uses: refused by name.
+const std::vector<std::pair<std::string, std::string>> kRefused{
+    {"original-mamba2-no-norm", "rmsnorm"},
+    {"original-mamba2-norm-first", "norm_before_gate"},
+    {"original-mamba2-mlp", "d_ssm"}};
+
+std::vector<std::string> case_names() {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(kGoldens)) {
+    const std::string name = entry.path().filename().string();
+    if (std::none_of(kRefused.begin(), kRefused.end(), [&](const auto& r) { return r.first == name; })) {
+      names.push_back(name);
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::vector<int32_t> ids_of(const Tensor& t) {
+  const auto values = t.values<int64_t>();
+  return {values.begin(), values.end()};
+}
+
+Tensor run(const CausalLm& model, std::span<const int32_t> ids, const ModelState& state) {
+  const auto T = static_cast<int64_t>(ids.size());
+  return model.logits(model.hidden(Tensor::from_values<int32_t>(ids, {T}), SequenceBatch::single(T), state));
+}
+
+// Transformers keeps K conv columns [C, K] where we keep the K - 1 that matter [K - 1, C], and the SSM
+// state's last two dimensions the other way round.
+void expect_state(const ModelState& state, const io::SafetensorsFile& golden, const std::string& prefix) {
+  for (size_t layer = 0; layer < state.size(); ++layer) {
+    const std::string name = fmt::format("{}.layer.{}", prefix, layer);
+    const Tensor conv = golden.find(name + ".conv").value(), ssm = golden.find(name + ".ssm").value();
+    const Tensor recent = conv.slice(1, 1, conv.size(1)).transpose(0, 1);
+    EXPECT_LT(test::relative_error(state[layer].conv.select(0, 0), test::to_doubles(recent)), 2e-5) << name;
+    const Tensor h = ssm.transpose(ssm.rank() - 2, ssm.rank() - 1);
+    EXPECT_LT(test::relative_error(state[layer].ssm.select(0, 0), test::to_doubles(h)), 2e-5) << name;
+  }
+}
+
+class Golden : public testing::TestWithParam<std::string> {};
+
+TEST_P(Golden, LogitsGreedyTokensAndStates) {
+  const fs::path folder = kGoldens / GetParam();
+  const LoadedModel loaded = load_model(folder, {.compute = DType::f32, .tokenizer = {}});
+  const auto golden = io::SafetensorsFile::open(folder / "golden.safetensors");
+  const std::vector<int32_t> tokens = ids_of(golden->find("tokens").value());
+  const std::vector<int32_t> greedy = ids_of(golden->find("greedy").value());
+  ModelState state = loaded.model->make_state(1);
+  Tensor logits = run(*loaded.model, tokens, state);
+  const Tensor expected = golden->find("logits").value();
+  EXPECT_LT(test::relative_error(logits, test::to_doubles(expected)), 5e-5);
+  expect_state(state, *golden, "state.0");
+
+  std::vector<int32_t> generated;
+  for (size_t step = 0; step < greedy.size(); ++step) {
+    const Tensor last = logits.select(0, logits.size(0) - 1);
+    const float* row = last.data<float>();
+    generated.push_back(static_cast<int32_t>(std::max_element(row, row + last.size(0)) - row));
+    logits = run(*loaded.model, std::span(&generated.back(), 1), state);
+    const std::string after = fmt::format("state.{}", step + 1);  // to stay small, not every case has each step's
+    if (golden->find(after + ".layer.0.ssm")) expect_state(state, *golden, after);
+  }
+  EXPECT_EQ(generated, greedy);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::ValuesIn(case_names()), [](const auto& param) {
+  std::string name = param.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+TEST(GoldenRefused, OptionsThatNoModelUsesAreNamed) {
+  for (const auto& [name, field] : kRefused) {
+    try {
+      load_model(kGoldens / name);
+      ADD_FAILURE() << name << " was loaded";
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(field), std::string::npos) << e.what();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ssm
