@@ -3,7 +3,7 @@
 
     python scripts/make_tale_golden.py TEXT [--out tests/goldens/tale-8m.json]
 
-TEXT is the held-out text of docs/; it is not part of the repository, only its hash and its scores are.
+TEXT is any UTF-8 text, scored as one sequence. The text itself is not kept, only its hash and its scores are.
 """
 
 from __future__ import annotations
