@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "ssm/ops/causal_conv1d/causal_conv1d_reference.h"
-#include "ssm/ops/simd/targets_test_util.h"
+#include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_util.h"
 
 namespace ssm {
