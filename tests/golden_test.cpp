@@ -77,7 +77,8 @@ TEST_P(Golden, LogitsGreedyTokensAndStates) {
     const float* row = last.data<float>();
     generated.push_back(static_cast<int32_t>(std::max_element(row, row + last.size(0)) - row));
     logits = run(*loaded.model, std::span(&generated.back(), 1), state);
-    const std::string after = fmt::format("state.{}", step + 1);  // to stay small, not every case has each step's
+    const std::string after =
+        fmt::format("state.{}", step + 1);  // to stay small, not every case has each step's
     if (golden->find(after + ".layer.0.ssm")) expect_state(state, *golden, after);
   }
   EXPECT_EQ(generated, greedy);
