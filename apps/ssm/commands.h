@@ -1,0 +1,15 @@
+// The verbs. Each adds a subcommand whose callback runs it; a failure is an exception.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace ssm::app {
+
+void add_generate(CLI::App& program);
+void add_chat(CLI::App& program);
+void add_score(CLI::App& program);
+void add_tokenize(CLI::App& program);
+void add_info(CLI::App& program);
+void add_bench(CLI::App& program);
+
+}  // namespace ssm::app

@@ -1,0 +1,71 @@
+#include "apps/ssm/resolve_model.h"
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "ssm/core/error.h"
+#include "ssm/hub/model_cache.h"
+#include "ssm/load/random_model.h"
+
+namespace ssm::app {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kBundledModel = "tale-8m";
+
+// models/<name> of this program: of the source tree it was built in, or of the place it was installed to.
+std::optional<fs::path> find_bundled(const std::string& name) {
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  if (error) return std::nullopt;
+  for (const char* models : {"../../../models", "../share/ssm/models"}) {
+    const fs::path folder = (program.parent_path() / models / name).lexically_normal();
+    if (fs::is_regular_file(folder / "config.json", error)) return folder;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<fs::path> find_model(const std::string& model) {
+  if (model.empty()) return find_bundled(kBundledModel);
+  std::error_code error;
+  if (fs::exists(model, error)) return fs::path(model);
+  if (model == kBundledModel) return find_bundled(model);
+  return hub::find_cached_model(model);
+}
+
+fs::path resolve_model(const std::string& model) {
+  if (const std::optional<fs::path> found = find_model(model)) return *found;
+  if (model.empty())
+    fail("no MODEL given, and the bundled model {} is not beside this program", kBundledModel);
+  refuse_transformer(model);
+  if (hub::is_hub_name(model))
+    fail("{}: no such folder, and not in the model cache {}", model, hub::cache_folder().string());
+  fail("{}: no such folder", model);
+}
+
+bool names_model(const std::string& argument) {
+  std::error_code error;
+  if (fs::is_directory(argument, error)) return true;
+  const bool is_word = std::none_of(argument.begin(), argument.end(),
+                                    [](char c) { return static_cast<unsigned char>(c) <= ' '; });
+  const bool could_be = argument.find('/') != std::string::npos || argument.ends_with(".gguf") ||
+                        argument == kBundledModel || named_shape(argument);
+  return is_word && could_be;
+}
+
+void refuse_transformer(const std::string& model) {
+  std::string name = model;
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
+  for (const std::string_view family : {"pythia", "gpt-neox"}) {
+    if (name.find(family) != std::string::npos) {
+      fail("{}: is a Transformer; this program runs Mamba-family models and no Transformer yet", model);
+    }
+  }
+}
+
+}  // namespace ssm::app

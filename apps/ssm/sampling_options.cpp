@@ -1,0 +1,65 @@
+#include "apps/ssm/sampling_options.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+namespace ssm::app {
+
+CLI::Validator number_between(double low, double high) {
+  return CLI::Validator(
+      [low, high](std::string& text) {
+        double x = 0;
+        if (CLI::detail::lexical_cast(text, x) && x >= low && x <= high) return std::string();
+        return fmt::format("{} is not a number between {} and {}", text, low, high);
+      },
+      "");
+}
+
+CLI::Validator number_from(double low) {
+  return CLI::Validator(
+      [low](std::string& text) {
+        double x = 0;
+        if (CLI::detail::lexical_cast(text, x) && x >= low && x <= std::numeric_limits<float>::max())
+          return std::string();
+        return fmt::format("{} is not a number from {} on", text, low);
+      },
+      "");
+}
+
+SamplingParams SamplingOptions::with_seed() {
+  if (!seed) {
+    std::random_device device;
+    seed = device();  // 32 bits: a number that can be typed again
+  }
+  SamplingParams result = params;
+  result.seed = *seed;
+  return result;
+}
+
+void add_sampling_flags(CLI::App& verb, SamplingOptions& options) {
+  SamplingParams& p = options.params;
+  verb.add_option("--temperature", p.temperature, "0: always the best token; default 0.8")
+      ->check(number_from(0))
+      ->option_text("X");
+  verb.add_option("--top-k,--topk", p.top_k, "Only the K best; 0: off (default)")
+      ->check(CLI::Range(0, std::numeric_limits<int32_t>::max()))
+      ->option_text("K");
+  verb.add_option("--top-p,--topp", p.top_p, "Only the fewest that make up P; 1: off; default 0.95")
+      ->check(number_between(0, 1))
+      ->option_text("P");
+  verb.add_option("--min-p,--minp", p.min_p,
+                  "Only those with P times the best one's probability; 0: off (default)")
+      ->check(number_between(0, 0.999999))
+      ->option_text("P");
+  verb.add_option("--repetition-penalty", p.repetition_penalty,
+                  "Above 1: avoid tokens seen before; 1: off (default)")
+      ->check(number_from(std::numeric_limits<float>::min()))
+      ->option_text("X");
+  verb.add_option("--seed", options.seed, "The same seed gives the same text; without it a random one")
+      ->option_text("N");
+}
+
+}  // namespace ssm::app
