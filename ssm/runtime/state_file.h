@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "ssm/io/safetensors.h"
 #include "ssm/load/load_model.h"
 #include "ssm/runtime/state_pool.h"
 
