@@ -56,9 +56,11 @@ void describe(CLI::App& program) {
       "  ssm score ./my-model --file book.txt\n"
       "  ssm VERB --help");
   add_generate(program);
+  add_chat(program);
   add_score(program);
   add_tokenize(program);
   add_info(program);
+  add_bench(program);
 }
 
 int run(int argc, char** argv) {
@@ -70,7 +72,8 @@ int run(int argc, char** argv) {
     return kUsage;
   }
   const std::string verb = argv[1];
-  if (!verb.starts_with('-') && !program.get_subcommand_no_throw(verb))
+  const auto is_verb = [&](const CLI::App* known) { return known->get_name() == verb; };
+  if (!verb.starts_with('-') && program.get_subcommands(is_verb).empty())
     return fail_with(kUsage, fmt::format("{}: no such verb (see ssm --help)", verb));
   try {
     program.parse(argc, argv);

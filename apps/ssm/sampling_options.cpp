@@ -41,21 +41,20 @@ SamplingParams SamplingOptions::with_seed() {
 
 void add_sampling_flags(CLI::App& verb, SamplingOptions& options) {
   SamplingParams& p = options.params;
-  verb.add_option("--temperature", p.temperature, "0: always the best token; default 0.8")
-      ->check(number_from(0))
-      ->option_text("X");
-  verb.add_option("--top-k,--topk", p.top_k, "Only the K best; 0: off (default)")
+  auto flag = [&](const char* names, auto& value, const std::string& text) {
+    return verb.add_option(names, value, fmt::format("{}; default {}", text, value));
+  };
+  flag("--temperature", p.temperature, "0: always the best token")->check(number_from(0))->option_text("X");
+  flag("--top-k,--topk", p.top_k, "Only the K best; 0: off")
       ->check(CLI::Range(0, std::numeric_limits<int32_t>::max()))
       ->option_text("K");
-  verb.add_option("--top-p,--topp", p.top_p, "Only the fewest that make up P; 1: off; default 0.95")
+  flag("--top-p,--topp", p.top_p, "Only the fewest that make up P; 1: off")
       ->check(number_between(0, 1))
       ->option_text("P");
-  verb.add_option("--min-p,--minp", p.min_p,
-                  "Only those with P times the best one's probability; 0: off (default)")
+  flag("--min-p,--minp", p.min_p, "Only those with P times the best one's probability; 0: off")
       ->check(number_between(0, 0.999999))
       ->option_text("P");
-  verb.add_option("--repetition-penalty", p.repetition_penalty,
-                  "Above 1: avoid tokens seen before; 1: off (default)")
+  flag("--repetition-penalty", p.repetition_penalty, "Above 1: avoid tokens seen before; 1: off")
       ->check(number_from(std::numeric_limits<float>::min()))
       ->option_text("X");
   verb.add_option("--seed", options.seed, "The same seed gives the same text; without it a random one")

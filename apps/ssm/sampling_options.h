@@ -18,6 +18,7 @@ struct SamplingOptions {
   SamplingParams with_seed();
 };
 
+// The defaults shown are those in `options`.
 void add_sampling_flags(CLI::App& verb, SamplingOptions& options);
 
 // Number in [low, high], or finite and at least low; NaN is neither.

@@ -41,20 +41,37 @@ Generator::~Generator() = default;
 
 size_t Generator::add(std::span<const int32_t> prompt) {
   SSM_CHECK(!prompt.empty(), "the prompt is empty: nothing to continue");
+  check_ids(prompt);
   auto sequence = std::make_unique<Sequence>();
   sequence->index = sequences_.size();
   sequence->slot = pool_.acquire();
-  const int64_t vocab = model_.model->vocab_size();
   uint8_t* seen = seen_.select(0, sequence->slot).data<uint8_t>();
-  for (size_t i = 0; i < prompt.size(); ++i) {
-    SSM_CHECK(prompt[i] >= 0 && prompt[i] < vocab, "token {} at position {} is outside the vocabulary of {}",
-              prompt[i], i, vocab);
-    seen[prompt[i]] = 1;
-  }
+  for (const int32_t id : prompt) seen[id] = 1;
   sequence->pending.assign(prompt.begin(), prompt.end());
   sequence->tokens = static_cast<int64_t>(prompt.size());
   sequences_.push_back(std::move(sequence));
   return sequences_.size() - 1;
+}
+
+void Generator::check_ids(std::span<const int32_t> ids) const {
+  const int64_t vocab = model_.model->vocab_size();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    SSM_CHECK(ids[i] >= 0 && ids[i] < vocab, "token {} at position {} is outside the vocabulary of {}",
+              ids[i], i, vocab);
+  }
+}
+
+void Generator::extend(size_t index, std::span<const int32_t> ids, bool without_last) {
+  Sequence& sequence = *sequences_.at(index);
+  const size_t dropped = without_last ? 1 : 0;
+  SSM_CHECK(sequence.pending.size() - dropped + ids.size() > 0,
+            "the text of sequence {} would have no last token", index);
+  check_ids(ids);
+  sequence.pending.resize(sequence.pending.size() - dropped);
+  sequence.pending.insert(sequence.pending.end(), ids.begin(), ids.end());
+  sequence.tokens += static_cast<int64_t>(ids.size()) - static_cast<int64_t>(dropped);
+  uint8_t* seen = seen_.select(0, sequence.slot).data<uint8_t>();
+  for (const int32_t id : ids) seen[id] = 1;
 }
 
 size_t Generator::add(std::span<const int32_t> prompt, const std::filesystem::path& state) {

@@ -40,6 +40,10 @@ class Generator {
   size_t add(std::span<const int32_t> prompt);
   size_t add(std::span<const int32_t> prompt, const std::filesystem::path& state);
 
+  // The text of sequence `index` goes on with `ids`, as a conversation does; the next run() reads only those.
+  // `without_last` first takes back the last id, which was not read yet: an end token, say.
+  void extend(size_t index, std::span<const int32_t> ids, bool without_last = false);
+
   // Called for each new id of sequence `index`, with the text that can be shown now (never half a character,
   // nor what may be the beginning of a stop string). False stops that sequence. The last call of a sequence
   // may carry id -1 with the rest of its text.
@@ -52,6 +56,7 @@ class Generator {
  private:
   struct Sequence;
 
+  void check_ids(std::span<const int32_t> ids) const;
   Tensor read_pending(std::span<Sequence* const> active);
   bool accept(Sequence& sequence, int32_t id, const GenerateOptions& options, const OnToken& on_token);
 

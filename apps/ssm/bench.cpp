@@ -1,0 +1,206 @@
+// ssm bench: how fast a model reads and writes here, and how near that is to what the machine can do.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+#include "apps/ssm/bench_report.h"
+#include "apps/ssm/commands.h"
+#include "apps/ssm/machine_limits.h"
+#include "apps/ssm/model_options.h"
+#include "apps/ssm/output.h"
+#include "apps/ssm/resolve_model.h"
+#include "apps/ssm/sampling_options.h"
+#include "ssm/core/parallel.h"
+#include "ssm/core/rng.h"
+#include "ssm/load/random_model.h"
+#include "ssm/runtime/generate.h"
+
+namespace ssm::app {
+namespace {
+
+constexpr double kLongRun = 60;  // seconds: no further repeat is begun after them unless it was asked for
+
+struct Arguments {
+  ModelOptions model;
+  SamplingOptions sampling{.params = {.temperature = 1, .top_k = 1, .top_p = 1}, .seed = {}};
+  std::string model_name, prompt, stored = "bf16";
+  int64_t prompt_length = 100, new_tokens = 100, batch = 1;
+  int repeats = 0;  // 0: three, or fewer when one is long
+};
+
+struct Run {
+  double first_token = 0, decode = 0, total = 0;
+};
+
+void note(std::string_view text) { fmt::print(stderr, "ssm: {}\n", text); }
+
+LoadedModel open(const Arguments& arguments, BenchReport& report) {
+  apply_machine_options(arguments.model);
+  const std::string& name = arguments.model.model;
+  report.model = name.empty() ? "tale-8m" : name;
+  report.weights = "file";
+  if (find_model(name)) return load(arguments.model);
+  refuse_transformer(name);
+  const std::optional<nlohmann::json> shape = named_shape(name);
+  if (!shape) {
+    fail("{}: no such folder, not in the model cache, and no known shape ({})", name,
+         fmt::join(named_shapes(), ", "));
+  }
+  report.weights = "random";
+  note(fmt::format("{} is not here: random weights of its shape", name));
+  LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), compute_of(arguments.model));
+  if (!arguments.model.tokenizer.empty()) model.tokenizer = text::open_tokenizer(arguments.model.tokenizer);
+  return model;
+}
+
+std::vector<std::vector<int32_t>> make_prompts(const Arguments& arguments, const LoadedModel& model) {
+  int64_t length = arguments.prompt_length;
+  std::vector<std::vector<int32_t>> prompts(static_cast<size_t>(arguments.batch));
+  if (!arguments.prompt.empty() && model.tokenizer) {
+    const std::vector<int32_t> ids = model.tokenizer->encode(arguments.prompt);
+    std::fill(prompts.begin(), prompts.end(), ids);
+    return prompts;
+  }
+  if (!arguments.prompt.empty()) {
+    length = std::max<int64_t>(1, static_cast<int64_t>(arguments.prompt.size() + 3) / 4);
+    note(fmt::format("no tokenizer: {} random tokens stand for the prompt (four bytes a token)", length));
+  }
+  Rng rng(7);
+  for (auto& prompt : prompts) {
+    for (int64_t i = 0; i < length; ++i)
+      prompt.push_back(static_cast<int32_t>(rng.below(model.usable_vocab())));
+  }
+  return prompts;
+}
+
+Run measure(const LoadedModel& model, const std::vector<std::vector<int32_t>>& prompts,
+            const SamplingParams& sampling, int64_t new_tokens) {
+  Generator generator(model, std::ssize(prompts));
+  for (const auto& prompt : prompts) generator.add(prompt);
+  const double start = seconds_now();
+  double first = 0;
+  Progress progress;
+  int64_t done = 0;
+  generator.run({.sampling = sampling, .max_new_tokens = new_tokens, .stop = {}, .ignore_eos = true},
+                [&](size_t, int32_t, std::string_view) {
+                  if (first == 0) first = seconds_now();
+                  progress.show(fmt::format("{} of {} tokens", ++done, new_tokens * std::ssize(prompts)));
+                  return true;
+                });
+  const double end = seconds_now();
+  return {first - start, end - first, end - start};
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+int64_t peak_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::strtoll(line.c_str() + 6, nullptr, 10) * 1024;
+  }
+  return 0;
+}
+
+void measure_all(const Arguments& arguments, const LoadedModel& model, BenchReport& report) {
+  const auto prompts = make_prompts(arguments, model);
+  SamplingParams sampling = arguments.sampling.params;
+  sampling.seed = arguments.sampling.seed.value_or(1);
+  // Weights are paged in and the threads started before anything counts.
+  measure(model, {std::vector<int32_t>(prompts[0].begin(), prompts[0].begin() + 1)}, sampling, 2);
+  std::vector<double> first, decode, total;
+  const int repeats = arguments.repeats > 0 ? arguments.repeats : 3;
+  double spent = 0;
+  for (int i = 0; i < repeats && (i == 0 || arguments.repeats > 0 || spent < kLongRun); ++i) {
+    const Run run = measure(model, prompts, sampling, arguments.new_tokens);
+    first.push_back(run.first_token);
+    decode.push_back(run.decode);
+    total.push_back(run.total);
+    spent += run.total;
+  }
+  report.repeats = std::ssize(total);
+  if (report.repeats < repeats) note("one run is long: fewer repeats than 3 (--repeats N asks for more)");
+  report.prompt_tokens = std::ssize(prompts[0]);
+  report.first_token = median(first);
+  report.decode = median(decode);
+  report.total = median(total);
+  report.peak_memory = peak_memory();  // before the limits' own buffers
+}
+
+void run(Arguments& arguments) {
+  if (!arguments.model_name.empty()) {
+    SSM_CHECK(arguments.model.model.empty(), "two models: {} and --model-name {}", arguments.model.model,
+              arguments.model_name);
+    arguments.model.model = arguments.model_name;
+  }
+  BenchReport report;
+  const double start = seconds_now();
+  LoadedModel model = open(arguments, report);
+  report.load = seconds_now() - start;
+  report.stored_dtype = name_of(model.stored);
+  report.compute_dtype = name_of(model.compute);
+  report.parameters = model.parameters;
+  report.batch = arguments.batch;
+  report.new_tokens = arguments.new_tokens;
+  report.threads = num_threads();
+  report.cost = cost_of(model);
+  measure_all(arguments, model, report);
+  report.read_bandwidth = measure_read_bandwidth();
+  report.gemm_rate = measure_gemm_rate(model.stored, model.compute);
+  report.print(arguments.model.json);
+}
+
+void add_bench_flags(CLI::App& verb, Arguments& a) {
+  verb.add_option("--model-name", a.model_name, "The same as a flag")->option_text("NAME");
+  verb.add_option("--prompt", a.prompt, "Instead of random tokens")->option_text("TEXT");
+  auto count = [&](const char* flag, int64_t& value, const char* text) {
+    verb.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 32))->option_text("N");
+  };
+  count("--promptlen", a.prompt_length, "Tokens of each prompt; default 100");
+  count("--genlen", a.new_tokens, "Tokens to generate; default 100");
+  count("--batch", a.batch, "Sequences at a time; default 1");
+  verb.add_option("--repeats", a.repeats, "Medians are of these; default 3, fewer when one takes minutes")
+      ->check(CLI::Range(1, 1000))
+      ->option_text("N");
+  verb.add_option("--stored", a.stored, "Type of random weights: f32, bf16 (default) or f16")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->option_text("NAME");
+}
+
+}  // namespace
+
+void add_bench(CLI::App& program) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* verb = program.add_subcommand("bench", "Speed here, beside the machine's limits");
+  verb->add_option("MODEL", arguments->model.model,
+                   "A model, or a published one's name: random weights of its shape when it is not here");
+  add_bench_flags(*verb, *arguments);
+  add_sampling_flags(*verb, arguments->sampling);
+  add_model_flags(*verb, arguments->model);
+  verb->footer(
+      fmt::format("Limits are measured in the same run: read bandwidth over 1 GiB with all threads, and the "
+                  "GEMM rate of a product\n"
+                  "of 512 x 2048 x 2048. Prompt limit: GEMM rate / (2 x parameters in the layers' matrices). "
+                  "Decode limit: the time\n"
+                  "to read the weights once and to read and write each sequence's state, or that of its "
+                  "products if longer.\n"
+                  "Greedy unless --temperature, --top-p or --min-p is given. Shapes:\n  {}\n\n"
+                  "Examples:\n"
+                  "  ssm bench\n"
+                  "  ssm bench mamba2-130m --promptlen 512 --batch 8 --json\n"
+                  "  ssm bench --model-name state-spaces/mamba-2.8b --prompt \"My cat wrote\" --topp 0.9 "
+                  "--temperature 0.7",
+                  fmt::join(named_shapes(), ", ")));
+  verb->callback([arguments, verb] {
+    const bool draws = verb->count("--temperature") + verb->count("--top-p") + verb->count("--min-p") > 0;
+    if (draws && verb->count("--top-k") == 0) arguments->sampling.params.top_k = 0;
+    run(*arguments);
+  });
+}
+
+}  // namespace ssm::app
