@@ -27,4 +27,8 @@ void save_state(const std::filesystem::path& path, const LoadedModel& model, con
 StateNote load_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
                      int32_t slot);
 
+// The same from an opened file; `file` is the name that errors begin with.
+StateNote read_state(const io::SafetensorsFile& source, const std::string& file, const LoadedModel& model,
+                     const StatePool& pool, int32_t slot);
+
 }  // namespace ssm
