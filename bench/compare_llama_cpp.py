@@ -34,7 +34,7 @@ def ssm_round(shape: str, dtype: str, threads: int) -> dict:
 
     single = bench("--promptlen", 512, "--genlen", 64, "--batch", 1)
     many = bench("--promptlen", 16, "--genlen", 32, "--batch", 32)
-    speeds = (single["prompt_tokens_per_s"], single["decode_tokens_per_s"], many["decode_tokens_per_s"])
+    speeds = (single["prompt_tokens_per_second"], single["decode_tokens_per_second"], many["decode_tokens_per_second"])
     limits = {
         "memory_gb_per_s": single["limits"]["memory_bandwidth_gb_per_s"],
         "gemm_gflop_per_s": single["limits"]["gemm_gflop_per_s"],

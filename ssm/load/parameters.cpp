@@ -1,11 +1,17 @@
 #include "ssm/load/parameters.h"
 
+#include <set>
+
+#include "ssm/core/log.h"
+
 namespace ssm {
 namespace {
 
+// Also notes which tensors were asked for.
 class Filler final : public nn::Visitor {
  public:
   explicit Filler(const io::WeightSource& source) : source_(source) {}
+  const std::set<std::string, std::less<>>& used() const { return used_; }
 
  protected:
   void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
@@ -18,7 +24,8 @@ class Filler final : public nn::Visitor {
   }
 
  private:
-  Tensor find(const std::string& name, const Shape& shape) const {
+  Tensor find(const std::string& name, const Shape& shape) {
+    used_.insert(name);
     const std::optional<Tensor> t = source_.find(name);
     SSM_CHECK(t.has_value(), "{}: missing, expected shape {}", source_.describe(name), shape);
     SSM_CHECK(t->shape() == shape, "{}: has shape {}, the config asks for {}", source_.describe(name),
@@ -29,6 +36,7 @@ class Filler final : public nn::Visitor {
   }
 
   const io::WeightSource& source_;
+  std::set<std::string, std::less<>> used_;
 };
 
 class Counter final : public nn::Visitor {
@@ -52,6 +60,11 @@ void fill_parameters(CausalLm& model, const io::WeightSource& source) {
   Filler filler(source);
   model.visit(filler);
   model.prepare();
+  for (const std::string& name : source.names()) {
+    if (filler.used().contains(name) || (name == "lm_head.weight" && model.tied())) continue;
+    log(LogLevel::warning, fmt::format("{}: the model that the config describes has no such tensor; ignored",
+                                       source.describe(name)));
+  }
 }
 
 ParameterCount count_parameters(CausalLm& model) {

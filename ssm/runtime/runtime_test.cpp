@@ -168,6 +168,17 @@ TEST(StateFile, NamesWhatDoesNotFit) {
             std::string::npos);
 }
 
+TEST(StateFile, RefusesToSaveWhatItCouldNotLoad) {
+  const TempFolder folder;
+  const LoadedModel model = golden_model("mamba-default");
+  Generator generator(model, 1);
+  generator.add(std::vector<int32_t>(70'000, 1));
+  const fs::path file = folder / "long.state";
+  EXPECT_NE(error_of([&] { generator.save(0, file); }).find("70000 tokens are not read yet"),
+            std::string::npos);
+  EXPECT_FALSE(fs::exists(file));
+}
+
 TEST(StatePool, AcquiresForksAndReleases) {
   const LoadedModel model = golden_model("mamba2-default");
   StatePool pool(*model.model, 3);

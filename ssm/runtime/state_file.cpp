@@ -44,6 +44,9 @@ void save_state(const std::filesystem::path& path, const LoadedModel& model, con
   pool.for_each_row(slot, [&](size_t layer, std::string_view name, const Tensor& row) {
     tensors.push_back({tensor_name(layer, name), row});
   });
+  SSM_CHECK(!note.pending.empty() && note.pending.size() <= kMaxPending,
+            "{}: {} tokens are not read yet, a state file holds 1 to {}", path.string(), note.pending.size(),
+            kMaxPending);
   const nlohmann::json about{{"tokens", note.tokens}, {"pending", note.pending}};
   if (note.seen.defined()) tensors.push_back({kSeen, note.seen});
   io::write_safetensors(path, tensors,

@@ -17,7 +17,7 @@ namespace ssm::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// e^x within 2 ulp; 0 below -87.3 (no subnormals), held at 2.4e38 above 88.37. The polynomial is Cephes
+// e^x within 3 ulp; 0 below -87.3 (no subnormals), held at 2.4e38 above 88.37. The polynomial is Cephes
 // expf's.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp_f32(D d, V x) {

@@ -1,0 +1,10 @@
+# The project's verbs; each is a script of its own.
+.PHONY: run test build bench format check fuzz install-test
+run:          ; scripts/run "Once upon a time"
+test:         ; scripts/test
+build:        ; scripts/build release
+bench:        ; scripts/build bench && build/bench/bin/ops_bench
+format:       ; scripts/format
+check:        ; scripts/format --check && scripts/check-layers
+fuzz:         ; scripts/fuzz
+install-test: ; scripts/test-install
