@@ -213,10 +213,25 @@ def of_sentencepiece(path):
     return {"texts": TEXTS, "ids": [encode(t) for t in TEXTS]}
 
 
+def small_sentencepiece(kind):
+    """A model of a few hundred pieces; a trainer's floats may differ in the last place from machine to machine."""
+    path = OUT / f"sentencepiece-{kind}.model"
+    sentences = ["the cat and the dog sat on the mat", "a cat and a hat and the rat in the house"] * 8
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=file, model_type=kind, vocab_size=300,
+            hard_vocab_limit=False, byte_fallback=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, user_defined_symbols=["[UD]"], control_symbols=["[INST]", "[/INST]"],
+            num_threads=1, minloglevel=2)
+    dump(f"sentencepiece-{kind}.json", of_sentencepiece(path))
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     print("tokenizers", tokenizers.__version__, "sentencepiece", sentencepiece.__version__)
     synthetic()
+    small_sentencepiece("bpe")
+    small_sentencepiece("unigram")
     dump("bundled.json", of_tokenizer_json(ROOT / "models" / "tale-8m" / "tokenizer.json"))
     if len(sys.argv) > 1:
         folder = Path(sys.argv[1])

@@ -10,7 +10,7 @@ do not edit by hand.
 
     python scripts/make_goldens.py                      # all models and this page; byte for byte the same again
     python scripts/make_goldens.py mamba-eps            # one
-    python scripts/make_tale_golden.py TEXT             # tale-8m.json, the bundled model, and its score on a held-out text
+    python scripts/make_tale_golden.py TEXT             # tale-8m.json: the bundled model, and its score of a text
 
 Made with {versions}.
 
@@ -44,8 +44,8 @@ Transformers is wrong or has no such option (the metadata says which). Seen in T
  - The gated norm is per group at inference too. Versions without a `group_size` in MambaRMSNormGated (4.57) are wrong
    for n_groups > 1 and must not be used to make these files.
 
-For `original-mamba2-hdim` and `-norm-first` the nearest model that Transformers has is compared instead; for `-no-norm` and
-`-mlp` (d_ssm) the PyTorch lines of mamba_ssm's Mamba2.step, run once in float64, gave the same to 3e-7.
+For `original-mamba2-hdim` and `-norm-first` the nearest model that Transformers has is compared instead; for `-no-norm`
+and `-mlp` (d_ssm) the PyTorch lines of mamba_ssm's Mamba2.step, run once in float64, gave the same to 3e-7.
 
 ## Cases
 "mixed" is bf16 with A_log, D, dt_bias and the norms in f32.

@@ -71,6 +71,22 @@ void check_folder(const fs::path& folder) {
   SSM_CHECK(first != fs::directory_iterator(), "{}: the folder is empty", name);
 }
 
+// Under Transformers' names.
+std::unique_ptr<WeightSource> open_weights(const fs::path& folder, Layout layout) {
+  std::vector<const char*> files{"model.safetensors", "model.safetensors.index.json",
+                                 "consolidated.safetensors", "pytorch_model.bin",
+                                 "pytorch_model.bin.index.json"};
+  if (layout == Layout::mistral) std::swap(files[0], files[2]);
+  for (const std::string_view file : files) {
+    const fs::path path = folder / file;
+    if (!is_there(path)) continue;
+    if (file.ends_with(".index.json")) return std::make_unique<RenamedSource>(open_sharded(path));
+    if (file.ends_with(".bin")) return std::make_unique<RenamedSource>(TorchFile::open(path));
+    return std::make_unique<RenamedSource>(SafetensorsFile::open(path));
+  }
+  fail("{}: no weights: none of {} is in this folder", printable(folder.string()), fmt::join(files, ", "));
+}
+
 // The layout and the normalised config. config.json decides; params.json where it is absent or unknown.
 void read_config_files(Checkpoint& checkpoint) {
   const fs::path& folder = checkpoint.folder;
@@ -82,7 +98,13 @@ void read_config_files(Checkpoint& checkpoint) {
     const json config = parse_json(map_file(path).text(), name, SpecialFloats::allow);
     if (const std::optional<Layout> layout = layout_of_config(config)) {
       checkpoint.layout = *layout;
-      checkpoint.config = normalise_config(config, *layout, name);
+      MistralSizes sizes;
+      if (*layout == Layout::mistral) {
+        const int64_t groups =
+            config.value("n_groups", json()).is_number_integer() ? config["n_groups"].get<int64_t>() : 0;
+        sizes = sizes_from_tensors(*open_weights(folder, *layout), groups);
+      }
+      checkpoint.config = normalise_config(config, *layout, name, sizes);
       return;
     }
     if (unknown.empty()) unknown = name;
@@ -95,28 +117,13 @@ void read_config_files(Checkpoint& checkpoint) {
   fail("{}: no config.json and no params.json in this folder", printable(folder.string()));
 }
 
-std::unique_ptr<WeightSource> open_weights(const fs::path& folder, Layout layout) {
-  std::vector<const char*> files{"model.safetensors", "model.safetensors.index.json",
-                                 "consolidated.safetensors", "pytorch_model.bin",
-                                 "pytorch_model.bin.index.json"};
-  if (layout == Layout::mistral) std::swap(files[0], files[2]);
-  for (const std::string_view file : files) {
-    const fs::path path = folder / file;
-    if (!is_there(path)) continue;
-    if (file.ends_with(".index.json")) return open_sharded(path);
-    if (file.ends_with(".bin")) return TorchFile::open(path);
-    return SafetensorsFile::open(path);
-  }
-  fail("{}: no weights: none of {} is in this folder", printable(folder.string()), fmt::join(files, ", "));
-}
-
 }  // namespace
 
 Checkpoint open_checkpoint(const fs::path& folder) {
   check_folder(folder);
   Checkpoint checkpoint{folder, Layout::transformers, {}, nullptr};
   read_config_files(checkpoint);
-  checkpoint.weights = std::make_unique<RenamedSource>(open_weights(folder, checkpoint.layout));
+  checkpoint.weights = open_weights(folder, checkpoint.layout);
   return checkpoint;
 }
 

@@ -29,14 +29,14 @@ std::optional<Layout> layout_of_config(const json& config) {
   return std::nullopt;
 }
 
-json normalise_config(const json& config, Layout layout, const std::string& file) {
+json normalise_config(const json& config, Layout layout, const std::string& file, const MistralSizes& sizes) {
   switch (layout) {
     case Layout::transformers:
       return normalise_transformers(config, file);
     case Layout::original:
       return normalise_original(config, file);
     case Layout::mistral:
-      return normalise_mistral(config, file);
+      return normalise_mistral(config, file, sizes);
   }
   fail("{}: unknown layout", file);
 }

@@ -21,8 +21,20 @@ namespace ssm::io {
 // The layout a parsed config.json or params.json belongs to; nothing when it is none of ours.
 std::optional<Layout> layout_of_config(const nlohmann::json& config);
 
+// Sizes that Mistral's params.json cannot say; its models have these, or what their tensors show.
+struct MistralSizes {
+  std::optional<int64_t> inner;  // E; 2 * dim
+  int64_t head_dim = 64;
+  int64_t state_size = 128;
+  int64_t conv_kernel = 4;
+};
+// From layer 0's dt_bias [H], norm.weight [E] and conv1d.weight [E + 2GN, 1, K]; what does not fit is left to
+// the check of shapes at loading.
+MistralSizes sizes_from_tensors(const WeightSource& weights, int64_t groups);
+
 // `file` is the name that errors begin with.
-nlohmann::json normalise_config(const nlohmann::json& config, Layout layout, const std::string& file);
+nlohmann::json normalise_config(const nlohmann::json& config, Layout layout, const std::string& file,
+                                const MistralSizes& sizes = {});
 
 // Parses (bare Infinity and NaN allowed), finds the layout and normalises.
 nlohmann::json read_config(std::string_view text, const std::string& file);

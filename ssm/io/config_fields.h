@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "ssm/core/error.h"
+#include "ssm/io/config.h"
 #include "ssm/io/json.h"
 
 namespace ssm::io {
@@ -57,6 +58,7 @@ void check_mamba2_shape(const ConfigFields& fields, const Mamba2Shape& shape, co
 
 nlohmann::json normalise_transformers(const nlohmann::json& config, const std::string& file);
 nlohmann::json normalise_original(const nlohmann::json& config, const std::string& file);
-nlohmann::json normalise_mistral(const nlohmann::json& config, const std::string& file);
+nlohmann::json normalise_mistral(const nlohmann::json& config, const std::string& file,
+                                 const MistralSizes& sizes);
 
 }  // namespace ssm::io

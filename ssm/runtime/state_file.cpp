@@ -3,8 +3,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "ssm/io/safetensors.h"
-
 namespace ssm {
 namespace {
 
@@ -57,9 +55,12 @@ void save_state(const std::filesystem::path& path, const LoadedModel& model, con
 
 StateNote load_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
                      int32_t slot) {
-  const std::string file = path.string();
-  const auto source = io::SafetensorsFile::open(path);
-  const io::Metadata& metadata = source->metadata();
+  return read_state(*io::SafetensorsFile::open(path), path.string(), model, pool, slot);
+}
+
+StateNote read_state(const io::SafetensorsFile& source, const std::string& file, const LoadedModel& model,
+                     const StatePool& pool, int32_t slot) {
+  const io::Metadata& metadata = source.metadata();
   SSM_CHECK(field(metadata, "format", file) == kFormat, "{}: not a state file: format is \"{}\"", file,
             field(metadata, "format", file));
   SSM_CHECK(field(metadata, "version", file) == std::to_string(kStateFileVersion),
@@ -75,7 +76,7 @@ StateNote load_state(const std::filesystem::path& path, const LoadedModel& model
       copies;  // (from, to): nothing is written before everything was checked
   pool.for_each_row(slot, [&](size_t layer, std::string_view name, const Tensor& row) {
     const std::string key = tensor_name(layer, name);
-    const std::optional<Tensor> t = source->find(key);
+    const std::optional<Tensor> t = source.find(key);
     SSM_CHECK(t.has_value(), "{}: tensor {} is missing", file, key);
     SSM_CHECK(t->shape() == row.shape() && t->dtype() == DType::f32,
               "{}: tensor {} is {} {}, this model's state is f32 {}", file, key, name_of(t->dtype()),
@@ -84,14 +85,14 @@ StateNote load_state(const std::filesystem::path& path, const LoadedModel& model
       SSM_CHECK(std::isfinite(x), "{}: tensor {} is not finite", file, key);
     copies.emplace_back(*t, row);
   });
-  if (const std::optional<Tensor> seen = source->find(kSeen)) {
+  if (const std::optional<Tensor> seen = source.find(kSeen)) {
     SSM_CHECK(seen->shape() == Shape{vocab} && seen->dtype() == DType::u8, "{}: tensor {} is not u8 [{}]",
               file, kSeen, vocab);
     note.seen = seen->clone();
   }
   const size_t known = copies.size() + (note.seen.defined() ? 1 : 0);
-  SSM_CHECK(source->names().size() == known, "{}: {} tensors, this model's state has {}", file,
-            source->names().size(), known);
+  SSM_CHECK(source.names().size() == known, "{}: {} tensors, this model's state has {}", file,
+            source.names().size(), known);
   for (const auto& [from, to] : copies) std::memcpy(to.raw(), from.raw(), to.bytes());
   return note;
 }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "ssm/io/safetensors.h"
 #include "ssm/load/load_model.h"
 #include "ssm/runtime/state_pool.h"
 
@@ -25,5 +26,9 @@ void save_state(const std::filesystem::path& path, const LoadedModel& model, con
 // model of another shape; the slot is then as it was.
 StateNote load_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
                      int32_t slot);
+
+// The same from an opened file; `file` is the name that errors begin with.
+StateNote read_state(const io::SafetensorsFile& source, const std::string& file, const LoadedModel& model,
+                     const StatePool& pool, int32_t slot);
 
 }  // namespace ssm

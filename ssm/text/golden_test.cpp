@@ -1,6 +1,7 @@
 // Ids against those of the Python packages (scripts/make_tokenizer_goldens.py).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -70,6 +71,20 @@ TEST(Golden, Codestral) {
     const auto s = text.get<std::string>();
     if (s.find("\u2581") != s.npos) continue;  // SentencePiece's own sign for a space
     EXPECT_EQ(tokenizer->decode(tokenizer->encode(s)), s);
+  }
+}
+
+TEST(Golden, SmallSentencePieceModels) {
+  for (const std::string kind : {"bpe", "unigram"}) {
+    SCOPED_TRACE(kind);
+    const auto tokenizer =
+        open_tokenizer(kRoot / "tests/goldens/tokenizers" / ("sentencepiece-" + kind + ".model"));
+    const json expected = golden(("sentencepiece-" + kind + ".json").c_str());
+    expect_ids(*tokenizer, expected["texts"], expected["ids"]);
+    for (const std::string text :
+         {"the cat", "  a  hat ", "[INST] the\n[/INST]\n\n x", " ", "\xFFthe\xE2\x82"}) {
+      EXPECT_EQ(tokenizer->decode(tokenizer->encode(text)), text);
+    }
   }
 }
 

@@ -201,8 +201,8 @@ void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Ac
                   activation};
   const int64_t items = conv.first_tile.back() * blocks;
   const int64_t per_item = std::max<int64_t>(1, batch.total() * C / items);
-  // A piece is some microseconds of work, so that a fork pays.
-  parallel_for(items, std::max<int64_t>(1, 8192 / per_item), [&](int64_t begin, int64_t end) {
+  // A piece is some ten microseconds, as waking a thread may take as long.
+  parallel_for(items, std::max<int64_t>(1, 32768 / per_item), [&](int64_t begin, int64_t end) {
     std::vector<const float*> inputs(static_cast<size_t>(rows + K - 1));
     const auto& first = conv.first_tile;
     int64_t b = std::upper_bound(first.begin(), first.end(), begin / blocks) - first.begin() - 1;

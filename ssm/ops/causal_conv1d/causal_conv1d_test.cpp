@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "ssm/ops/causal_conv1d/causal_conv1d_reference.h"
-#include "ssm/ops/simd/targets_test_util.h"
+#include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_util.h"
 
 namespace ssm {
@@ -21,8 +21,8 @@ struct Case {
   Tensor x, weight, bias, state;
   Activation activation;
 
-  explicit Case(Rng& rng, int64_t longest = 30) {
-    C = 1 + rng.below(rng.below(8) ? 50 : 2500);
+  explicit Case(Rng& rng, int64_t longest = 30, int64_t least_channels = 1) {
+    C = least_channels + rng.below(rng.below(8) ? 50 : 2500);
     K = 1 + rng.below(rng.below(4) ? 5 : 12);
     const int64_t B = 1 + rng.below(5);
     slots = B + rng.below(3);
@@ -133,7 +133,7 @@ TEST(CausalConv1d, ThreadsAndLayoutsGiveTheSameBits) {
   test::for_each_target([] {
     Rng rng(25);
     for (int trial = 0; trial < 6; ++trial) {
-      const Case c(rng, 300);
+      const Case c(rng, 200, 1100);  // enough work for several pieces
       const Tensor state = c.copy_of_state();
       const Tensor y = causal_conv1d(c.x, c.weight, c.bias, c.activation, c.batch(), state);
       for (const int threads : {1, 2, 3, 5}) {

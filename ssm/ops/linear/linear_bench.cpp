@@ -16,7 +16,8 @@ void bench_linear(benchmark::State& state, DType weights, DType compute) {
   // Decode reads weights from memory: enough copies that none stays in cache.
   const int64_t copies = T <= 32 ? std::max<int64_t>(1, (int64_t{256} << 20) / (N * K * 2)) : 1;
   std::vector<Weight> w;
-  for (int64_t i = 0; i < copies; ++i) w.emplace_back(test::random_normal({N, K}, rng).to(weights));
+  const Tensor random = test::random_normal({N, K}, rng).to(weights);
+  for (int64_t i = 0; i < copies; ++i) w.emplace_back(random.clone());
   Arena arena;
   size_t i = 0;
   for (auto _ : state) {

@@ -16,7 +16,7 @@ namespace ssm::cpu {
 inline constexpr int kTileRows = 6;     // rows of x
 inline constexpr int kTileColumns = 4;  // rows of W; a single row of x takes twice as many
 inline constexpr int64_t kPieceColumns = 32;
-inline constexpr int64_t kBlockBytes = 192 << 10;  // of x, kept in a core's L2 while the weights stream past
+inline constexpr int64_t kBlockBytes = 512 << 10;  // of x, kept in a core's L2 while the weights stream past
 
 // Calls panel(row_begin, row_end, column_begin, column_end) for pieces that cover [0, T) x [0, N).
 template <class Panel>

@@ -45,10 +45,11 @@ HWY_INLINE hn::Vec<D> load_tail(D d, const T* p, int64_t n) {
   return load_f32(d, padded);
 }
 
-// out[i][j] = sum_k x[i, k] w[j][k]
+// out[i][j] = sum_k x[i, k] w[j][k]. The weights `ahead` elements further on are fetched meanwhile: rows are
+// too short for the hardware's prefetcher to get going.
 template <int MR, int NR, class TW>
 HWY_NOINLINE void tile(const float* HWY_RESTRICT x, int64_t x_stride, const std::array<const TW*, NR>& w,
-                       int64_t K, float (*HWY_RESTRICT out)[8]) {
+                       int64_t ahead, int64_t K, float (*HWY_RESTRICT out)[8]) {
   const hn::ScalableTag<float> d;
   using V = hn::Vec<decltype(d)>;
   constexpr int64_t kLanes = hn::MaxLanes(decltype(d)());
@@ -62,6 +63,7 @@ HWY_NOINLINE void tile(const float* HWY_RESTRICT x, int64_t x_stride, const std:
     for (int i = 0; i < MR; ++i) xs[i] = hn::LoadU(d, x + i * x_stride + k);
     for (int j = 0; j < NR; ++j) {
       const V wv = load_f32(d, w[j] + k);
+      if (ahead != 0) __builtin_prefetch(w[j] + k + ahead);
       for (int i = 0; i < MR; ++i) acc[i][j] = hn::MulAdd(xs[i], wv, acc[i][j]);
     }
   }
@@ -116,10 +118,11 @@ void linear_rows(const float* x, int64_t x_stride, const TW* w, int64_t w_stride
           const float* tile_x = x + row * x_stride;
           if (widen) {
             if constexpr (MR > 1) {
-              tile<MR, NR>(tile_x, x_stride, cpu::tile_columns<NR>(widened.data(), K, 0, columns), K, out);
+              tile<MR, NR>(tile_x, x_stride, cpu::tile_columns<NR>(widened.data(), K, 0, columns), 0, K, out);
             }
           } else if (MR > 1 || step == 8) {
-            tile<MR, NR>(tile_x, x_stride, cpu::tile_columns<NR>(w, w_stride, column, column1), K, out);
+            tile<MR, NR>(tile_x, x_stride, cpu::tile_columns<NR>(w, w_stride, column, column1),
+                         row == row0 ? NR * w_stride : 0, K, out);
           }
         });
         store_tile(out, rows, columns, bias ? bias + column : nullptr, y + row * N + column, N);

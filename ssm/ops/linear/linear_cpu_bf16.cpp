@@ -14,6 +14,8 @@
 namespace ssm::cpu {
 namespace {
 
+constexpr int kFewRows = 5;
+
 SSM_AVX512_BF16 inline __m512bh load(const BFloat16* p) {
   return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
 }
@@ -34,8 +36,8 @@ SSM_AVX512_BF16 inline __m128 fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
 
 template <int MR, int NR>
 SSM_AVX512_BF16 __attribute__((noinline)) void tile(const BFloat16* x, int64_t x_stride,
-                                                    const std::array<const BFloat16*, NR>& w, int64_t K,
-                                                    float (*out)[8]) {
+                                                    const std::array<const BFloat16*, NR>& w, int64_t ahead,
+                                                    int64_t K, float (*out)[8]) {
   __m512 acc[MR][NR];
   for (int i = 0; i < MR; ++i) {
     for (int j = 0; j < NR; ++j) acc[i][j] = _mm512_setzero_ps();
@@ -46,6 +48,7 @@ SSM_AVX512_BF16 __attribute__((noinline)) void tile(const BFloat16* x, int64_t x
     for (int i = 0; i < MR; ++i) xs[i] = load(x + i * x_stride + k);
     for (int j = 0; j < NR; ++j) {
       const __m512bh wv = load(w[static_cast<size_t>(j)] + k);
+      if (ahead != 0) __builtin_prefetch(w[static_cast<size_t>(j)] + k + ahead);
       for (int i = 0; i < MR; ++i) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], xs[i], wv);
     }
   }
@@ -62,6 +65,41 @@ SSM_AVX512_BF16 __attribute__((noinline)) void tile(const BFloat16* x, int64_t x
       _mm_storeu_ps(out[i] + j, fold4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3]));
     }
   }
+}
+
+// Few rows: the weights come from memory, one row after another so that the hardware's prefetcher follows,
+// and the accumulators of an output lie along K instead.
+template <int MR>
+SSM_AVX512_BF16 __attribute__((noinline)) void few_rows_tile(const BFloat16* x, int64_t x_stride,
+                                                             const std::array<const BFloat16*, 4>& w,
+                                                             int64_t K, float (*out)[8]) {
+  constexpr int kAlongK = 4;
+  __m512 sum[MR][4];
+  for (int j = 0; j < 4; ++j) {
+    const BFloat16* row = w[static_cast<size_t>(j)];
+    __m512 acc[MR][kAlongK];
+    for (int i = 0; i < MR; ++i) {
+      for (int s = 0; s < kAlongK; ++s) acc[i][s] = _mm512_setzero_ps();
+    }
+    int64_t k = 0;
+    for (; k + 32 * kAlongK <= K; k += 32 * kAlongK) {
+      for (int s = 0; s < kAlongK; ++s) {
+        const __m512bh wv = load(row + k + 32 * s);
+        for (int i = 0; i < MR; ++i)
+          acc[i][s] = _mm512_dpbf16_ps(acc[i][s], load(x + i * x_stride + k + 32 * s), wv);
+      }
+    }
+    for (; k < K; k += 32) {
+      const auto mask = static_cast<__mmask32>(K - k >= 32 ? ~0u : (1u << (K - k)) - 1);
+      const __m512bh wv = load(row + k, mask);
+      for (int i = 0; i < MR; ++i)
+        acc[i][0] = _mm512_dpbf16_ps(acc[i][0], load(x + i * x_stride + k, mask), wv);
+    }
+    for (int i = 0; i < MR; ++i) {
+      sum[i][j] = _mm512_add_ps(_mm512_add_ps(acc[i][0], acc[i][1]), _mm512_add_ps(acc[i][2], acc[i][3]));
+    }
+  }
+  for (int i = 0; i < MR; ++i) _mm_storeu_ps(out[i], fold4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
 }
 
 }  // namespace
@@ -83,18 +121,20 @@ SSM_AVX512_BF16 void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
 
 void linear_bf16_dot(const BFloat16* x, int64_t x_stride, const Tensor& w, const float* bias,
                      const Tensor& y) {
-  const int64_t N = w.size(0), K = w.size(1), w_stride = w.stride(0);
+  const int64_t T = y.size(0), N = w.size(0), K = w.size(1), w_stride = w.stride(0);
   const BFloat16* weights = w.data<BFloat16>();
-  for_each_panel(y.size(0), N, K * 2, [&](int64_t row0, int64_t row1, int64_t column0, int64_t column1) {
-    const int64_t step = row1 - row0 == 1 ? 8 : 4;
+  for_each_panel(T, N, K * 2, [&](int64_t row0, int64_t row1, int64_t column0, int64_t column1) {
+    constexpr int64_t step = kTileColumns;
     for (int64_t column = column0; column < column1; column += step) {
       const int64_t columns = std::min(step, column1 - column);
+      const auto w_rows = tile_columns<kTileColumns>(weights, w_stride, column, column1);
       for_each_row_tile(row0, row1, [&](int64_t row, int rows) {
         float out[kTileRows][8];
         with_constant<kTileRows>(rows, [&](auto mr) {
-          constexpr int MR = decltype(mr)::value, NR = MR == 1 ? 8 : 4;
-          tile<MR, NR>(x + row * x_stride, x_stride, tile_columns<NR>(weights, w_stride, column, column1), K,
-                       out);
+          constexpr int MR = decltype(mr)::value;
+          const BFloat16* tile_x = x + row * x_stride;
+          if (MR <= kFewRows && T <= kFewRows) return few_rows_tile<MR>(tile_x, x_stride, w_rows, K, out);
+          tile<MR, kTileColumns>(tile_x, x_stride, w_rows, row == row0 ? step * w_stride : 0, K, out);
         });
         float* to = y.data<float>() + row * N + column;
         for (int i = 0; i < rows; ++i) {

@@ -2,10 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include <hwy/targets.h>
-
 #include "ssm/core/parallel.h"
 #include "ssm/ops/linear/linear_reference.h"
+#include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_util.h"
 
 namespace ssm {
@@ -25,19 +24,17 @@ std::vector<double> expected(const Tensor& x, const Tensor& w, const Tensor& bia
 
 TEST(Linear, EqualsTheReferenceOnEveryTarget) {
   Rng rng(2);
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::SetSupportedTargetsForTest(target);
+  test::for_each_target([&] {
     for (int trial = 0; trial < 150; ++trial) {
       const auto [T, N, K] = random_case(rng);
       for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
         const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(dtype);
         const Tensor bias = rng.below(2) ? test::random_normal({N}, rng) : Tensor{};
         EXPECT_LT(test::relative_error(linear(x, Weight{w}, bias), expected(x, w, bias)), 3e-6)
-            << T << " x " << N << " x " << K << " " << name_of(dtype) << " " << hwy::TargetName(target);
+            << T << " x " << N << " x " << K << " " << name_of(dtype);
       }
     }
-  }
-  hwy::SetSupportedTargetsForTest(0);
+  });
 }
 
 TEST(Linear, RoundsActivationsToTheComputeType) {

@@ -150,14 +150,14 @@ RmsNormArgs make_args(const Tensor& x, const Tensor& weight, float eps, const Te
   return a;
 }
 
-// Rows a piece: enough work that a fork pays, some microseconds.
+// Rows a piece: some ten microseconds, as waking a thread may take as long.
 int64_t grain(int64_t M, int64_t elements) { return std::max<int64_t>(1, elements / M); }
 
 }  // namespace
 
 void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) {
   const RmsNormArgs a = make_args(x, weight, eps, y);
-  parallel_for(x.size(0), grain(a.M, 16384), [&](int64_t begin, int64_t end) {
+  parallel_for(x.size(0), grain(a.M, 65536), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(rms_norm_kernel)(a, begin, end);
   });
 }
@@ -166,7 +166,7 @@ void add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
   RmsNormArgs a = make_args(x, weight, eps, y);
   a.residual = residual.data<float>();
   a.residual_stride = residual.stride(0);
-  parallel_for(x.size(0), grain(a.M, 16384), [&](int64_t begin, int64_t end) {
+  parallel_for(x.size(0), grain(a.M, 65536), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(add_rms_norm_kernel)(a, begin, end);
   });
 }
@@ -177,7 +177,7 @@ void gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, int6
   a.z = z.data<float>();
   a.z_stride = z.stride(0);
   a.groups = groups;
-  parallel_for(x.size(0), grain(a.M, 8192), [&](int64_t begin, int64_t end) {
+  parallel_for(x.size(0), grain(a.M, 32768), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(gated_rms_norm_kernel)(a, begin, end);
   });
 }

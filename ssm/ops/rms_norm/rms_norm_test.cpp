@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "ssm/ops/rms_norm/rms_norm_reference.h"
-#include "ssm/ops/simd/targets_test_util.h"
+#include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_util.h"
 
 namespace ssm {

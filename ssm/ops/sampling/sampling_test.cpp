@@ -6,7 +6,7 @@
 #include <set>
 
 #include "ssm/ops/sampling/sampling_reference.h"
-#include "ssm/ops/simd/targets_test_util.h"
+#include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_util.h"
 
 namespace ssm {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "ssm/core/parallel.h"
 #include "ssm/ops/simd/scratch.h"
@@ -88,68 +89,135 @@ HWY_INLINE V advance_states(int64_t N, V delta2, V delta_u, const float* HWY_RES
   return sum;
 }
 
-// One token of a vector of channels, e .. e + count. `A_max` is the largest |A| of each channel; null: not
-// known.
+// What a token's channels take into the recurrence.
+struct Step {
+  V delta2;   // delta' log2(e)
+  V delta_u;  // delta' u
+};
+
 template <bool kWhole>
-HWY_INLINE void advance_token(const SelectiveScanOperands& s, int64_t t, int64_t e, int64_t count,
-                              const float* A, int64_t A_stride, const float* A_max, float* h,
-                              int64_t h_stride) {
+HWY_INLINE Step load_step(const SelectiveScanOperands& s, int64_t t, int64_t e, int64_t count) {
   const D d;
-  const V u = load<kWhole>(s.u.at(t) + e, count);
   V delta = load<kWhole>(s.delta.at(t) + e, count);
   if (s.delta_bias) delta = hn::Add(delta, load<kWhole>(s.delta_bias + e, count));
   if (s.delta_softplus) delta = softplus_f32(d, delta);
-  const V delta2 = hn::Mul(delta, hn::Set(d, kLog2E));
-  const V delta_u = hn::Mul(delta, u);
-  const bool in_range =
-      A_max && hn::AllTrue(d, hn::Lt(hn::Abs(hn::Mul(delta2, hn::LoadU(d, A_max))), hn::Set(d, kExp2Limit)));
-  V y = in_range
-            ? advance_states<true>(s.N, delta2, delta_u, A, A_stride, s.B.at(t), s.C.at(t), h, h_stride)
-            : advance_states<false>(s.N, delta2, delta_u, A, A_stride, s.B.at(t), s.C.at(t), h, h_stride);
-  if (s.D) y = hn::MulAdd(u, load<kWhole>(s.D + e, count), y);
-  if (s.z.data) y = hn::Mul(y, silu_f32(d, load<kWhole>(s.z.at(t) + e, count)));
-  store<kWhole>(y, s.y + t * s.E + e, count);
+  return {hn::Mul(delta, hn::Set(d, kLog2E)), hn::Mul(delta, load<kWhole>(s.u.at(t) + e, count))};
+}
+
+// y = (sum + D u) silu(z)
+template <bool kWhole>
+HWY_INLINE void finish(const SelectiveScanOperands& s, int64_t t, int64_t e, int64_t count, V sum) {
+  if (s.D) sum = hn::MulAdd(load<kWhole>(s.u.at(t) + e, count), load<kWhole>(s.D + e, count), sum);
+  if (s.z.data) sum = hn::Mul(sum, silu_f32(D(), load<kWhole>(s.z.at(t) + e, count)));
+  store<kWhole>(sum, s.y + t * s.E + e, count);
 }
 
 // A block's rows lie a whole [T, E] row apart, often in another page each: no hardware prefetcher follows.
-constexpr int64_t kPrefetchTokens = 6;
-HWY_INLINE void prefetch_rows(const SelectiveScanOperands& s, int64_t t, int64_t e0, int64_t width) {
-  constexpr int64_t kLine = 16;  // floats
-  for (int64_t e = e0; e < e0 + width; e += kLine) {
-    hwy::Prefetch(s.u.at(t) + e);
-    hwy::Prefetch(s.delta.at(t) + e);
-    if (s.z.data) hwy::Prefetch(s.z.at(t) + e);
-    hwy::Prefetch(s.y + t * s.E + e);
+HWY_INLINE void prefetch_token(const SelectiveScanOperands& s, int64_t t, int64_t e) {
+  hwy::Prefetch(s.u.at(t) + e);
+  hwy::Prefetch(s.delta.at(t) + e);
+  if (s.z.data) hwy::Prefetch(s.z.at(t) + e);
+  hwy::Prefetch(s.y + t * s.E + e);
+}
+
+// A block of channels: its states and A, and the steps and sums of a few tokens, in rows of `padded`, the
+// width in whole vectors. Softplus, recurrence and gate run as three passes over those tokens: each is a
+// long chain of operations on one vector, and hides its latency behind the other vectors only.
+constexpr int64_t kTileTokens = 8;
+struct Block {
+  int64_t e0, width, whole, padded;
+  float *A, *h;                   // [N, padded]
+  float *A_max, *delta_max;       // [padded]: largest |A|; largest |delta2| of the tile
+  float *delta2, *delta_u, *sum;  // [kTileTokens, padded]
+
+  Block(const SelectiveScanOperands& s, int64_t first, int64_t channels) : e0(first), width(channels) {
+    const int64_t lanes = static_cast<int64_t>(hn::Lanes(D()));
+    whole = width / lanes * lanes;
+    padded = (width + lanes - 1) / lanes * lanes;
+    float* p = cpu::thread_scratch((2 * s.N + 2 + 3 * kTileTokens) * padded);
+    for (float** rows : {&A, &h}) *rows = p, p += s.N * padded;
+    for (float** row : {&A_max, &delta_max}) *row = p, p += padded;
+    for (float** rows : {&delta2, &delta_u, &sum}) *rows = p, p += kTileTokens * padded;
+  }
+
+  // Calls body(first channel, count, whole?) for each vector of the block.
+  template <class Body>
+  HWY_INLINE void for_each_vector(Body&& body) const {
+    const int64_t lanes = static_cast<int64_t>(hn::Lanes(D()));
+    for (int64_t i = 0; i < whole; i += lanes) body(i, lanes, std::true_type());
+    if (whole < width) body(whole, width - whole, std::false_type());
+  }
+};
+
+void load_block(const SelectiveScanOperands& s, const float* state, const Block& block) {
+  std::fill_n(block.A, (2 * s.N + 1) * block.padded, 0.0f);
+  for (int64_t n = 0; n < s.N; ++n) {
+    float* const A = block.A + n * block.padded;
+    std::copy_n(s.A + n * s.A_stride + block.e0, block.width, A);
+    if (state) std::copy_n(state + n * s.E + block.e0, block.width, block.h + n * block.padded);
+    for (int64_t i = 0; i < block.width; ++i) block.A_max[i] = std::max(block.A_max[i], std::abs(A[i]));
   }
 }
 
-// Tokens [begin, end) of one sequence, channels [e0, e0 + width), with states and A in scratch:
-// A [N, padded], A_max [padded], h [N, padded], padded the width in whole vectors.
+void load_steps(const SelectiveScanOperands& s, const Block& block, int64_t t0, int64_t tokens) {
+  const D d;
+  std::fill_n(block.delta_max, block.padded, 0.0f);
+  for (int64_t t = 0; t < tokens; ++t) {
+    block.for_each_vector([&](int64_t i, int64_t count, auto is_whole) HWY_ATTR {
+      const Step step = load_step<decltype(is_whole)::value>(s, t0 + t, block.e0 + i, count);
+      hn::Store(step.delta2, d, block.delta2 + t * block.padded + i);
+      hn::Store(step.delta_u, d, block.delta_u + t * block.padded + i);
+      float* const largest = block.delta_max + i;
+      hn::Store(hn::Max(hn::Load(d, largest), hn::Abs(step.delta2)), d, largest);
+    });
+  }
+}
+
+void advance_tile(const SelectiveScanOperands& s, const Block& block, int64_t t0, int64_t tokens,
+                  int64_t end) {
+  const D d;
+  const int64_t stride = block.padded;
+  block.for_each_vector([&](int64_t i, int64_t, auto) HWY_ATTR {
+    const V largest = hn::Mul(hn::Load(d, block.delta_max + i), hn::Load(d, block.A_max + i));
+    const bool in_range = hn::AllTrue(d, hn::Lt(largest, hn::Set(d, kExp2Limit)));
+    for (int64_t t = 0; t < tokens; ++t) {
+      prefetch_token(s, std::min(t0 + kTileTokens + t, end - 1), block.e0 + i);
+      const V delta2 = hn::Load(d, block.delta2 + t * stride + i);
+      const V delta_u = hn::Load(d, block.delta_u + t * stride + i);
+      const float* const B = s.B.at(t0 + t);
+      const float* const C = s.C.at(t0 + t);
+      const V sum =
+          in_range
+              ? advance_states<true>(s.N, delta2, delta_u, block.A + i, stride, B, C, block.h + i, stride)
+              : advance_states<false>(s.N, delta2, delta_u, block.A + i, stride, B, C, block.h + i, stride);
+      hn::Store(sum, d, block.sum + t * stride + i);
+    }
+  });
+}
+
+void finish_tile(const SelectiveScanOperands& s, const Block& block, int64_t t0, int64_t tokens) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    block.for_each_vector([&](int64_t i, int64_t count, auto is_whole) HWY_ATTR {
+      finish<decltype(is_whole)::value>(s, t0 + t, block.e0 + i, count,
+                                        hn::Load(D(), block.sum + t * block.padded + i));
+    });
+  }
+}
+
+// Tokens [begin, end) of one sequence.
 void scan_block(const SelectiveScanOperands& s, int64_t begin, int64_t end, float* state, int64_t e0,
                 int64_t width) {
-  const D d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const int64_t padded = (width + lanes - 1) / lanes * lanes, whole = width / lanes * lanes;
-  float* const A = cpu::thread_scratch((2 * s.N + 1) * padded);
-  float* const h = A + s.N * padded;
-  float* const A_max = h + s.N * padded;
-  std::fill(A, A_max + padded, 0.0f);
-  for (int64_t n = 0; n < s.N; ++n) {
-    std::copy_n(s.A + n * s.A_stride + e0, width, A + n * padded);
-    if (state) std::copy_n(state + n * s.E + e0, width, h + n * padded);
-    for (int64_t i = 0; i < width; ++i) A_max[i] = std::max(A_max[i], std::abs(A[n * padded + i]));
+  const Block block(s, e0, width);
+  load_block(s, state, block);
+  for (int64_t t0 = begin; t0 < end; t0 += kTileTokens) {
+    const int64_t tokens = std::min(kTileTokens, end - t0);
+    load_steps(s, block, t0, tokens);
+    advance_tile(s, block, t0, tokens, end);
+    finish_tile(s, block, t0, tokens);
   }
-  for (int64_t t = begin; t < end; ++t) {
-    prefetch_rows(s, std::min(t + kPrefetchTokens, end - 1), e0, width);
-    for (int64_t i = 0; i < whole; i += lanes) {
-      advance_token<true>(s, t, e0 + i, lanes, A + i, padded, A_max + i, h + i, padded);
-    }
-    if (whole < width) {
-      advance_token<false>(s, t, e0 + whole, width - whole, A + whole, padded, A_max + whole, h + whole,
-                           padded);
-    }
+  for (int64_t n = 0; state && n < s.N; ++n) {
+    std::copy_n(block.h + n * block.padded, width, state + n * s.E + e0);
   }
-  for (int64_t n = 0; state && n < s.N; ++n) std::copy_n(h + n * padded, width, state + n * s.E + e0);
 }
 
 // One token: the states are read and written once, where they lie.
@@ -157,7 +225,10 @@ void step_block(const SelectiveScanOperands& s, int64_t t, float* state, int64_t
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(D()));
   const int64_t whole = width / lanes * lanes;
   for (int64_t e = e0; e < e0 + whole; e += lanes) {
-    advance_token<true>(s, t, e, lanes, s.A + e, s.A_stride, nullptr, state + e, s.E);
+    const Step step = load_step<true>(s, t, e, lanes);
+    finish<true>(s, t, e, lanes,
+                 advance_states<false>(s.N, step.delta2, step.delta_u, s.A + e, s.A_stride, s.B.at(t),
+                                       s.C.at(t), state + e, s.E));
   }
   if (whole < width) scan_block(s, t, t + 1, state, e0 + whole, width - whole);
 }

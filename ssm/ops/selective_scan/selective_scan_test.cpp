@@ -72,7 +72,7 @@ int64_t random_N(Rng& rng) {
 }
 
 TEST(SelectiveScan, EqualsTheReferenceOnEveryTarget) {
-  test::for_each_target([](const char* target) {
+  test::for_each_target([] {
     Rng rng(1);
     for (int trial = 0; trial < 120; ++trial) {
       const int64_t T = 1 + rng.below(trial % 4 == 0 ? 1 : 20), E = 1 + rng.below(90), N = random_N(rng);
@@ -82,9 +82,8 @@ TEST(SelectiveScan, EqualsTheReferenceOnEveryTarget) {
       std::vector<double> h = test::to_doubles(state.select(0, 1));
       const std::vector<double> expected = reference_scan(args, h);
       const Tensor y = selective_scan(args, SequenceBatch::single(T, 1), state);
-      EXPECT_LT(test::relative_error(y, expected), 2e-5) << target << " " << T << " " << E << " " << N;
-      EXPECT_LT(test::relative_error(state.select(0, 1), h), 2e-5)
-          << target << " " << T << " " << E << " " << N;
+      EXPECT_LT(test::relative_error(y, expected), 2e-5) << T << " " << E << " " << N;
+      EXPECT_LT(test::relative_error(state.select(0, 1), h), 2e-5) << T << " " << E << " " << N;
       EXPECT_TRUE(same_bits(state.select(0, 0), before.select(0, 0)));
       EXPECT_TRUE(same_bits(state.select(0, 2), before.select(0, 2)));
     }
@@ -103,7 +102,7 @@ TEST(SelectiveScan, AnAbsentStateIsZeros) {
 }
 
 TEST(SelectiveScan, ASplitKeepsTheBits) {
-  test::for_each_target([](const char* target) {
+  test::for_each_target([] {
     Rng rng(3);
     for (int trial = 0; trial < 60; ++trial) {
       const int64_t T = 1 + rng.below(30), E = 1 + rng.below(90), N = random_N(rng);
@@ -116,10 +115,10 @@ TEST(SelectiveScan, ASplitKeepsTheBits) {
         const int64_t end = trial % 3 == 0 ? begin + 1 : begin + 1 + rng.below(T - begin);
         const Tensor part =
             selective_scan(tokens(args, begin, end), SequenceBatch::single(end - begin), again);
-        EXPECT_TRUE(same_bits(part, y.slice(0, begin, end))) << target << " " << T << " " << E << " " << N;
+        EXPECT_TRUE(same_bits(part, y.slice(0, begin, end))) << T << " " << E << " " << N;
         begin = end;
       }
-      EXPECT_TRUE(same_bits(again, state)) << target << " " << T << " " << E << " " << N;
+      EXPECT_TRUE(same_bits(again, state)) << T << " " << E << " " << N;
     }
   });
 }
@@ -168,7 +167,7 @@ TEST(SelectiveScan, ThreadsDoNotChangeTheBits) {
 }
 
 TEST(SelectiveScan, ExtremesStayFinite) {
-  test::for_each_target([](const char* target) {
+  test::for_each_target([] {
     Rng rng(6);
     const int64_t T = 400, E = 40, N = 16;
     SelectiveScanArgs args = test::selective_scan_case(T, E, N, rng);
@@ -182,8 +181,8 @@ TEST(SelectiveScan, ExtremesStayFinite) {
     std::vector<double> h(static_cast<size_t>(N * E), 0.0);
     const std::vector<double> expected = reference_scan(args, h);
     const Tensor y = selective_scan(args, SequenceBatch::single(T), state);
-    EXPECT_LT(test::relative_error(y, expected), 2e-5) << target;
-    EXPECT_LT(test::relative_error(state, h), 2e-5) << target;
+    EXPECT_LT(test::relative_error(y, expected), 2e-5);
+    EXPECT_LT(test::relative_error(state, h), 2e-5);
   });
 }
 

@@ -10,7 +10,7 @@
 #include <limits>
 #include <vector>
 
-#include "ssm/ops/simd/targets_test_util.h"
+#include "ssm/ops/simd/test_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ssm/ops/simd/math_test.cpp"

@@ -1,22 +1,36 @@
-// Runs a test body once for each Highway target that this machine has and the library was built with.
+// Runs a test body once for each Highway target that the ops are compiled for and this machine has.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <hwy/targets.h>
 
 #include <cstdint>
+
+#include "ssm/core/parallel.h"
 
 namespace ssm::test {
 
 template <class Body>
 void for_each_target(Body&& body) {
-  const int64_t supported = hwy::SupportedTargets();
-  for (int64_t rest = supported; rest != 0; rest &= rest - 1) {
-    hwy::SetSupportedTargetsForTest(rest & -rest);
+  constexpr int64_t kCompiled = HWY_SSE4 | HWY_AVX2 | HWY_AVX3 | HWY_NEON;  // ssm/ops/CMakeLists.txt
+  for (int64_t rest = hwy::SupportedTargets() & kCompiled; rest != 0; rest &= rest - 1) {
+    const int64_t target = rest & -rest;
+    SCOPED_TRACE(hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
     hwy::GetChosenTarget().DeInit();  // the next dispatch chooses again
-    body(hwy::TargetName(rest & -rest));
+    body();
   }
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().DeInit();
 }
+
+// Sets the number of threads for a scope, then restores the default.
+class ThreadScope {
+ public:
+  explicit ThreadScope(int n) { set_num_threads(n); }
+  ~ThreadScope() { set_num_threads(0); }
+  ThreadScope(const ThreadScope&) = delete;
+  ThreadScope& operator=(const ThreadScope&) = delete;
+};
 
 }  // namespace ssm::test
