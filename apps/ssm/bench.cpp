@@ -159,13 +159,13 @@ void add_bench_flags(CLI::App& verb, Arguments& a) {
   verb.add_option("--model-name", a.model_name, "The same as a flag")->option_text("NAME");
   verb.add_option("--prompt", a.prompt, "Instead of random tokens")->option_text("TEXT");
   auto count = [&](const char* flag, int64_t& value, const char* text) {
-    verb.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 32))->option_text("N");
+    verb.add_option(flag, value, text)->transform(integer_between(1, int64_t{1} << 32))->option_text("N");
   };
   count("--promptlen", a.prompt_length, "Tokens of each prompt; default 100");
   count("--genlen", a.new_tokens, "Tokens to generate; default 100");
   count("--batch", a.batch, "Sequences at a time; default 1");
   verb.add_option("--repeats", a.repeats, "Medians are of these; default 3, fewer when one takes minutes")
-      ->check(CLI::Range(1, 1000))
+      ->transform(integer_between(1, 1000))
       ->option_text("N");
   verb.add_option("--stored", a.stored, "Type of random weights: f32, bf16 (default) or f16")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))

@@ -3,7 +3,7 @@
 
 #include <cstdio>
 #include <iostream>
-#include <optional>
+#include <memory>
 
 #include "apps/ssm/chat_template.h"
 #include "apps/ssm/commands.h"
@@ -33,15 +33,19 @@ class Conversation {
 
   void reset() {
     generator_ = std::make_unique<Generator>(model_, 1);
-    previous_.reset();
     started_ = false;
   }
 
   void say(const std::string& message) {
-    const std::vector<int32_t> ids = template_.turn(message, previous_ ? &*previous_ : nullptr);
-    const bool ended = previous_ && previous_->reason == StopReason::eos;
-    started_ ? generator_->extend(0, ids, ended && !template_.keeps_end()) : void(generator_->add(ids));
-    started_ = true;
+    std::vector<int32_t> ids = template_.turn(message);
+    if (started_) {
+      generator_->extend(0, ids);
+    } else {
+      const std::vector<int32_t> beginning = template_.beginning();
+      ids.insert(ids.begin(), beginning.begin(), beginning.end());
+      generator_->add(ids);
+      started_ = true;
+    }
     InterruptScope interrupt;
     std::string shown;
     bool begun = false;
@@ -52,13 +56,15 @@ class Conversation {
       standard_output().write(text);
       standard_output().flush();
     };
-    previous_ = generator_->run(options_, [&](size_t, int32_t, std::string_view text) {
+    const Generated reply = generator_->run(options_, [&](size_t, int32_t, std::string_view text) {
       show(text);
       return !interrupt.requested();
     })[0];
-    if (previous_->text.size() > shown.size()) show(std::string_view(previous_->text).substr(shown.size()));
+    if (reply.text.size() > shown.size()) show(std::string_view(reply.text).substr(shown.size()));
     standard_output().write("\n");
     standard_output().flush();
+    const ChatTemplate::Closing closing = template_.closing(reply.reason);
+    if (!closing.ids.empty()) generator_->extend(0, closing.ids, closing.drop_end);
   }
 
   void save(const std::string& path) const {
@@ -71,8 +77,6 @@ class Conversation {
     loaded->add({}, path);
     generator_ = std::move(loaded);
     started_ = true;
-    // How the saved reply ended is not in the file: as if it had been long enough.
-    previous_ = Generated{};
   }
 
  private:
@@ -80,7 +84,6 @@ class Conversation {
   ChatTemplate template_;
   GenerateOptions options_;
   std::unique_ptr<Generator> generator_;
-  std::optional<Generated> previous_;
   bool started_ = false;
 };
 
@@ -147,7 +150,7 @@ void add_chat(CLI::App& program) {
   add_model_argument(*verb, arguments->model);
   verb->add_option("-n,--max-new-tokens", arguments->max_new_tokens,
                    "Of one reply; -1: no limit; default 512")
-      ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()))
+      ->transform(integer_between(-1, std::numeric_limits<int64_t>::max()))
       ->option_text("N");
   add_sampling_flags(*verb, arguments->sampling);
   add_model_flags(*verb, arguments->model);

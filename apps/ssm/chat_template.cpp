@@ -10,6 +10,10 @@ namespace fs = std::filesystem;
 
 constexpr const char* kNextUser = "\nUser:";
 
+void append(std::vector<int32_t>& ids, const std::vector<int32_t>& more) {
+  ids.insert(ids.end(), more.begin(), more.end());
+}
+
 nlohmann::json tokenizer_config(const LoadedModel& model) {
   const fs::path file = model.folder / "tokenizer_config.json";
   std::error_code error;
@@ -43,23 +47,28 @@ std::vector<std::string> ChatTemplate::stops() const {
   return instruct_ ? std::vector<std::string>{} : std::vector<std::string>{kNextUser};
 }
 
-std::vector<int32_t> ChatTemplate::turn(const std::string& message, const Generated* previous) const {
-  const text::Tokenizer& tokenizer = *model_.tokenizer;
-  if (instruct_) {
-    std::vector<int32_t> ids;
-    if (!previous) ids.push_back(*tokenizer.bos());
-    if (previous && previous->reason != StopReason::eos) ids.push_back(*tokenizer.eos());
-    ids.push_back(*tokenizer.find("[INST]"));
-    const std::vector<int32_t> text = tokenizer.encode(message);
-    ids.insert(ids.end(), text.begin(), text.end());
-    ids.push_back(*tokenizer.find("[/INST]"));
-    return ids;
-  }
-  // A reply that ran into "\nUser:" has written it into the state already.
-  std::string begin = !previous ? "User:" : previous->reason == StopReason::stop ? "" : kNextUser;
-  std::vector<int32_t> ids = tokenizer.encode(begin + " " + message + "\nAssistant:");
-  if (!previous && begins_with_bos(model_)) ids.insert(ids.begin(), *tokenizer.bos());
+std::vector<int32_t> ChatTemplate::beginning() const {
+  std::vector<int32_t> ids;
+  if (instruct_ || begins_with_bos(model_)) ids.push_back(*model_.tokenizer->bos());
+  if (!instruct_) append(ids, model_.tokenizer->encode("User:"));
   return ids;
+}
+
+std::vector<int32_t> ChatTemplate::turn(const std::string& message) const {
+  const text::Tokenizer& tokenizer = *model_.tokenizer;
+  if (!instruct_) return tokenizer.encode(" " + message + "\nAssistant:");
+  std::vector<int32_t> ids{*tokenizer.find("[INST]")};
+  append(ids, tokenizer.encode(message));
+  ids.push_back(*tokenizer.find("[/INST]"));
+  return ids;
+}
+
+ChatTemplate::Closing ChatTemplate::closing(StopReason reason) const {
+  const text::Tokenizer& tokenizer = *model_.tokenizer;
+  const bool eos = reason == StopReason::eos;
+  if (instruct_) return {false, eos ? std::vector<int32_t>{} : std::vector<int32_t>{*tokenizer.eos()}};
+  if (reason == StopReason::stop) return {false, {}};  // the model has written "\nUser:" itself
+  return {eos, tokenizer.encode(kNextUser)};
 }
 
 }  // namespace ssm::app

@@ -24,10 +24,16 @@ class ChatTemplate {
 
   std::string_view name() const { return instruct_ ? "[INST]" : "User/Assistant"; }
   std::vector<std::string> stops() const;
-  // The ids of a message and of what asks for a reply. `previous` is the reply before it, null at the start.
-  std::vector<int32_t> turn(const std::string& message, const Generated* previous) const;
-  // The end token that ended a reply is part of the conversation.
-  bool keeps_end() const { return instruct_; }
+
+  // A conversation is beginning(), then for each message turn(), the reply, closing(). Every closed reply
+  // ends alike, so that a saved state can go on without knowing how its last one ended.
+  std::vector<int32_t> beginning() const;
+  std::vector<int32_t> turn(const std::string& message) const;
+  struct Closing {
+    bool drop_end;  // take the reply's end token back first
+    std::vector<int32_t> ids;
+  };
+  Closing closing(StopReason reason) const;
 
  private:
   const LoadedModel& model_;

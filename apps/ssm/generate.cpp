@@ -27,6 +27,7 @@ struct Arguments {
   std::string prompts_file, tokens, save_state, load_state;
   int64_t max_new_tokens = 256;
   bool ignore_eos = false, verbose = false;
+  bool has_first = false, has_second = false, has_tokens = false;  // an empty argument is one too
 };
 
 struct Prompt {
@@ -37,14 +38,14 @@ struct Prompt {
 // Sorts the positional arguments into the model and the prompts; text prompts from wherever they come.
 std::vector<std::string> text_prompts(Arguments& a) {
   std::vector<std::string> prompts = a.prompts;
-  const bool elsewhere = !prompts.empty() || !a.prompts_file.empty() || !a.tokens.empty();
-  if (!a.second.empty()) {
+  const bool elsewhere = !prompts.empty() || !a.prompts_file.empty() || a.has_tokens;
+  if (a.has_second) {
     if (elsewhere) fail("two prompts: \"{}\" and the one of a flag", a.second);
     prompts.push_back(a.second);
     a.model.model = a.first;
-  } else if (elsewhere || names_model(a.first)) {
+  } else if (elsewhere || !a.has_first || names_model(a.first)) {
     a.model.model = a.first;
-  } else if (!a.first.empty()) {
+  } else {
     prompts.push_back(a.first);
   }
   if (!a.prompts_file.empty()) {
@@ -56,7 +57,7 @@ std::vector<std::string> text_prompts(Arguments& a) {
     }
     if (prompts.empty()) fail("{}: holds no prompt", a.prompts_file);
   }
-  if (prompts.empty() && a.tokens.empty() && !stdin_is_terminal()) {
+  if (prompts.empty() && !a.has_tokens && !stdin_is_terminal()) {
     std::string text = read_stdin();
     if (text.ends_with('\n')) text.pop_back();  // echo's
     if (!text.empty()) prompts.push_back(text);
@@ -67,7 +68,7 @@ std::vector<std::string> text_prompts(Arguments& a) {
 std::vector<Prompt> read_prompts(const std::vector<std::string>& texts, const LoadedModel& model,
                                  const Arguments& a) {
   std::vector<Prompt> prompts;
-  if (!a.tokens.empty()) {
+  if (a.has_tokens) {
     prompts.push_back({"tokens", read_tokens(a.tokens)});
   } else {
     const bool bos = a.load_state.empty() && begins_with_bos(model);
@@ -209,7 +210,7 @@ void add_generate(CLI::App& program) {
       ->excludes(prompt)
       ->excludes(file);
   verb->add_option("-n,--max-new-tokens", a.max_new_tokens, "-1: no limit; default 256")
-      ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()))
+      ->transform(integer_between(-1, std::numeric_limits<int64_t>::max()))
       ->option_text("N");
   add_sampling_flags(*verb, a.sampling);
   verb->add_option("--stop", a.stop, "End before this text; repeatable")
@@ -237,7 +238,12 @@ void add_generate(CLI::App& program) {
       "  ssm generate \"Once upon a time\" --save-state tale.state && ssm generate --load-state tale.state < "
       "/dev/null\n"
       "  ssm generate ./my-model --tokens 1,2,3 --temperature 0 --json");
-  verb->callback([arguments] { run(*arguments); });
+  verb->callback([arguments, verb] {
+    arguments->has_first = verb->count("MODEL") > 0;
+    arguments->has_second = verb->count("PROMPT") > 0;
+    arguments->has_tokens = verb->count("--tokens") > 0;
+    run(*arguments);
+  });
 }
 
 }  // namespace ssm::app

@@ -69,7 +69,7 @@ int run(int argc, char** argv) {
   if (argc < 2) {
     standard_output().write(program.help());
     standard_output().flush();
-    return kUsage;
+    return 0;
   }
   const std::string verb = argv[1];
   const auto is_verb = [&](const CLI::App* known) { return known->get_name() == verb; };

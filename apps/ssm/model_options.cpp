@@ -1,6 +1,7 @@
 #include "apps/ssm/model_options.h"
 
 #include "apps/ssm/resolve_model.h"
+#include "apps/ssm/sampling_options.h"
 #include "ssm/core/parallel.h"
 
 namespace ssm::app {
@@ -28,7 +29,7 @@ void add_model_flags(CLI::App& verb, ModelOptions& options) {
       ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}))
       ->option_text("NAME");
   verb.add_option("--threads", options.threads, "CPU threads; without it one a CPU")
-      ->check(CLI::Range(1, 1024))
+      ->transform(integer_between(1, 1024))
       ->option_text("N");
 }
 

@@ -2,11 +2,32 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <random>
 
 namespace ssm::app {
+
+namespace {
+
+// Stricter than the parser's own reading, which wraps, saturates and takes a leading zero for octal.
+template <class T>
+CLI::Validator whole_number(T low, T high) {
+  return CLI::Validator(
+      [low, high](std::string& text) {
+        T x = 0;
+        const char* end = text.data() + text.size();
+        const auto [at, error] = std::from_chars(text.data(), end, x);
+        if (error != std::errc() || at != end || x < low || x > high)
+          return fmt::format("{} is not a whole number between {} and {}", text, low, high);
+        text = std::to_string(x);
+        return std::string();
+      },
+      "");
+}
+
+}  // namespace
 
 CLI::Validator number_between(double low, double high) {
   return CLI::Validator(
@@ -29,6 +50,10 @@ CLI::Validator number_from(double low) {
       "");
 }
 
+CLI::Validator integer_between(int64_t low, int64_t high) { return whole_number(low, high); }
+
+CLI::Validator any_seed() { return whole_number<uint64_t>(0, std::numeric_limits<uint64_t>::max()); }
+
 SamplingParams SamplingOptions::with_seed() {
   if (!seed) {
     std::random_device device;
@@ -46,7 +71,7 @@ void add_sampling_flags(CLI::App& verb, SamplingOptions& options) {
   };
   flag("--temperature", p.temperature, "0: always the best token")->check(number_from(0))->option_text("X");
   flag("--top-k,--topk", p.top_k, "Only the K best; 0: off")
-      ->check(CLI::Range(0, std::numeric_limits<int32_t>::max()))
+      ->transform(integer_between(0, std::numeric_limits<int32_t>::max()))
       ->option_text("K");
   flag("--top-p,--topp", p.top_p, "Only the fewest that make up P; 1: off")
       ->check(number_between(0, 1))
@@ -58,6 +83,7 @@ void add_sampling_flags(CLI::App& verb, SamplingOptions& options) {
       ->check(number_from(std::numeric_limits<float>::min()))
       ->option_text("X");
   verb.add_option("--seed", options.seed, "The same seed gives the same text; without it a random one")
+      ->transform(any_seed())
       ->option_text("N");
 }
 

@@ -17,7 +17,7 @@ namespace {
 struct Arguments {
   ModelOptions model;
   std::string tokens, file;
-  bool per_token = false;
+  bool has_tokens = false, per_token = false;
 };
 
 struct Totals {
@@ -82,7 +82,7 @@ Totals write_arrays(const LoadedModel& model, const std::vector<int32_t>& ids, s
 void write_json(const LoadedModel& model, const std::vector<int32_t>& ids, size_t bytes,
                 const Arguments& arguments) {
   Output& out = standard_output();
-  if (!arguments.tokens.empty()) {
+  if (arguments.has_tokens) {
     out.write("{\"tokens\":[");
     const Totals totals = write_arrays(model, ids, bytes);
     out.write(fmt::format("],\"perplexity\":{}}}\n", json_number(totals.perplexity())));
@@ -117,7 +117,7 @@ void run(const Arguments& arguments) {
   const LoadedModel model = load(arguments.model);
   std::vector<int32_t> ids;
   size_t bytes = 0;
-  if (!arguments.tokens.empty()) {
+  if (arguments.has_tokens) {
     ids = read_tokens(arguments.tokens);
   } else {
     const text::Tokenizer& tokenizer = model.need_tokenizer();
@@ -152,7 +152,10 @@ void add_score(CLI::App& program) {
       "  ssm score --file book.txt\n"
       "  ssm score ./my-model --tokens 1,2,3 --json\n"
       "  printf 'Once upon a time' | ssm score --per-token");
-  verb->callback([arguments] { run(*arguments); });
+  verb->callback([arguments, tokens] {
+    arguments->has_tokens = tokens->count() > 0;
+    run(*arguments);
+  });
 }
 
 }  // namespace ssm::app
