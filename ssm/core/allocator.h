@@ -1,11 +1,10 @@
-// Memory for tensors. The current allocator is a thread-local setting: the heap, or inside an ArenaScope a
-// bump arena that hands out the same addresses in the same order at each step and never touches the heap once
-// warm.
+// Memory for tensors. The current allocator is a thread-local setting: the heap, or inside an ArenaScope an
+// arena that keeps freed blocks by size. A step that makes the same tensors in the same order gets the same
+// addresses again, warm in cache, and once warm never takes tensor memory from the heap.
 #pragma once
 
 #include <cstddef>
 #include <memory>
-#include <vector>
 
 namespace ssm {
 
@@ -14,20 +13,16 @@ inline constexpr size_t kAlignment = 64;  // bytes: a cache line, a 512-bit vect
 // Uninitialised, 64-byte aligned memory from the current allocator. Throws Error when there is none.
 std::shared_ptr<std::byte> allocate_bytes(size_t bytes);
 
-// The activations of one step. A tensor from an arena is valid until the next reset().
+// Blocks return to the arena when their last tensor goes; they may outlive it.
 class Arena {
  public:
+  Arena();
   std::shared_ptr<std::byte> allocate(size_t bytes);
-  void reset();  // everything handed out is free again; blocks are merged into one that fits it all
-  size_t capacity() const;  // bytes held
+  size_t capacity() const;  // bytes held, in use or free
 
  private:
-  struct Block {
-    std::shared_ptr<std::byte> data;
-    size_t size = 0;
-    size_t used = 0;
-  };
-  std::vector<Block> blocks_;
+  struct Blocks;
+  std::shared_ptr<Blocks> blocks_;
 };
 
 // Makes `arena` the thread's current allocator (after a reset) while in scope. An inner scope with nullptr

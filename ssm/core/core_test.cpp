@@ -55,18 +55,37 @@ TEST(Tensor, ViewsShareStorage) {
   EXPECT_THROW(t.data<double>(), Error);
 }
 
-TEST(Arena, ReplaysTheSameAddresses) {
+TEST(Arena, ReplaysTheSameAddressesAndHoldsNoMore) {
   Arena arena;
   std::vector<std::byte*> first;
+  size_t capacity = 0;
   for (int step = 0; step < 4; ++step) {
     ArenaScope scope(&arena);
     std::vector<std::byte*> seen;
-    for (const int64_t n : {1000, 3000000, 17, 64}) seen.push_back(Tensor::empty({n}).raw());
-    if (step == 1) first = seen;  // the first step grows the arena, the second merges its blocks
+    std::vector<Tensor> kept;
+    for (const int64_t n : {1000, 3000000, 17, 64, 3000000}) {
+      kept.push_back(Tensor::empty({n}));
+      seen.push_back(kept.back().raw());
+      seen.push_back(Tensor::empty({n}).raw());  // freed at once, so the next one of its size takes its place
+    }
+    while (!kept.empty()) kept.pop_back();
+    if (step == 0) capacity = arena.capacity();
+    if (step == 1) first = seen;
     if (step > 1) {
       EXPECT_EQ(seen, first);
     }
   }
+  EXPECT_EQ(arena.capacity(), capacity);
+}
+
+TEST(Arena, ATensorOutlivesIt) {
+  Tensor t;
+  {
+    Arena arena;
+    ArenaScope scope(&arena);
+    t = Tensor::zeros({100});
+  }
+  EXPECT_EQ(t.values<float>()[99], 0);
 }
 
 TEST(ParallelFor, CoversEveryIndexOnceWhateverTheThreads) {

@@ -24,11 +24,8 @@ Tensor SequenceRunner::hidden(std::span<const Input> pieces) {
 Tensor SequenceRunner::read(std::span<const Input> inputs) {
   const auto B = static_cast<int64_t>(inputs.size());
   SSM_CHECK(B > 0, "no sequence to read");
-  Tensor last;  // [B, M]
-  {
-    ArenaScope scope(&logits_arena_);
-    last = Tensor::empty({B, model_.hidden_size()});
-  }
+  ArenaScope scope(&arena_);
+  const Tensor last = Tensor::empty({B, model_.hidden_size()});  // [B, M]
   std::vector<Input> left(inputs.begin(), inputs.end());
   for (const Input& input : left) SSM_CHECK(!input.ids.empty(), "slot {} has no token to read", input.slot);
   size_t first = 0;  // inputs before it are read
@@ -46,7 +43,6 @@ Tensor SequenceRunner::read(std::span<const Input> inputs) {
       left[i].ids = left[i].ids.subspan(static_cast<size_t>(take));
       room -= take;
     }
-    ArenaScope scope(&arena_);
     const Tensor h = hidden(pieces);  // [T, M]
     int64_t row = 0;
     for (size_t p = 0; p < pieces.size(); ++p) {
@@ -57,7 +53,6 @@ Tensor SequenceRunner::read(std::span<const Input> inputs) {
     }
     while (first < left.size() && left[first].ids.empty()) ++first;
   }
-  ArenaScope scope(&arena_);
   return model_.logits(last);
 }
 

@@ -22,7 +22,7 @@ class SequenceRunner {
     std::span<const int32_t> ids;  // not empty
   };
 
-  // Reads every input; returns the logits after each one's last token, [B, V]. Valid until the next call.
+  // Reads every input; returns the logits after each one's last token, [B, V].
   Tensor read(std::span<const Input> inputs);
 
   // The same for one input, giving each piece's hidden states [T, M] to `visit(first position, hidden)`.
@@ -34,8 +34,7 @@ class SequenceRunner {
 
   const CausalLm& model_;
   StatePool& pool_;
-  Arena arena_;         // activations of a piece
-  Arena logits_arena_;  // the result
+  Arena arena_;  // activations
 };
 
 }  // namespace ssm

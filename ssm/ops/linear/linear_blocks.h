@@ -33,10 +33,10 @@ void for_each_panel(int64_t T, int64_t N, int64_t row_bytes, Panel&& panel) {
   });
 }
 
-// Calls tile(row, rows) for tiles of nearly equal height, at most kTileRows.
-template <class Tile>
+// Calls tile(row, rows) for tiles of nearly equal height, at most Max.
+template <int Max, class Tile>
 void for_each_row_tile(int64_t begin, int64_t end, Tile&& tile) {
-  const int64_t n = end - begin, tiles = (n + kTileRows - 1) / kTileRows;
+  const int64_t n = end - begin, tiles = (n + Max - 1) / Max;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t row = begin + n * i / tiles;
     tile(row, static_cast<int>(begin + n * (i + 1) / tiles - row));

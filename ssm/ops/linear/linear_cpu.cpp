@@ -1,5 +1,6 @@
 #include "ssm/ops/linear/linear_cpu.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "ssm/ops/linear/linear_blocks.h"
@@ -111,7 +112,7 @@ void linear_rows(const float* x, int64_t x_stride, const TW* w, int64_t w_stride
           for (; k < K; ++k) to[k] = to_float(from[k]);
         }
       }
-      cpu::for_each_row_tile(row0, row1, [&](int64_t row, int rows) {
+      cpu::for_each_row_tile<cpu::kTileRows>(row0, row1, [&](int64_t row, int rows) {
         float out[cpu::kTileRows][8];
         cpu::with_constant<cpu::kTileRows>(rows, [&](auto mr) {
           constexpr int MR = decltype(mr)::value, NR = MR == 1 ? 8 : 4;
@@ -149,22 +150,13 @@ HWY_EXPORT(linear_f32);
 namespace cpu {
 namespace {
 
-// The rows of x one after another, rounded to T.
-template <class T>
-std::vector<T> rounded_rows(const Tensor& x) {
+// The rows of x one after another, rounded to bf16.
+Tensor bf16_rows(const Tensor& x) {
   const int64_t rows = x.size(0), K = x.size(1);
-  std::vector<T> out(static_cast<size_t>(rows * K));
-  parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
+  const Tensor out = Tensor::empty({rows, K}, DType::bf16);
+  parallel_for(rows, std::max<int64_t>(1, 32768 / std::max<int64_t>(1, K)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const float* from = x.data<float>() + t * x.stride(0);
-      T* to = out.data() + t * K;
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        if (has_bf16_dot()) {
-          round_to_bf16(from, K, to);
-          continue;
-        }
-      }
-      for (int64_t k = 0; k < K; ++k) to[k] = from_float<T>(from[k]);
+      round_to_bf16(x.data<float>() + t * x.stride(0), K, out.data<BFloat16>() + t * K);
     }
   });
   return out;
@@ -180,16 +172,11 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute,
   const float* b = bias.defined() ? bias.data<float>() : nullptr;
   if (x.size(0) == 0 || w.size(0) == 0) return;
   if (compute == DType::f32) return HWY_DYNAMIC_DISPATCH(linear_f32)(x.data<float>(), x.stride(0), w, b, y);
-  dispatch_float(compute, "linear", [&](auto zero) {
-    using T = decltype(zero);
-    const std::vector<T> rows = rounded_rows<T>(x);
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      if (w.dtype() == DType::bf16 && has_bf16_dot()) return linear_bf16_dot(rows.data(), x.size(1), w, b, y);
-    }
-    std::vector<float> widened(rows.size());
-    for (size_t i = 0; i < rows.size(); ++i) widened[i] = to_float(rows[i]);
-    HWY_DYNAMIC_DISPATCH(linear_f32)(widened.data(), x.size(1), w, b, y);
-  });
+  if (compute == DType::bf16 && w.dtype() == DType::bf16 && has_bf16_dot()) {
+    return linear_bf16_dot(bf16_rows(x), w, b, y);
+  }
+  const Tensor rounded = x.to(compute).to(DType::f32);
+  HWY_DYNAMIC_DISPATCH(linear_f32)(rounded.data<float>(), rounded.stride(0), w, b, y);
 }
 
 }  // namespace cpu

@@ -7,11 +7,9 @@ namespace ssm::cpu {
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y);
 bool multiplies_natively(DType dtype);
 
-// linear_cpu_bf16.cpp: y [T, N] = x [T, K] w^T with the CPU's bf16 dot product. Rows of x lie `x_stride`
-// apart.
+// linear_cpu_bf16.cpp: y [T, N] = x [T, K] w^T of bf16 operands with the CPU's bf16 dot product.
 bool has_bf16_dot();
-void linear_bf16_dot(const BFloat16* x, int64_t x_stride, const Tensor& w, const float* bias,
-                     const Tensor& y);
+void linear_bf16_dot(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y);
 void round_to_bf16(const float* x, int64_t n, BFloat16* out);  // where has_bf16_dot()
 
 }  // namespace ssm::cpu

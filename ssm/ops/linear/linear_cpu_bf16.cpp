@@ -1,10 +1,14 @@
 // The bf16 product on CPUs with AVX512_BF16 (plain intrinsics: Highway 1.0 has no bf16 dot product).
+#include <cstring>
+#include <vector>
+
 #include "ssm/ops/linear/linear_blocks.h"
 #include "ssm/ops/linear/linear_cpu.h"
 
 #if defined(__x86_64__)
 // GCC 12 warns of its own _mm512_undefined_ps.
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 // By function, not by file: an inline function of a shared header must not be compiled for what only some
@@ -14,7 +18,8 @@
 namespace ssm::cpu {
 namespace {
 
-constexpr int kFewRows = 5;
+constexpr int64_t kFewRows = 5;    // up to here the weights' way from memory counts
+constexpr int64_t kManyRows = 96;  // from here on repacking them pays
 
 SSM_AVX512_BF16 inline __m512bh load(const BFloat16* p) {
   return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
@@ -102,6 +107,91 @@ SSM_AVX512_BF16 __attribute__((noinline)) void few_rows_tile(const BFloat16* x, 
   for (int i = 0; i < MR; ++i) _mm_storeu_ps(out[i], fold4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
 }
 
+// Many rows: 32 rows of W are laid out in pairs along K, so that a tile needs no fold at its end.
+constexpr int kPanelColumns = 32;
+constexpr int kPanelRows = 12;
+
+// panel[k / 2][j] = the pair (w[j][k], w[j][k + 1]); rows past `columns` repeat the last one.
+SSM_AVX512_BF16 void pack_pairs(const BFloat16* w, int64_t stride, int64_t columns, int64_t K,
+                                uint32_t* panel) {
+  alignas(64) int32_t offset[kPanelColumns];  // bytes
+  for (int j = 0; j < kPanelColumns; ++j) {
+    offset[j] = static_cast<int32_t>(std::min<int64_t>(j, columns - 1) * stride * 2);
+  }
+  const __m512i low = _mm512_load_si512(offset), high = _mm512_load_si512(offset + 16);
+  for (int64_t pair = 0; pair < K / 2; ++pair) {
+    _mm512_storeu_si512(panel + pair * kPanelColumns, _mm512_i32gather_epi32(low, w + 2 * pair, 1));
+    _mm512_storeu_si512(panel + pair * kPanelColumns + 16, _mm512_i32gather_epi32(high, w + 2 * pair, 1));
+  }
+  if (K % 2 != 0) {
+    for (int j = 0; j < kPanelColumns; ++j) {
+      panel[K / 2 * kPanelColumns + j] = w[offset[j] / 2 + K - 1].bits;
+    }
+  }
+}
+
+// The last element of an odd row pairs with nothing: the next row's first one must not be read in its place.
+inline uint32_t pair_at(const BFloat16* row, int64_t k, int64_t K) {
+  uint32_t pair = row[k].bits;
+  if (k + 1 < K) std::memcpy(&pair, row + k, sizeof pair);
+  return pair;
+}
+
+template <int MR>
+SSM_AVX512_BF16 __attribute__((noinline)) void panel_tile(const BFloat16* x, const uint32_t* panel, int64_t K,
+                                                          int64_t columns, const float* bias, float* y,
+                                                          int64_t N) {
+  __m512 acc[MR][2];
+  for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = _mm512_setzero_ps();
+  const auto step = [&](int64_t k, auto&& pair_of) SSM_AVX512_BF16 {
+    const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + k / 2 * kPanelColumns));
+    const auto w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + k / 2 * kPanelColumns + 16));
+    for (int i = 0; i < MR; ++i) {
+      const auto xs = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int32_t>(pair_of(x + i * K))));
+      acc[i][0] = _mm512_dpbf16_ps(acc[i][0], xs, w0);
+      acc[i][1] = _mm512_dpbf16_ps(acc[i][1], xs, w1);
+    }
+  };
+  int64_t k = 0;
+  for (; k + 1 < K; k += 2) {
+    step(k, [&](const BFloat16* row) {
+      uint32_t pair;
+      std::memcpy(&pair, row + k, sizeof pair);
+      return pair;
+    });
+  }
+  if (k < K) step(k, [&](const BFloat16* row) { return pair_at(row, k, K); });
+  const auto mask = static_cast<__mmask32>((uint64_t{1} << columns) - 1);
+  for (int i = 0; i < MR; ++i) {
+    for (int half = 0; half < 2; ++half) {
+      const auto m = static_cast<__mmask16>(mask >> (16 * half));
+      __m512 sum = acc[i][half];
+      if (bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(m, bias + 16 * half));
+      _mm512_mask_storeu_ps(y + i * N + 16 * half, m, sum);
+    }
+  }
+}
+
+void many_rows(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y) {
+  const int64_t T = y.size(0), N = w.size(0), K = w.size(1);
+  parallel_for((N + kPanelColumns - 1) / kPanelColumns, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<uint32_t> panel;
+    panel.resize(static_cast<size_t>((K + 1) / 2 * kPanelColumns));
+    for (int64_t column = begin * kPanelColumns; column < std::min(N, end * kPanelColumns);
+         column += kPanelColumns) {
+      const int64_t columns = std::min<int64_t>(kPanelColumns, N - column);
+      pack_pairs(w.data<BFloat16>() + column * w.stride(0), w.stride(0), columns, K, panel.data());
+      for_each_row_tile<kPanelRows>(0, T, [&](int64_t row, int rows) {
+        with_constant<kPanelRows>(rows, [&](auto mr) {
+          panel_tile<decltype(mr)::value>(x.data<BFloat16>() + row * K, panel.data(), K, columns,
+                                          bias ? bias + column : nullptr, y.data<float>() + row * N + column,
+                                          N);
+        });
+      });
+    }
+  });
+}
+
 }  // namespace
 
 bool has_bf16_dot() {
@@ -119,8 +209,8 @@ SSM_AVX512_BF16 void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
   for (; i < n; ++i) out[i] = from_float<BFloat16>(x[i]);
 }
 
-void linear_bf16_dot(const BFloat16* x, int64_t x_stride, const Tensor& w, const float* bias,
-                     const Tensor& y) {
+void linear_bf16_dot(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y) {
+  if (x.size(0) >= kManyRows) return many_rows(x, w, bias, y);
   const int64_t T = y.size(0), N = w.size(0), K = w.size(1), w_stride = w.stride(0);
   const BFloat16* weights = w.data<BFloat16>();
   for_each_panel(T, N, K * 2, [&](int64_t row0, int64_t row1, int64_t column0, int64_t column1) {
@@ -128,13 +218,13 @@ void linear_bf16_dot(const BFloat16* x, int64_t x_stride, const Tensor& w, const
     for (int64_t column = column0; column < column1; column += step) {
       const int64_t columns = std::min(step, column1 - column);
       const auto w_rows = tile_columns<kTileColumns>(weights, w_stride, column, column1);
-      for_each_row_tile(row0, row1, [&](int64_t row, int rows) {
+      for_each_row_tile<kTileRows>(row0, row1, [&](int64_t row, int rows) {
         float out[kTileRows][8];
         with_constant<kTileRows>(rows, [&](auto mr) {
           constexpr int MR = decltype(mr)::value;
-          const BFloat16* tile_x = x + row * x_stride;
-          if (MR <= kFewRows && T <= kFewRows) return few_rows_tile<MR>(tile_x, x_stride, w_rows, K, out);
-          tile<MR, kTileColumns>(tile_x, x_stride, w_rows, row == row0 ? step * w_stride : 0, K, out);
+          const BFloat16* tile_x = x.data<BFloat16>() + row * K;
+          if (MR <= kFewRows && T <= kFewRows) return few_rows_tile<MR>(tile_x, K, w_rows, K, out);
+          tile<MR, kTileColumns>(tile_x, K, w_rows, row == row0 ? step * w_stride : 0, K, out);
         });
         float* to = y.data<float>() + row * N + column;
         for (int i = 0; i < rows; ++i) {
@@ -152,7 +242,7 @@ void linear_bf16_dot(const BFloat16* x, int64_t x_stride, const Tensor& w, const
 namespace ssm::cpu {
 
 bool has_bf16_dot() { return false; }
-void linear_bf16_dot(const BFloat16*, int64_t, const Tensor&, const float*, const Tensor&) {
+void linear_bf16_dot(const Tensor&, const Tensor&, const float*, const Tensor&) {
   fail("linear: this build has no bf16 dot product");
 }
 void round_to_bf16(const float* x, int64_t n, BFloat16* out) {

@@ -52,6 +52,19 @@ TEST(Linear, RoundsActivationsToTheComputeType) {
   }
 }
 
+TEST(Linear, ManyRowsInBf16EqualTheReference) {
+  Rng rng(6);
+  for (int trial = 0; trial < 60; ++trial) {
+    const int64_t T = 90 + rng.below(60), N = 1 + rng.below(100), K = 1 + rng.below(120);
+    const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(DType::bf16);
+    const Tensor bias = rng.below(2) ? test::random_normal({N}, rng) : Tensor{};
+    EXPECT_LT(
+        test::relative_error(linear(x, Weight{w}, bias, DType::bf16), expected(x.to(DType::bf16), w, bias)),
+        3e-6)
+        << T << " x " << N << " x " << K;
+  }
+}
+
 TEST(Linear, ARowIsBitEqualWhateverTheBatchAndTheThreads) {
   Rng rng(4);
   for (int trial = 0; trial < 60; ++trial) {
