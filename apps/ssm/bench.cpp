@@ -189,6 +189,7 @@ void add_bench(CLI::App& program) {
                   "Decode limit: the time\n"
                   "to read the weights once and to read and write each sequence's state, or that of its "
                   "products if longer.\n"
+                  "A model that fits into the caches can pass its decode limit.\n"
                   "Greedy unless --temperature, --top-p or --min-p is given. Shapes:\n  {}\n\n"
                   "Examples:\n"
                   "  ssm bench\n"

@@ -44,7 +44,8 @@ class CostVisitor final : public nn::Visitor {
   size_t embedding_bytes_ = 0;
 };
 
-double ratio(double a, double b) { return b > 0 ? a / b : NAN; }
+// NaN for what was not measured: a decode of no tokens, say.
+double ratio(double a, double b) { return a > 0 && b > 0 ? a / b : NAN; }
 
 }  // namespace
 
