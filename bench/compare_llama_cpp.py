@@ -36,8 +36,8 @@ def ssm_round(shape: str, dtype: str, threads: int) -> dict:
     many = bench("--promptlen", 16, "--genlen", 32, "--batch", 32)
     speeds = (single["prompt_tokens_per_second"], single["decode_tokens_per_second"], many["decode_tokens_per_second"])
     limits = {
-        "memory_gb_per_s": single["limits"]["memory_bandwidth_gb_per_s"],
-        "gemm_gflop_per_s": single["limits"]["gemm_gflop_per_s"],
+        "memory_gb_per_s": single["read_bandwidth"] / 1e9,
+        "gemm_gflop_per_s": single["gemm_rate"] / 1e9,
     }
     return dict(zip(MEASURES, speeds, strict=True)) | {"limits": limits}
 
