@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kFewRows = 5;    // up to here the weights' way from memory counts
 constexpr int64_t kManyRows = 96;  // from here on repacking them pays
+constexpr int64_t kAhead = 4096;   // elements fetched ahead of those
 
 SSM_AVX512_BF16 inline __m512bh load(const BFloat16* p) {
   return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
@@ -90,6 +91,7 @@ SSM_AVX512_BF16 __attribute__((noinline)) void few_rows_tile(const BFloat16* x, 
     for (; k + 32 * kAlongK <= K; k += 32 * kAlongK) {
       for (int s = 0; s < kAlongK; ++s) {
         const __m512bh wv = load(row + k + 32 * s);
+        __builtin_prefetch(row + k + 32 * s + kAhead);
         for (int i = 0; i < MR; ++i)
           acc[i][s] = _mm512_dpbf16_ps(acc[i][s], load(x + i * x_stride + k + 32 * s), wv);
       }
