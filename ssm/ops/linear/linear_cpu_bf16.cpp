@@ -6,9 +6,10 @@
 #include "ssm/ops/linear/linear_cpu.h"
 
 #if defined(__x86_64__)
-// GCC 12 warns of its own _mm512_undefined_ps.
+#ifndef __clang__  // GCC 12 warns of its own _mm512_undefined_ps
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 // By function, not by file: an inline function of a shared header must not be compiled for what only some
