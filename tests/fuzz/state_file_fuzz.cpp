@@ -28,15 +28,27 @@ void read(std::span<const std::byte> file) {
   if (note.tokens < 0 || note.pending.empty()) __builtin_trap();
 }
 
+void read_with_header(std::string_view header, size_t data_bytes) {
+  const uint64_t length = header.size();
+  std::vector<std::byte> file(sizeof length + header.size() + data_bytes);
+  std::memcpy(file.data(), &length, sizeof length);
+  std::memcpy(file.data() + sizeof length, header.data(), header.size());
+  read(file);
+}
+
+std::string header_with_note(std::string_view note) {
+  const nlohmann::json header{
+      {"__metadata__", {{"format", "ssm-state"}, {"version", "1"}, {"model_type", "mamba"}, {"note", note}}},
+      {"layers.0.conv", {{"dtype", "F32"}, {"shape", {1, 2}}, {"data_offsets", {0, 8}}}},
+      {"layers.0.ssm", {{"dtype", "F32"}, {"shape", {2, 2}}, {"data_offsets", {8, 24}}}}};
+  return header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ignore_errors([&] { read(bytes_of(data, size)); });
-  if (size == 0) return 0;
-  const uint64_t length = size - 1;
-  std::vector<std::byte> file(sizeof length + size - 1 + size_t{16} * data[0]);
-  std::memcpy(file.data(), &length, sizeof length);
-  std::memcpy(file.data() + sizeof length, data + 1, size - 1);
-  ignore_errors([&] { read(file); });
+  if (size > 0) ignore_errors([&] { read_with_header(text_of(data + 1, size - 1), size_t{16} * data[0]); });
+  ignore_errors([&] { read_with_header(header_with_note(text_of(data, size)), 24); });
   return 0;
 }
