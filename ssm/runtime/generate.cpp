@@ -42,15 +42,20 @@ Generator::~Generator() = default;
 size_t Generator::add(std::span<const int32_t> prompt) {
   SSM_CHECK(!prompt.empty(), "the prompt is empty: nothing to continue");
   check_ids(prompt);
+  return start(pool_.acquire(), prompt).index;
+}
+
+// A sequence in an acquired slot that has `pending` to read.
+Generator::Sequence& Generator::start(int32_t slot, std::span<const int32_t> pending) {
   auto sequence = std::make_unique<Sequence>();
   sequence->index = sequences_.size();
-  sequence->slot = pool_.acquire();
-  uint8_t* seen = seen_.select(0, sequence->slot).data<uint8_t>();
-  for (const int32_t id : prompt) seen[id] = 1;
-  sequence->pending.assign(prompt.begin(), prompt.end());
-  sequence->tokens = static_cast<int64_t>(prompt.size());
+  sequence->slot = slot;
+  uint8_t* seen = seen_.select(0, slot).data<uint8_t>();
+  for (const int32_t id : pending) seen[id] = 1;
+  sequence->pending.assign(pending.begin(), pending.end());
+  sequence->tokens = static_cast<int64_t>(pending.size());
   sequences_.push_back(std::move(sequence));
-  return sequences_.size() - 1;
+  return *sequences_.back();
 }
 
 void Generator::check_ids(std::span<const int32_t> ids) const {
@@ -75,26 +80,24 @@ void Generator::extend(size_t index, std::span<const int32_t> ids, bool without_
 }
 
 size_t Generator::add(std::span<const int32_t> prompt, const std::filesystem::path& state) {
-  const int32_t probe = pool_.acquire();  // a damaged file leaves nothing behind
+  check_ids(prompt);
+  const int32_t slot = pool_.acquire();
   StateNote note;
   try {
-    note = load_state(state, model_, pool_, probe);
-  } catch (...) {
-    pool_.release(probe);
+    note = load_state(state, model_, pool_, slot);
+  } catch (...) {  // a damaged file leaves nothing behind
+    pool_.release(slot);
     throw;
   }
-  pool_.release(probe);
   std::vector<int32_t> text = note.pending;
   text.insert(text.end(), prompt.begin(), prompt.end());
-  const size_t index = add(text);
-  Sequence& sequence = *sequences_[index];
-  load_state(state, model_, pool_, sequence.slot);
+  Sequence& sequence = start(slot, text);
   sequence.tokens = note.tokens + static_cast<int64_t>(prompt.size());
   if (note.seen.defined()) {
     uint8_t* seen = seen_.select(0, sequence.slot).data<uint8_t>();
     for (const uint8_t mark : note.seen.values<uint8_t>()) *seen++ |= mark != 0;
   }
-  return index;
+  return sequence.index;
 }
 
 // The logits after each active sequence's last token, [B, V].

@@ -57,6 +57,7 @@ class Generator {
   struct Sequence;
 
   void check_ids(std::span<const int32_t> ids) const;
+  Sequence& start(int32_t slot, std::span<const int32_t> pending);
   Tensor read_pending(std::span<Sequence* const> active);
   bool accept(Sequence& sequence, int32_t id, const GenerateOptions& options, const OnToken& on_token);
 
