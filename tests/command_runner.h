@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/test_folder.h"
+
 namespace ssm::test {
 
 struct CommandResult {
@@ -114,20 +116,6 @@ inline std::string joined(const std::vector<int32_t>& ids) {
   }
   return text;
 }
-
-class TempFolder {
- public:
-  TempFolder() {
-    std::string name = std::filesystem::temp_directory_path() / "ssm-test-XXXXXX";
-    path_ = mkdtemp(name.data());
-  }
-  ~TempFolder() { std::filesystem::remove_all(path_); }
-  const std::filesystem::path& path() const { return path_; }
-  std::string operator/(const char* name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline const std::filesystem::path kSource = SSM_SOURCE_DIR;
 inline const std::string kBundled = kSource / "models/tale-8m";

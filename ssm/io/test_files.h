@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -14,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/test_folder.h"
 #include "ssm/io/bytes.h"
 #include "ssm/io/test_zip.h"
 #include "ssm/io/weight_source.h"
@@ -36,24 +36,7 @@ inline void write_text(const std::filesystem::path& path, std::string_view text)
   ASSERT_TRUE(out) << path;
 }
 
-class TempFolder {
- public:
-  TempFolder() {
-    static std::atomic<int> counter{0};
-    path_ = std::filesystem::temp_directory_path() /
-            ("ssm_io_test_" + std::to_string(::getpid()) + "_" + std::to_string(counter++));
-    std::filesystem::create_directories(path_);
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
+using test::TempFolder;
 
 // Heap bytes of exactly this size, so that a read past the end is one the address sanitizer sees.
 inline Bytes bytes_of(std::string_view text, const std::string& name = "test.file") {

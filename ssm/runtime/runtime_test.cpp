@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "ssm/core/parallel.h"
+#include "ssm/core/test_folder.h"
 #include "ssm/ops/test_util.h"
 #include "ssm/runtime/generate.h"
 #include "ssm/runtime/score.h"
@@ -38,18 +39,7 @@ std::vector<Generated> generate(const LoadedModel& model, const std::vector<std:
   return generator.run(options, on_token);
 }
 
-class TempFolder {
- public:
-  TempFolder() {
-    std::string name = fs::temp_directory_path() / "ssm-test-XXXXXX";
-    path_ = mkdtemp(name.data());
-  }
-  ~TempFolder() { fs::remove_all(path_); }
-  fs::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
+using test::TempFolder;
 
 TEST(Generate, ABatchOfUnequalPromptsEqualsEachAlone) {
   for (const char* name : {"mamba-default", "mamba2-default", "falcon-default"}) {
