@@ -9,6 +9,9 @@
 #include <vector>
 
 #include "ssm/core/error.h"
+#ifdef SSM_CUDA
+#include "ssm/core/cuda.h"
+#endif
 
 namespace ssm {
 namespace {
@@ -17,8 +20,15 @@ thread_local Arena* current_arena = nullptr;
 
 constexpr size_t round_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-std::shared_ptr<std::byte> allocate_heap(size_t bytes) {
+std::shared_ptr<std::byte> allocate_fresh(size_t bytes, Device device) {
   SSM_CHECK(bytes < (size_t{1} << 62), "cannot allocate {} bytes", bytes);
+  if (device.is_cuda()) {
+#ifdef SSM_CUDA
+    return cuda::allocate(std::max<size_t>(bytes, 1));
+#else
+    fail("{}", why_unavailable(device));
+#endif
+  }
   void* data = std::aligned_alloc(kAlignment, round_up(std::max<size_t>(bytes, 1)));
   SSM_CHECK(data != nullptr, "out of memory: cannot allocate {} bytes", bytes);
   return {static_cast<std::byte*>(data), [](std::byte* p) { std::free(p); }};
@@ -26,43 +36,44 @@ std::shared_ptr<std::byte> allocate_heap(size_t bytes) {
 
 }  // namespace
 
-std::shared_ptr<std::byte> allocate_bytes(size_t bytes) {
-  return current_arena ? current_arena->allocate(bytes) : allocate_heap(bytes);
+std::shared_ptr<std::byte> allocate_bytes(size_t bytes, Device device) {
+  return current_arena ? current_arena->allocate(bytes, device) : allocate_fresh(bytes, device);
 }
 
-// Free blocks by size class, last in first out.
+// Free blocks by device and size class, last in first out.
 struct Arena::Blocks {
   std::mutex mutex;
-  std::map<size_t, std::vector<std::shared_ptr<std::byte>>> free;
+  std::map<std::pair<DeviceType, size_t>, std::vector<std::shared_ptr<std::byte>>> free;
   size_t capacity = 0;
 };
 
 Arena::Arena() : blocks_(std::make_shared<Blocks>()) {}
 
-std::shared_ptr<std::byte> Arena::allocate(size_t bytes) {
+std::shared_ptr<std::byte> Arena::allocate(size_t bytes, Device device) {
   // Eight classes an octave: a batch that grows or shrinks a little finds its blocks again.
   bytes = round_up(std::max<size_t>(bytes, 1));
   const size_t step = std::max<size_t>(kAlignment, std::bit_floor(bytes) / 8);
   const size_t size = (bytes + step - 1) / step * step;
+  const std::pair key(device.type, size);
   std::shared_ptr<std::byte> block;
   {
     std::lock_guard lock(blocks_->mutex);
-    std::vector<std::shared_ptr<std::byte>>& free = blocks_->free[size];
+    std::vector<std::shared_ptr<std::byte>>& free = blocks_->free[key];
     if (!free.empty()) {
       block = std::move(free.back());
       free.pop_back();
     }
   }
   if (!block) {
-    block = allocate_heap(size);
+    block = allocate_fresh(size, device);
     std::lock_guard lock(blocks_->mutex);
     blocks_->capacity += size;
-    blocks_->free[size].reserve(blocks_->free[size].capacity() + 1);  // so that giving back cannot throw
+    blocks_->free[key].reserve(blocks_->free[key].capacity() + 1);  // so that giving back cannot throw
   }
   std::byte* data = block.get();
-  return {data, [blocks = blocks_, size, held = std::move(block)](std::byte*) mutable {
+  return {data, [blocks = blocks_, key, held = std::move(block)](std::byte*) mutable {
             std::lock_guard lock(blocks->mutex);
-            blocks->free[size].push_back(std::move(held));
+            blocks->free[key].push_back(std::move(held));
           }};
 }
 

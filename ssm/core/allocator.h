@@ -1,24 +1,27 @@
-// Memory for tensors. The current allocator is a thread-local setting: the heap, or inside an ArenaScope an
-// arena that keeps freed blocks by size. A step that makes the same tensors in the same order gets the same
-// addresses again, warm in cache, and once warm never takes tensor memory from the heap.
+// Memory for tensors, on the host or a card. The current allocator is a thread-local setting: the heap (or
+// cudaMalloc), or inside an ArenaScope an arena that keeps freed blocks by device and size. A step that makes
+// the same tensors in the same order gets the same addresses again, warm in cache, and once warm never takes
+// tensor memory from the heap.
 #pragma once
 
 #include <cstddef>
 #include <memory>
 
+#include "ssm/core/device.h"
+
 namespace ssm {
 
-inline constexpr size_t kAlignment = 64;  // bytes: a cache line, a 512-bit vector
+inline constexpr size_t kAlignment = 64;  // bytes: a cache line, a 512-bit vector; 256 on a card
 
-// Uninitialised, 64-byte aligned memory from the current allocator. Throws Error when there is none.
-std::shared_ptr<std::byte> allocate_bytes(size_t bytes);
+// Uninitialised, aligned memory from the current allocator. Throws Error when there is none.
+std::shared_ptr<std::byte> allocate_bytes(size_t bytes, Device device = kCpu);
 
 // Blocks return to the arena when their last tensor goes; they may outlive it.
 class Arena {
  public:
   Arena();
-  std::shared_ptr<std::byte> allocate(size_t bytes);
-  size_t capacity() const;  // bytes held, in use or free
+  std::shared_ptr<std::byte> allocate(size_t bytes, Device device = kCpu);
+  size_t capacity() const;  // bytes held on all devices, in use or free
 
  private:
   struct Blocks;

@@ -36,17 +36,16 @@ void for_each_offset(const Shape& shape, const Tensor& t, F&& f) {
 }  // namespace
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
-  SSM_CHECK(device.type == DeviceType::cpu, "this build has no CUDA support");
   int64_t bytes = 0;
   SSM_CHECK(!__builtin_mul_overflow(shape.numel(), static_cast<int64_t>(size_of(dtype)), &bytes),
             "a tensor {} is too large", shape);
-  const std::shared_ptr<std::byte> memory = allocate_bytes(static_cast<size_t>(bytes));
+  const std::shared_ptr<std::byte> memory = allocate_bytes(static_cast<size_t>(bytes), device);
   return from_memory(memory.get(), shape, dtype, memory, device);
 }
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
-  std::memset(t.raw(), 0, t.bytes());
+  zero_bytes(t.raw(), device, t.bytes());
   return t;
 }
 
@@ -116,9 +115,10 @@ Tensor Tensor::transpose(int a, int b) const {
 Tensor Tensor::clone() const {
   Tensor t = empty(shape_, dtype_, device_);
   if (contiguous()) {
-    std::memcpy(t.raw(), raw(), bytes());
+    copy_bytes(t.raw(), device_, raw(), device_, bytes());
     return t;
   }
+  SSM_CHECK(!device_.is_cuda(), "a tensor {} on a card is not contiguous and cannot be copied", shape_);
   const size_t size = size_of(dtype_);
   for_each_offset(shape_, *this, [&](int64_t to, int64_t from) {
     std::memcpy(t.raw() + static_cast<size_t>(to) * size, raw() + from * static_cast<int64_t>(size), size);
@@ -128,6 +128,7 @@ Tensor Tensor::clone() const {
 
 Tensor Tensor::to(DType dtype) const {
   if (dtype == dtype_) return *this;
+  if (device_.is_cuda()) return to(kCpu).to(dtype).to(device_);
   Tensor t = empty(shape_, dtype, device_);
   dispatch_float(dtype_, "to", [&](auto from_zero) {
     dispatch_float(dtype, "to", [&](auto to_zero) {
@@ -140,6 +141,19 @@ Tensor Tensor::to(DType dtype) const {
       });
     });
   });
+  return t;
+}
+
+// A dense tensor keeps its strides: a transposed one stays transposed.
+Tensor Tensor::to(Device device) const {
+  if (!defined() || device == device_) return *this;
+  if (!contiguous() && rank() >= 2) {
+    const Tensor other = transpose(0, rank() - 1);
+    if (other.contiguous()) return other.to(device).transpose(0, rank() - 1);
+  }
+  const Tensor source = contiguous() ? *this : clone();
+  Tensor t = empty(shape_, dtype_, device);
+  copy_bytes(t.raw(), device, source.raw(), device_, t.bytes());
   return t;
 }
 

@@ -57,9 +57,12 @@ class Tensor {
   Tensor select(int dim, int64_t index) const;
   Tensor transpose(int a, int b) const;
 
-  // Copies. to() converts between f32, bf16 and f16 and returns *this when there is nothing to do.
+  // Copies. to() converts between f32, bf16 and f16, or moves between devices, and returns *this when there
+  // is nothing to do. On a card only contiguous tensors are copied or moved, and types are converted on the
+  // host.
   Tensor clone() const;
   Tensor to(DType dtype) const;
+  Tensor to(Device device) const;
 
  private:
   int check_dim(int dim) const {

@@ -8,9 +8,20 @@
 
 namespace ssm {
 
-// `x` is an f32 tensor of this shape whose last dimension is contiguous.
-void check_operand(std::string_view op, std::string_view name, const Tensor& x, const Shape& shape);
-// `state` is undefined, or a contiguous f32 [slots > max_slot, row...].
-void check_state(std::string_view op, const Tensor& state, const SequenceBatch& batch, const Shape& row);
+// The op's first operand decides its device and the type of its activations: f32 on a CPU; f32, bf16 or f16
+// on a card. Rows are contiguous.
+void check_first(std::string_view op, std::string_view name, const Tensor& x, const Shape& shape);
+// `x` is an activation like `first`: of this shape, of its device and type, rows contiguous.
+void check_activation(std::string_view op, std::string_view name, const Tensor& x, const Shape& shape,
+                      const Tensor& first);
+// `x` is a parameter: f32, of this shape, on the device of `first`, rows contiguous.
+void check_parameter(std::string_view op, std::string_view name, const Tensor& x, const Shape& shape,
+                     const Tensor& first);
+// `state` is undefined, or a contiguous [slots > max_slot, row...] on the device of `first`: f32, or where
+// `narrow` on a card also bf16 or f16.
+void check_state(std::string_view op, const Tensor& state, const SequenceBatch& batch, const Shape& row,
+                 const Tensor& first, bool narrow = false);
+// A result may have this type on this device.
+void check_result(std::string_view op, DType dtype, Device device);
 
 }  // namespace ssm

@@ -12,5 +12,5 @@
 #define SSM_DISPATCH(device, ...)          \
   ((device).type == ::ssm::DeviceType::cpu \
        ? cpu::__VA_ARGS__                  \
-       : (::ssm::fail("this build has no CUDA support"), cpu::__VA_ARGS__))
+       : (::ssm::fail("{}", ::ssm::why_unavailable(device)), cpu::__VA_ARGS__))
 #endif

@@ -30,4 +30,23 @@ SequenceBatch SequenceBatch::steps(std::span<const int32_t> slots) {
   return SequenceBatch(std::vector<int64_t>(slots.size(), 1), slots);
 }
 
+SequenceBatch SequenceBatch::steps_on_device(const Tensor& slots) {
+  SSM_CHECK(slots.defined() && slots.rank() == 1 && slots.size(0) >= 1 && slots.dtype() == DType::i32,
+            "slots of a batch have shape {}, expected i32 [B]", slots.shape());
+  SequenceBatch batch;
+  for (int64_t b = 0; b <= slots.size(0); ++b) batch.offsets_.push_back(b);
+  batch.max_slot_ = -1;
+  batch.on_device(slots.device());
+  batch.on_device_.slots = slots;
+  return batch;
+}
+
+const SequenceBatch::OnDevice& SequenceBatch::on_device(Device device) const {
+  if (!on_device_.offsets.defined()) {
+    on_device_.offsets = Tensor::from_values<int64_t>(offsets_, {std::ssize(offsets_)}).to(device);
+    on_device_.slots = Tensor::from_values<int32_t>(slots_, {std::ssize(slots_)}).to(device);
+  }
+  return on_device_;
+}
+
 }  // namespace ssm

@@ -1,6 +1,7 @@
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 
 #include "ssm/ops/causal_conv1d/causal_conv1d_cpu.h"
+#include "ssm/ops/causal_conv1d/causal_conv1d_cuda.h"
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
 
@@ -13,10 +14,12 @@ Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, 
             "{}: weight has shape {}, expected [C, K]", op, weight.shape());
   SSM_CHECK(weight.dtype() == DType::f32, "{}: weight is {}, expected f32", op, name_of(weight.dtype()));
   const int64_t C = weight.size(0), K = weight.size(1);
-  check_operand(op, "x", x, {batch.total(), C});
-  if (bias.defined()) check_operand(op, "bias", bias, {C});
-  check_state(op, state, batch, {K - 1, C});
-  Tensor y = Tensor::empty(x.shape(), DType::f32, x.device());
+  check_first(op, "x", x, {batch.total(), C});
+  SSM_CHECK(weight.device() == x.device(), "{}: weight is on {}, x on {}", op, name_of(weight.device()),
+            name_of(x.device()));
+  if (bias.defined()) check_parameter(op, "bias", bias, {C}, x);
+  check_state(op, state, batch, {K - 1, C}, x);
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   SSM_DISPATCH(x.device(), causal_conv1d(x, weight, bias, activation, batch, state, y));
   return y;
 }

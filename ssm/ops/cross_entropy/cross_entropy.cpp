@@ -2,6 +2,7 @@
 
 #include "ssm/ops/check.h"
 #include "ssm/ops/cross_entropy/cross_entropy_cpu.h"
+#include "ssm/ops/cross_entropy/cross_entropy_cuda.h"
 #include "ssm/ops/dispatch.h"
 
 namespace ssm {
@@ -10,7 +11,9 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets, int64_t 
   SSM_CHECK(logits.defined() && logits.rank() == 2 && vocab >= 1 && vocab <= logits.size(1),
             "cross_entropy: logits have shape {}, expected [T, at least {}]", logits.shape(), vocab);
   const int64_t T = logits.size(0);
-  check_operand("cross_entropy", "logits", logits, {T, logits.size(1)});
+  check_first("cross_entropy", "logits", logits, {T, logits.size(1)});
+  SSM_CHECK(logits.dtype() == DType::f32, "cross_entropy: logits are {}, expected f32",
+            name_of(logits.dtype()));
   SSM_CHECK(targets.defined() && targets.shape() == Shape{T},
             "cross_entropy: targets have shape {}, expected [{}]", targets.shape(), T);
   for (int64_t t = 0; t < T; ++t) {

@@ -4,7 +4,8 @@
 //   weight[V, M]  f32, bf16 or f16
 //   y     [T, M]  f32
 //
-// Errors: an id outside the vocabulary, by value and position.
+// Errors: an id outside the vocabulary, by value and position; on a card such an id gives a row of NaN, since
+// the host does not see it.
 #pragma once
 
 #include "ssm/core/tensor.h"

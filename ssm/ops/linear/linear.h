@@ -1,21 +1,25 @@
 // linear: y = x W^T + bias.
 //
-//   x     [T, K]  f32, rows contiguous (a row stride is allowed)
-//   weight[N, K]  f32, bf16 or f16; read as it lies in the file
+//   x     [T, K]  f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
+//   weight[N, K]  f32, bf16 or f16; read as it lies in the file. On a card of x's type
 //   bias  [N]     f32, or undefined
-//   y     [T, N]  f32, accumulated in f32
+//   y     [T, N]  accumulated in f32; `result`, or x's type
 //
 // `compute` is the type of the activations at the product: x is rounded to it, weights stay as stored. In f32
 // each row is summed in one order whatever T and the thread count (docs/numerics.md); bf16 with bf16 weights
-// uses the CPU's bf16 dot product where it has one. Errors: a shape or dtype that does not fit, by name.
+// uses the CPU's bf16 dot product where it has one. On a card x's own type is that type, and `compute` must
+// be it. Errors: a shape or dtype that does not fit, by name.
 #pragma once
+
+#include <optional>
 
 #include "ssm/core/tensor.h"
 #include "ssm/quant/weight.h"
 
 namespace ssm {
 
-Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DType compute = DType::f32);
+Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DType compute = DType::f32,
+              std::optional<DType> result = {});
 
 // Whether this device multiplies activations of `dtype` natively, so that `--dtype auto` picks it.
 bool multiplies_natively(DType dtype, Device device = kCpu);

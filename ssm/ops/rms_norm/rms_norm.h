@@ -6,19 +6,23 @@
 //                   (Mamba-2; a checkpoint with n_groups > 1 needs them, whatever Transformers' eager path
 //                   does)
 //
-//   x, z, residual [T, M] f32, rows contiguous (a row stride is allowed); residual is updated in place
-//   weight         [M]    f32, or undefined for none
-//   y              [T, M] f32
+//   x, z     [T, M] f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
+//   residual [T, M] f32, likewise; updated in place
+//   weight   [M]    f32, or undefined for none
+//   y        [T, M] `result`, or x's type
 //
 // A row's result does not depend on the batch or the threads, bit for bit.
 #pragma once
+
+#include <optional>
 
 #include "ssm/core/tensor.h"
 
 namespace ssm {
 
-Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps);
-Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps);
+Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, std::optional<DType> result = {});
+Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps,
+                    std::optional<DType> result = {});
 Tensor gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, int64_t groups, float eps);
 
 }  // namespace ssm

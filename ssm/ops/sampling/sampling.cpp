@@ -5,6 +5,7 @@
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
 #include "ssm/ops/sampling/sampling_cpu.h"
+#include "ssm/ops/sampling/sampling_cuda.h"
 
 namespace ssm {
 
@@ -23,7 +24,8 @@ Tensor sample(const Tensor& logits, int64_t vocab, std::span<const SamplingParam
   SSM_CHECK(logits.defined() && logits.rank() == 2, "sampling: logits have shape {}, expected [B, V]",
             logits.shape());
   const int64_t B = logits.size(0), V = logits.size(1);
-  check_operand("sampling", "logits", logits, {B, V});
+  check_first("sampling", "logits", logits, {B, V});
+  SSM_CHECK(logits.dtype() == DType::f32, "sampling: logits are {}, expected f32", name_of(logits.dtype()));
   SSM_CHECK(vocab >= 1 && vocab <= V && vocab <= INT32_MAX, "sampling: a vocabulary of {} in logits {}",
             vocab, logits.shape());
   SSM_CHECK(std::ssize(params) == B && std::ssize(positions) == B,

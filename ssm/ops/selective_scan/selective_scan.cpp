@@ -3,6 +3,7 @@
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
 #include "ssm/ops/selective_scan/selective_scan_cpu.h"
+#include "ssm/ops/selective_scan/selective_scan_cuda.h"
 
 namespace ssm {
 namespace {
@@ -25,15 +26,17 @@ Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch,
   const int64_t T = batch.total(), E = args.u.size(1);
   check_A(args.A, E);
   const int64_t N = args.A.size(1);
-  check_operand(kOp, "u", args.u, {T, E});
-  check_operand(kOp, "delta", args.delta, {T, E});
-  check_operand(kOp, "B", args.B, {T, N});
-  check_operand(kOp, "C", args.C, {T, N});
-  if (args.D.defined()) check_operand(kOp, "D", args.D, {E});
-  if (args.z.defined()) check_operand(kOp, "z", args.z, {T, E});
-  if (args.delta_bias.defined()) check_operand(kOp, "delta_bias", args.delta_bias, {E});
-  check_state(kOp, state, batch, {N, E});
-  Tensor y = Tensor::empty({T, E}, DType::f32, args.u.device());
+  check_first(kOp, "u", args.u, {T, E});
+  SSM_CHECK(args.A.device() == args.u.device(), "{}: A is on {}, u on {}", kOp, name_of(args.A.device()),
+            name_of(args.u.device()));
+  check_activation(kOp, "delta", args.delta, {T, E}, args.u);
+  check_activation(kOp, "B", args.B, {T, N}, args.u);
+  check_activation(kOp, "C", args.C, {T, N}, args.u);
+  if (args.D.defined()) check_parameter(kOp, "D", args.D, {E}, args.u);
+  if (args.z.defined()) check_activation(kOp, "z", args.z, {T, E}, args.u);
+  if (args.delta_bias.defined()) check_parameter(kOp, "delta_bias", args.delta_bias, {E}, args.u);
+  check_state(kOp, state, batch, {N, E}, args.u, true);
+  Tensor y = Tensor::empty({T, E}, args.u.dtype(), args.u.device());
   SSM_DISPATCH(args.u.device(), selective_scan(args, batch, state, y));
   return y;
 }

@@ -4,15 +4,17 @@
 //   h[t, e, n] = exp(delta'[t, e] A[e, n]) h[t-1, e, n] + delta'[t, e] B[t, n] u[t, e]
 //   y[t, e]    = (sum_n C[t, n] h[t, e, n] + D[e] u[t, e]) * silu(z[t, e])
 //
-//   u, delta, z [T, E]  f32, rows contiguous (a row stride is allowed); z undefined: no gate
+//   u, delta, z [T, E]  f32 (on a card also bf16 or f16, all of one type), rows contiguous (a row stride is
+//                       allowed); z undefined: no gate
 //   A           [E, N]  f32, negative; fastest when its stride over E is 1
-//   B, C        [T, N]  f32, rows contiguous (a row stride is allowed)
+//   B, C        [T, N]  of u's type, rows contiguous (a row stride is allowed)
 //   D, delta_bias [E]   f32, or undefined
-//   state    [S, N, E]  f32, h of each slot; read and updated in place. Undefined: from zeros, nothing is
-//   kept. y           [T, E]  f32
+//   state    [S, N, E]  h of each slot; read and updated in place: f32, on a card also bf16 or f16.
+//                       Undefined: from zeros, nothing is kept
+//   y           [T, E]  of u's type
 //
-// Any N >= 1. A row's result does not depend on the batch, the threads or how a sequence is split over calls,
-// bit for bit.
+// Any N >= 1 (on a card up to 256). On a CPU a row's result does not depend on the batch, the threads or how
+// a sequence is split over calls, bit for bit.
 #pragma once
 
 #include "ssm/core/tensor.h"

@@ -3,6 +3,7 @@
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
 #include "ssm/ops/ssd_scan/ssd_scan_cpu.h"
+#include "ssm/ops/ssd_scan/ssd_scan_cuda.h"
 
 namespace ssm {
 
@@ -19,16 +20,16 @@ Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tenso
   SSM_CHECK(args.B.defined() && args.B.rank() == 2 && args.B.size(1) >= G && args.B.size(1) % G == 0,
             "{}: B has shape {}, expected [{}, {} groups * N]", kOp, args.B.shape(), T, G);
   const int64_t P = args.x.size(1) / H, N = args.B.size(1) / G;
-  check_operand(kOp, "x", args.x, {T, H * P});
-  check_operand(kOp, "dt", args.dt, {T, H});
-  check_operand(kOp, "A", args.A, {H});
-  check_operand(kOp, "B", args.B, {T, G * N});
-  check_operand(kOp, "C", args.C, {T, G * N});
-  if (args.D.defined()) check_operand(kOp, "D", args.D, {args.D.numel() == H ? H : H * P});
-  if (args.dt_bias.defined()) check_operand(kOp, "dt_bias", args.dt_bias, {H});
+  check_first(kOp, "x", args.x, {T, H * P});
+  check_activation(kOp, "dt", args.dt, {T, H}, args.x);
+  check_parameter(kOp, "A", args.A, {H}, args.x);
+  check_activation(kOp, "B", args.B, {T, G * N}, args.x);
+  check_activation(kOp, "C", args.C, {T, G * N}, args.x);
+  if (args.D.defined()) check_parameter(kOp, "D", args.D, {args.D.numel() == H ? H : H * P}, args.x);
+  if (args.dt_bias.defined()) check_parameter(kOp, "dt_bias", args.dt_bias, {H}, args.x);
   SSM_CHECK(args.dt_min <= args.dt_max, "{}: dt_min {} is above dt_max {}", kOp, args.dt_min, args.dt_max);
-  check_state(kOp, state, batch, {H, N, P});
-  Tensor y = Tensor::empty({T, H * P}, DType::f32, args.x.device());
+  check_state(kOp, state, batch, {H, N, P}, args.x, true);
+  Tensor y = Tensor::empty({T, H * P}, args.x.dtype(), args.x.device());
   SSM_DISPATCH(args.x.device(), ssd_scan(args, batch, state, y));
   return y;
 }

@@ -5,14 +5,15 @@
 //   h[t, h, n, p] = exp(dt'[t, h] A[h]) h[t-1, h, n, p] + dt'[t, h] B[t, g, n] x[t, h, p]
 //   y[t, h, p]    = sum_n C[t, g, n] h[t, h, n, p] + D[h] x[t, h, p]
 //
-//   x       [T, H*P]  f32, rows contiguous (a row stride is allowed)
-//   dt      [T, H]    f32, rows contiguous (a row stride is allowed)
+//   x       [T, H*P]  f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
+//   dt      [T, H]    of x's type, rows contiguous (a row stride is allowed)
 //   A       [H]       f32, negative
-//   B, C    [T, G*N]  f32, rows contiguous (a row stride is allowed); H is a multiple of G
+//   B, C    [T, G*N]  of x's type, rows contiguous (a row stride is allowed); H is a multiple of G
 //   D       [H] or [H*P] f32, or undefined
 //   dt_bias [H]       f32, or undefined
-//   state [S, H, N, P] f32, h of each slot; read and updated in place. Undefined: from zeros, nothing is
-//   kept. y       [T, H*P]  f32
+//   state [S, H, N, P] h of each slot; read and updated in place: f32, on a card also bf16 or f16.
+//                     Undefined: from zeros, nothing is kept
+//   y       [T, H*P]  of x's type
 //
 // Chunks of kSsdChunk tokens are counted from the first token of the call: splits of a sequence on multiples
 // of it give the same bits, other splits and single steps agree to 1e-5 relative. A sequence's result does

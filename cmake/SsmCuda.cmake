@@ -1,0 +1,23 @@
+# The CUDA backend: nvcc, the runtime linked statically, cuBLASLt. SSM_CUDA_ARCHITECTURES picks what is compiled:
+# "all" for every card from compute capability 8.0 on (PTX of 9.0 serves those not named), or for instance "90a".
+set(SSM_CUDA_ARCHITECTURES "all" CACHE STRING "Compute capabilities to compile for, or all")
+if(SSM_CUDA_ARCHITECTURES STREQUAL "all")
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 89-real 90a-real 100-real 120-real 90-virtual)
+else()
+  set(CMAKE_CUDA_ARCHITECTURES ${SSM_CUDA_ARCHITECTURES})
+endif()
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(SSM_NVCC nvcc PATHS /usr/local/cuda/bin)
+  if(SSM_NVCC)
+    set(CMAKE_CUDA_COMPILER ${SSM_NVCC})
+  endif()
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit 12.8 REQUIRED)
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # Debian 12's CMake 3.25 does not know that nvcc has C++20
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  list(APPEND CMAKE_CUDA_COMPILE_FEATURES cuda_std_20)
+endif()

@@ -1,0 +1,74 @@
+// CUDA for the .cu files: one card, one stream, errors as exceptions. Included only where SSM_CUDA is
+// defined.
+//
+// All work of a process goes to one non-blocking stream, so ops follow one another without events, and a
+// block of memory that its last tensor gave back may be handed out again at once.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "ssm/core/device.h"
+
+namespace ssm::cuda {
+
+// Throws Error naming the call. An out-of-memory error says how much is free.
+void check(cudaError_t error, const char* what);
+#define SSM_CUDA_CHECK(call) ::ssm::cuda::check((call), #call)
+
+struct Properties {
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  int l2_bytes = 0;
+  int max_shared_bytes = 0;  // of a block, opted in
+};
+
+std::string why_unavailable();
+const Properties& properties();  // throws Error when there is no working card
+cudaStream_t stream();           // the same
+
+void copy(void* to, const void* from, size_t bytes, bool to_host);
+void zero(void* to, size_t bytes);
+void synchronize();
+DeviceMemory memory();
+std::shared_ptr<std::byte> allocate(size_t bytes);  // cudaMalloc
+
+// kernel<<<grid, block, shared>>>(args...) on the stream. Programmatic dependent launch: the kernel may start
+// while the one before it ends, and waits for it in grid_dependency_wait() (ops/cuda/launch.cuh), which every
+// kernel launched so must call before it reads or writes what another kernel touches.
+struct Launch {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  bool overlaps_previous = false;
+};
+
+template <class... Parameters, class... Args>
+void launch(const Launch& how, void (*kernel)(Parameters...), Args&&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = stream();
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = how.overlaps_previous ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Args>(args))...), "a kernel launch");
+}
+
+// Lets `kernel` use this much dynamic shared memory; call it once per kernel, through a static.
+template <class Kernel>
+bool allow_shared_bytes(Kernel* kernel, size_t bytes) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "shared memory of a kernel");
+  return true;
+}
+
+}  // namespace ssm::cuda

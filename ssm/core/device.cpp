@@ -1,0 +1,66 @@
+#include "ssm/core/device.h"
+
+#include <cstring>
+
+#include "ssm/core/error.h"
+#ifdef SSM_CUDA
+#include "ssm/core/cuda.h"
+#endif
+
+namespace ssm {
+namespace {
+
+constexpr std::string_view kNoCuda = "this build has no CUDA support";
+
+}  // namespace
+
+std::string_view name_of(Device device) { return device.is_cuda() ? "cuda" : "cpu"; }
+
+#ifdef SSM_CUDA
+
+std::string why_unavailable(Device device) { return device.is_cuda() ? cuda::why_unavailable() : ""; }
+std::string description_of(Device device) { return device.is_cuda() ? cuda::properties().name : ""; }
+
+void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
+  if (!to_device.is_cuda() && !from_device.is_cuda()) {
+    std::memcpy(to, from, bytes);
+  } else {
+    cuda::copy(to, from, bytes, !to_device.is_cuda());
+  }
+}
+
+void zero_bytes(void* to, Device device, size_t bytes) {
+  device.is_cuda() ? cuda::zero(to, bytes) : static_cast<void>(std::memset(to, 0, bytes));
+}
+
+void synchronize(Device device) {
+  if (device.is_cuda()) cuda::synchronize();
+}
+
+DeviceMemory memory_of(Device device) {
+  SSM_CHECK(device.is_cuda(), "the memory of a CPU is not counted");
+  return cuda::memory();
+}
+
+#else
+
+std::string why_unavailable(Device device) { return device.is_cuda() ? std::string(kNoCuda) : ""; }
+std::string description_of(Device) { return ""; }
+
+void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
+  SSM_CHECK(!to_device.is_cuda() && !from_device.is_cuda(), "{}", kNoCuda);
+  std::memcpy(to, from, bytes);
+}
+
+void zero_bytes(void* to, Device device, size_t bytes) {
+  SSM_CHECK(!device.is_cuda(), "{}", kNoCuda);
+  std::memset(to, 0, bytes);
+}
+
+void synchronize(Device) {}
+
+DeviceMemory memory_of(Device) { fail("{}", kNoCuda); }
+
+#endif
+
+}  // namespace ssm

@@ -1,0 +1,12 @@
+#pragma once
+
+#include "ssm/core/tensor.h"
+
+namespace ssm::cuda {
+
+void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y);
+void add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps, const Tensor& y);
+void gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, int64_t groups, float eps,
+                    const Tensor& y);
+
+}  // namespace ssm::cuda

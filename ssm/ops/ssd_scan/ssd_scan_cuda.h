@@ -1,0 +1,9 @@
+#pragma once
+
+#include "ssm/ops/ssd_scan/ssd_scan.h"
+
+namespace ssm::cuda {
+
+void ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state, const Tensor& y);
+
+}  // namespace ssm::cuda
