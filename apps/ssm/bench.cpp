@@ -37,7 +37,7 @@ struct Run {
 void note(std::string_view text) { fmt::print(stderr, "ssm: {}\n", text); }
 
 LoadedModel open(const Arguments& arguments, BenchReport& report) {
-  apply_machine_options(arguments.model);
+  const LoadOptions options = load_options(arguments.model);
   const std::string& name = arguments.model.model;
   report.model = name.empty() ? "tale-8m" : name;
   report.weights = "file";
@@ -50,7 +50,7 @@ LoadedModel open(const Arguments& arguments, BenchReport& report) {
   }
   report.weights = "random";
   note(fmt::format("{} is not here: random weights of its shape", name));
-  LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), compute_of(arguments.model));
+  LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), options);
   if (!arguments.model.tokenizer.empty()) model.tokenizer = text::open_tokenizer(arguments.model.tokenizer);
   return model;
 }

@@ -53,7 +53,7 @@ ModelCost cost_of(LoadedModel& model) {
   CostVisitor visitor;
   model.model->visit(visitor);
   visitor.finish(model.model->tied());
-  visitor.cost.state_bytes = StatePool(*model.model, 1).bytes_per_slot();
+  visitor.cost.state_bytes = StatePool(*model.model, 1, model.state).bytes_per_slot();
   return visitor.cost;
 }
 

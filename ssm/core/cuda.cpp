@@ -77,6 +77,10 @@ void copy(void* to, const void* from, size_t bytes, bool to_host) {
   if (to_host) SSM_CUDA_CHECK(cudaStreamSynchronize(s));
 }
 
+void copy_later(void* to, const void* from, size_t bytes) {
+  SSM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()));
+}
+
 void zero(void* to, size_t bytes) { SSM_CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, stream())); }
 void synchronize() { SSM_CUDA_CHECK(cudaStreamSynchronize(stream())); }
 
@@ -99,6 +103,13 @@ std::shared_ptr<std::byte> allocate(size_t bytes) {
   }
   check(error, "cudaMalloc");
   return {static_cast<std::byte*>(data), [](std::byte* p) { cudaFree(p); }};
+}
+
+std::shared_ptr<std::byte> allocate_pinned(size_t bytes) {
+  stream();
+  void* data = nullptr;
+  SSM_CUDA_CHECK(cudaMallocHost(&data, bytes));
+  return {static_cast<std::byte*>(data), [](std::byte* p) { cudaFreeHost(p); }};
 }
 
 }  // namespace ssm::cuda
