@@ -130,6 +130,7 @@ void measure_all(const Arguments& arguments, const LoadedModel& model, BenchRepo
   report.decode = median(decode);
   report.total = median(total);
   report.peak_memory = peak_memory();  // before the limits' own buffers
+  if (model.device.is_cuda()) report.card_memory = static_cast<int64_t>(memory_of(model.device).peak);
 }
 
 void run(Arguments& arguments) {
@@ -150,8 +151,11 @@ void run(Arguments& arguments) {
   report.threads = num_threads();
   report.cost = cost_of(model);
   measure_all(arguments, model, report);
-  report.read_bandwidth = measure_read_bandwidth();
-  report.gemm_rate = measure_gemm_rate(model.stored, model.compute);
+  report.device = name_of(model.device);
+  report.card = description_of(model.device);
+  report.state_dtype = name_of(model.state);
+  report.read_bandwidth = measure_bandwidth(model.device);
+  report.gemm_rate = measure_gemm_rate(model.device, model.stored, model.compute);
   report.print(arguments.model.json);
 }
 
@@ -197,7 +201,9 @@ void add_bench(CLI::App& program) {
                   "  ssm bench --model-name state-spaces/mamba-2.8b --prompt \"My cat wrote\" --topp 0.9 "
                   "--temperature 0.7",
                   fmt::join(named_shapes(), ", ")));
+  add_bench_ops(*verb);
   verb->callback([arguments, verb] {
+    if (!verb->get_subcommands().empty()) return;  // `bench ops` has run
     const bool draws = verb->count("--temperature") + verb->count("--top-p") + verb->count("--min-p") > 0;
     if (draws && verb->count("--top-k") == 0) arguments->sampling.params.top_k = 0;
     run(*arguments);

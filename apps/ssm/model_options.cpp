@@ -22,6 +22,10 @@ void add_json_flag(CLI::App& verb, ModelOptions& options) {
 void add_model_flags(CLI::App& verb, ModelOptions& options) {
   add_tokenizer_flag(verb, options);
   add_json_flag(verb, options);
+  add_machine_flags(verb, options);
+}
+
+void add_machine_flags(CLI::App& verb, ModelOptions& options) {
   verb.add_option("--device", options.device, "auto (a card where one works), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->option_text("NAME");

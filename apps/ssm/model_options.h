@@ -22,7 +22,8 @@ struct ModelOptions {
 void add_model_argument(CLI::App& verb, ModelOptions& options);
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options);
 void add_json_flag(CLI::App& verb, ModelOptions& options);
-void add_model_flags(CLI::App& verb, ModelOptions& options);  // these two, and device, dtype, threads
+void add_machine_flags(CLI::App& verb, ModelOptions& options);  // device, dtype, state-dtype, threads
+void add_model_flags(CLI::App& verb, ModelOptions& options);    // all of these
 
 // The options that decide how a model runs. Sets the threads too; throws Error for a device that does not
 // work here.
