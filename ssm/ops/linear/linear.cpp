@@ -24,8 +24,11 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
   SSM_CHECK(w.device() == x.device(), "linear: weight is on {}, x on {}", name_of(w.device()),
             name_of(x.device()));
   if (bias.defined()) check_parameter("linear", "bias", bias, {N}, x);
-  check_result("linear", result.value_or(x.dtype()), x.device());
-  Tensor y = Tensor::empty({x.size(0), N}, result.value_or(x.dtype()), x.device());
+  const DType to = result.value_or(x.dtype());
+  check_result("linear", to, x.device());
+  SSM_CHECK(to == x.dtype() || to == DType::f32, "linear: a result in {} of x in {}", name_of(to),
+            name_of(x.dtype()));
+  Tensor y = Tensor::empty({x.size(0), N}, to, x.device());
   SSM_DISPATCH(x.device(), linear(x, w, bias, compute, y));
   return y;
 }

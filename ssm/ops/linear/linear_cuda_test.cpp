@@ -1,0 +1,137 @@
+// linear on a card against the f64 reference, in every activation type, by every way of computing it.
+#include "ssm/ops/linear/linear_cuda.h"
+#include "ssm/core/graph.h"
+#include "ssm/ops/cuda/test_cuda.h"
+#include "ssm/ops/linear/linear.h"
+#include "ssm/ops/linear/linear_reference.h"
+
+namespace ssm {
+namespace {
+
+using test::card_error;
+using test::on_card;
+using test::rounded;
+using test::to_doubles;
+
+constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
+
+struct Case {
+  int64_t T, N, K;
+  DType dtype, result;
+  Tensor x, w, bias;  // on the host, as the card will see them
+  Case(Rng& rng, int64_t most_rows, bool round) {
+    T = 1 + rng.below(most_rows), N = 1 + rng.below(rng.below(3) ? 100 : 700);
+    K = 1 + rng.below(rng.below(4) ? 300 : 6000);
+    if (round) N = (N + 7) / 8 * 8, K = (K + 7) / 8 * 8;
+    dtype = kTypes[rng.below(3)], result = rng.below(2) ? dtype : DType::f32;
+    x = rounded(test::random_normal({T, K}, rng), dtype);
+    w = rounded(test::random_normal({N, K}, rng), dtype);
+    if (rng.below(2)) bias = test::random_normal({N}, rng, 10.0f);
+  }
+  // `t` on the card, in half of the cases as columns of a wider tensor, whose rows may start anywhere.
+  Tensor upload(const Tensor& t, bool round, Rng& rng) const {
+    const int64_t unit = round ? 8 : 1, rows = t.size(0), width = t.size(1);
+    const int64_t left = rng.below(2) ? rng.below(9) * unit : 0,
+                  right = rng.below(2) ? rng.below(9) * unit : 0;
+    const Tensor wide = test::random_normal({rows, left + width + right}, rng, 1e6f);
+    for (int64_t row = 0; row < rows; ++row)
+      std::copy_n(t.data<float>() + row * width, width, wide.data<float>() + row * wide.size(1) + left);
+    return on_card(wide, dtype).slice(1, left, left + width);
+  }
+  std::vector<double> expected() const {
+    return reference::linear(to_doubles(x), to_doubles(w),
+                             bias.defined() ? to_doubles(bias) : std::vector<double>{}, T, N, K);
+  }
+  // Sums in f32; the result is rounded, and the library adds a bias that was rounded to it.
+  double bound() const {
+    return 3e-6 + test::rounding_of(result) * (bias.defined() && result != DType::f32 ? 2 : 1);
+  }
+  std::string name() const {
+    return fmt::format("T {} N {} K {} {} to {}{}", T, N, K, name_of(dtype), name_of(result),
+                       bias.defined() ? " with a bias" : "");
+  }
+};
+
+TEST(LinearCuda, EqualsTheReference) {
+  SSM_NEED_CUDA();
+  Rng rng(31);
+  for (int trial = 0; trial < 400; ++trial) {
+    const bool round = rng.below(2);
+    const Case c(rng, rng.below(3) ? 40 : 300, round);
+    const Tensor y = linear(c.upload(c.x, round, rng), Weight{c.upload(c.w, round, rng)}, on_card(c.bias),
+                            c.dtype, c.result);
+    EXPECT_LT(card_error(y, c.expected()), c.bound()) << c.name();
+  }
+}
+
+TEST(LinearCuda, EveryWayEqualsTheReference) {
+  SSM_NEED_CUDA();
+  Rng rng(32);
+  int taken[3] = {};
+  for (int trial = 0; trial < 150; ++trial) {
+    const bool round = rng.below(3) != 0;
+    const Case c(rng, 32, round);
+    const auto expected = c.expected();
+    const Tensor x = c.upload(c.x, round, rng), w = c.upload(c.w, round, rng), bias = on_card(c.bias);
+    for (int way = 0; way < 3; ++way) {
+      const Tensor y = Tensor::empty({c.T, c.N}, c.result, kCuda);
+      cuda::linear_any(x, w, bias, y);  // so that what a way leaves out is not there by luck
+      const Tensor poison = test::random_normal(y.shape(), rng, 1e4f).to(c.result);
+      copy_bytes(y.raw(), kCuda, poison.raw(), kCpu, y.bytes());
+      if (way == 0 && !cuda::linear_few_rows(x, w, bias, y)) continue;
+      if (way == 1 && !cuda::linear_library(x, w, bias, y)) continue;
+      if (way == 2) cuda::linear_any(x, w, bias, y);
+      ++taken[way];
+      EXPECT_LT(card_error(y, expected), c.bound()) << c.name() << " way " << way;
+    }
+  }
+  EXPECT_GT(taken[0], 30);
+  EXPECT_GT(taken[1], 50);
+}
+
+TEST(LinearCuda, ARowDoesNotDependOnTheRowsBesideIt) {
+  SSM_NEED_CUDA();
+  Rng rng(33);
+  for (int trial = 0; trial < 30; ++trial) {
+    const Case c(rng, 8, true);
+    const Tensor x = on_card(c.x, c.dtype), w = on_card(c.w, c.dtype);
+    const Tensor whole = linear(x, Weight{w}, {}, c.dtype).to(kCpu);
+    const Tensor first = linear(x.slice(0, 0, 1), Weight{w}, {}, c.dtype).to(kCpu);
+    EXPECT_TRUE(test::same_bits(first, whole.slice(0, 0, 1))) << c.name();
+  }
+}
+
+TEST(LinearCuda, ACapturedProductReadsWhatItsOperandsThenHold) {
+  SSM_NEED_CUDA();
+  Rng rng(34);
+  for (const int64_t T : {1, 5, 16, 64}) {
+    const int64_t N = 80, K = 1536;
+    for (const DType dtype : kTypes) {
+      const Tensor x = on_card(test::random_normal({T, K}, rng), dtype);
+      const Weight w{on_card(test::random_normal({N, K}, rng), dtype)};
+      const Tensor v = on_card(test::random_normal({48, N}, rng), dtype);
+      Tensor y, z;
+      auto body = [&] {
+        y = linear(x, w, {}, dtype);
+        z = linear(y, Weight{v}, {}, dtype);
+      };
+      body();
+      synchronize(kCuda);
+      Arena arena;
+      const ArenaScope scope(&arena);
+      body();
+      const Graph graph(body);
+      for (int trial = 0; trial < 3; ++trial) {
+        const Tensor fresh = test::random_normal({T, K}, rng).to(dtype);
+        copy_bytes(x.raw(), kCuda, fresh.raw(), kCpu, x.bytes());
+        graph.replay();
+        const Tensor captured = z.to(kCpu);
+        const Tensor again = linear(linear(x, w, {}, dtype), Weight{v}, {}, dtype).to(kCpu);
+        EXPECT_TRUE(test::same_bits(captured, again)) << T << " " << name_of(dtype);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ssm
