@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ssm/runtime/stepper.h"
 #include "ssm/runtime/stop_matcher.h"
 
 namespace ssm {

@@ -12,9 +12,10 @@
 #include "ssm/ops/sampling/sampling.h"
 #include "ssm/runtime/sequence_runner.h"
 #include "ssm/runtime/state_file.h"
-#include "ssm/runtime/stepper.h"
 
 namespace ssm {
+
+class Stepper;  // of a build with CUDA
 
 struct GenerateOptions {
   SamplingParams sampling;        // sequence i draws from seed + i
