@@ -6,7 +6,13 @@
 namespace ssm::cuda {
 namespace {
 
-constexpr int kMaxWarps = 16;
+#ifndef V_DEPTH
+#define V_DEPTH 10
+#define V_WARPS 16
+#define V_REGS 128
+#endif
+constexpr int kMaxWarps = V_WARPS;
+constexpr int kDepth = V_DEPTH;  // steps whose weights a warp holds
 
 struct RowsArgs {
   const void *x, *w;
@@ -14,37 +20,36 @@ struct RowsArgs {
   void* y;
   bool y_is_f32;
   int64_t N, x_stride, w_stride, y_stride;
-  int T, K;
+  int T, K, part;  // values of K of a warp
 };
 
-// Blocks of (32, parts of K, strips) threads: the warps of a strip share its K out by steps and their sums
-// are added in one order.
-template <class X, int Tiles>
-__global__ void __launch_bounds__(kMaxWarps * 32) linear_rows_kernel(const RowsArgs a) {
-  using Sums = Strip<X, Tiles>;
-  __shared__ float parts[kMaxWarps][Sums::kRows * kStripRows];
-  const int warps = blockDim.y, part = threadIdx.y, strip = threadIdx.z;
+// Blocks of (32, parts of K, strips) threads: the warps of a strip share K out, and their sums are added in
+// one order.
+template <class X, int Rows>
+__global__ void __maxnreg__(V_REGS) linear_rows_kernel(const RowsArgs a) {
+  using Sums = Strip<X, Rows, kDepth>;
+  extern __shared__ float shared[];
+  const int parts = blockDim.y, part = threadIdx.y, strip = threadIdx.z;
+  float* given = shared + strip * parts * Sums::kSums;
   const int64_t n0 = (int64_t{blockIdx.x} * blockDim.z + strip) * kStripRows;
   const int64_t row = n0 + threadIdx.x / 4;
-  const X* w = row < a.N ? static_cast<const X*>(a.w) + row * a.w_stride : nullptr;
-  const X* x = static_cast<const X*>(a.x);
+  const int begin = part * a.part, K = min(a.K - begin, a.part);
+  const X* w = row < a.N ? static_cast<const X*>(a.w) + row * a.w_stride + begin : nullptr;
   Sums sums;
-  sums.read_weights(w, part, warps, a.K);
+  sums.read_weights(w, K);
   let_next_start();
+  const int i0 = part * 32 + threadIdx.x;  // of the strip's results, the thread's first
+  float bias = a.bias && n0 + i0 % kStripRows < a.N ? a.bias[n0 + i0 % kStripRows] : 0.0f;
   grid_dependency_wait();
-  sums.multiply(x, a.x_stride, a.T, part, warps, a.K);
-  for (int first = part + kDepth * warps; first * kStep<X> < a.K; first += kDepth * warps) {
-    sums.read_weights(w, first, warps, a.K);
-    sums.multiply(x, a.x_stride, a.T, first, warps, a.K);
-  }
-  sums.give(parts[strip * warps + part]);
+  sums.multiply_all(w, static_cast<const X*>(a.x) + begin, a.x_stride, a.T, K);
+  sums.give(given + part * Sums::kSums);
   __syncthreads();
-  for (int i = part * 32 + threadIdx.x; i < a.T * kStripRows; i += warps * 32) {
-    const int64_t n = n0 + i % kStripRows;
+  for (int i = i0; i < a.T * kStripRows; i += parts * 32) {
+    const int64_t n = n0 + i % kStripRows, at = i / kStripRows * a.y_stride + n;
     if (n >= a.N) continue;
-    float sum = a.bias ? a.bias[n] : 0.0f;
-    for (int p = 0; p < warps; ++p) sum += parts[strip * warps + p][i];
-    const int64_t at = i / kStripRows * a.y_stride + n;
+    float sum = bias;
+#pragma unroll 8
+    for (int p = 0; p < parts; ++p) sum += given[p * Sums::kSums + i];
     if (a.y_is_f32) {
       static_cast<float*>(a.y)[at] = sum;
     } else {
@@ -59,17 +64,19 @@ bool in_packs(const Tensor& t) {
          (t.size(0) <= 1 || t.stride(0) * bytes % 16 == 0);
 }
 
-template <class X, int Tiles>
-void launch_rows(const RowsArgs& a) {
+template <class X, int Rows>
+void launch_rows(RowsArgs a) {
   const int steps = (a.K + kStep<X> - 1) / kStep<X>;
-  int warps = 1;
-  while (warps < kMaxWarps && warps * kDepth < steps) warps *= 2;
-  const int strips = std::max(1, 4 / warps);
+  int parts = 1;
+  while (parts < kMaxWarps && parts * kDepth < steps) parts *= 2;
+  a.part = (steps + parts - 1) / parts * kStep<X>;
+  const int strips = std::max(1, 4 / parts);
   const int64_t rows = int64_t{strips} * kStripRows;
   launch({.grid = dim3(static_cast<unsigned>((a.N + rows - 1) / rows)),
-          .block = dim3(32, static_cast<unsigned>(warps), static_cast<unsigned>(strips)),
+          .block = dim3(32, static_cast<unsigned>(parts), static_cast<unsigned>(strips)),
+          .shared_bytes = sizeof(float) * Rows * kStripRows * static_cast<size_t>(parts * strips),
           .overlaps_previous = true},
-         linear_rows_kernel<X, Tiles>, a);
+         linear_rows_kernel<X, Rows>, a);
 }
 
 }  // namespace
@@ -87,13 +94,15 @@ bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const
                    .w_stride = w.stride(0),
                    .y_stride = y.stride(0),
                    .T = static_cast<int>(T),
-                   .K = static_cast<int>(w.size(1))};
+                   .K = static_cast<int>(w.size(1)),
+                   .part = 0};
   dispatch(x.dtype(), "linear", [&](auto zero) {
     using X = decltype(zero);
     if constexpr (sizeof(X) == 2) {
-      if (T > 16) return launch_rows<X, 2>(a);
+      T > 16 ? launch_rows<X, 32>(a) : T > 8 ? launch_rows<X, 16>(a) : launch_rows<X, 8>(a);
+    } else {
+      T > 1 ? launch_rows<X, 8>(a) : launch_rows<X, 1>(a);
     }
-    launch_rows<X, 1>(a);
   });
   return true;
 }

@@ -1,10 +1,10 @@
 // The product of few rows with a matrix, as the decode step's kernels share it: what bounds it is reading the
 // weights once.
 //
-// A warp multiplies a strip of eight rows of W. A lane (g = lane / 4, t = lane % 4) reads 16 bytes of row g
-// at a time, so that a step of the warp covers kStep values of K; which of them meet in one matrix
-// instruction does not matter as long as x is read the same way. Weights are never written by kernels: the
-// first kDepth steps of them are read into registers before grid_dependency_wait().
+// A warp multiplies a strip of eight rows of W by a part of K. A lane (g = lane / 4, t = lane % 4) reads 16
+// bytes of row g at a time, so that a step of the warp covers kStep values of K; which of them meet in one
+// matrix instruction does not matter as long as x is read the same way. Weights are never written by kernels:
+// a warp reads its first Depth steps of them into registers before grid_dependency_wait().
 #pragma once
 
 #include "ssm/ops/cuda/types.cuh"
@@ -12,7 +12,6 @@
 namespace ssm::cuda {
 
 inline constexpr int kStripRows = 8;  // rows of W
-inline constexpr int kDepth = 10;     // steps whose weights a warp holds
 
 template <class X>
 inline constexpr int kPack = 16 / sizeof(X);  // values of a lane's load
@@ -43,72 +42,111 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Sums of one strip with up to 16 * Tiles rows of x (f32: 8). In 16 bits sums[m] holds, as the matrix
-// instruction leaves them, rows 16 m + g and 16 m + g + 8 of x against rows 2t and 2t + 1 of the strip. In
-// f32 sums[0..1] are this lane's part of row r of x against row g of the strip, r = 0 .. 7.
-template <class X, int Tiles>
+// Sums of one strip with up to Rows rows of x: in 16 bits 8, 16 or 32, in f32 any small number. In 16 bits
+// tile m of the sums holds, as the matrix instruction leaves them, rows 16 m + g and 16 m + g + 8 of x
+// against rows 2t and 2t + 1 of the strip, in several chains, since an instruction waits long for the one
+// before; in f32 value r is this lane's part of row r of x against row g of the strip.
+template <class X, int Rows, int Depth>
 struct Strip {
   static constexpr bool kMatrix = sizeof(X) == 2;
-  static constexpr int kRows = kMatrix ? 16 * Tiles : 8;
-  uint4 weights[kDepth];
-  float sums[kMatrix ? Tiles : 2][4] = {};
+  static constexpr int kTiles = kMatrix ? (Rows + 15) / 16 : 1;
+  static constexpr int kChains = kMatrix ? 4 / kTiles : 1;
+  static constexpr int kLoads = kMatrix ? Rows / 8 : Rows;             // of x, a step
+  static constexpr int kGroup = kLoads >= Depth ? 1 : Depth / kLoads;  // steps of x read at a time
+  static constexpr int kSpan = Depth * kStep<X>;                       // values of K that are held
+  static constexpr int kSums = Rows * kStripRows;                      // what give() writes
+  uint4 weights[Depth];
+  float sums[kChains][kTiles][kMatrix ? 4 : Rows] = {};
 
-  // Of `row`, the lane's row of W (null: past the end), steps first + i * stride below K.
-  __device__ __forceinline__ void read_weights(const X* row, int first, int stride, int K) {
-    const int t = threadIdx.x % 4;
+  // The strip's row g begins at `row` (null: past the end) and has K values.
+  __device__ __forceinline__ void read_weights(const X* row, int K) {
+    const int t = threadIdx.x % 4, left = row ? K - t * kPack<X> : 0;
 #pragma unroll
-    for (int i = 0; i < kDepth; ++i) {
-      const int k = (first + i * stride) * kStep<X> + t * kPack<X>;
-      weights[i] = row && k < K ? load_weights(row + k) : uint4{};
+    for (int i = 0; i < Depth; ++i) {
+      weights[i] = i * kStep<X> < left ? load_weights(row + t * kPack<X> + i * kStep<X>) : uint4{};
     }
   }
 
-  // The same steps of x, rows `x_stride` apart, T of them.
-  __device__ __forceinline__ void multiply(const X* x, int64_t x_stride, int T, int first, int stride,
-                                           int K) {
+  // With the values of x that belong to them; rows are `x_stride` apart, there are T.
+  __device__ __forceinline__ void multiply(const X* x, int64_t x_stride, int T, int K) {
     const int t = threadIdx.x % 4, g = threadIdx.x % 32 / 4;
+    const X* from[kLoads];
+    int left[kLoads];
 #pragma unroll
-    for (int i = 0; i < kDepth; ++i) {
-      const int k = (first + i * stride) * kStep<X> + t * kPack<X>;
-      if (k - t * kPack<X> >= K) break;
-      if constexpr (kMatrix) {
+    for (int j = 0; j < kLoads; ++j) {
+      const int row = kMatrix ? 8 * j + g : j;
+      from[j] = x + row * x_stride + t * kPack<X>;
+      left[j] = row < T ? K - t * kPack<X> : 0;
+    }
 #pragma unroll
-        for (int m = 0; m < Tiles; ++m) {
-          auto row_of = [&](int r) {
-            return r < T && k < K ? *reinterpret_cast<const uint4*>(x + r * x_stride + k) : uint4{};
-          };
-          const uint4 low = row_of(16 * m + g), high = row_of(16 * m + g + 8);
-          multiply_add(sums[m], {low.x, high.x, low.y, high.y}, weights[i].x, weights[i].y, X{});
-          multiply_add(sums[m], {low.z, high.z, low.w, high.w}, weights[i].z, weights[i].w, X{});
+    for (int begin = 0; begin < Depth; begin += kGroup) {
+      if (begin * kStep<X> >= K) break;
+      uint4 loaded[kGroup][kLoads];
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+#pragma unroll
+        for (int j = 0; j < kLoads; ++j) {
+          loaded[i][j] = begin + i < Depth && (begin + i) * kStep<X> < left[j]
+                             ? *reinterpret_cast<const uint4*>(from[j] + (begin + i) * kStep<X>)
+                             : uint4{};
         }
-      } else {
-        const float* w = reinterpret_cast<const float*>(&weights[i]);
+      }
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          if (r >= T || k >= K) break;
-          float v[kPack<X>];
-          load<kPack<X>>(v, x + r * x_stride + k);
-#pragma unroll
-          for (int j = 0; j < kPack<X>; ++j) sums[r / 4][r % 4] += w[j] * v[j];
-        }
+      for (int i = 0; i < kGroup; ++i) {
+        if (begin + i < Depth) multiply_step(begin + i, loaded[i]);
       }
     }
   }
 
-  // Hands the sums to shared memory [kRows][kStripRows].
+  __device__ __forceinline__ void multiply_step(int step, const uint4 (&x)[kLoads]) {
+    const uint4& w = weights[step];
+    if constexpr (kMatrix) {
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        const uint4 low = x[2 * m], high = 2 * m + 1 < kLoads ? x[(2 * m + 1) % kLoads] : uint4{};
+        multiply_add(sums[2 * step % kChains][m], {low.x, high.x, low.y, high.y}, w.x, w.y, X{});
+        multiply_add(sums[(2 * step + 1) % kChains][m], {low.z, high.z, low.w, high.w}, w.z, w.w, X{});
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < Rows; ++r) {
+        float& sum = sums[0][0][r];
+        sum += __uint_as_float(w.x) * __uint_as_float(x[r].x);
+        sum += __uint_as_float(w.y) * __uint_as_float(x[r].y);
+        sum += __uint_as_float(w.z) * __uint_as_float(x[r].z);
+        sum += __uint_as_float(w.w) * __uint_as_float(x[r].w);
+      }
+    }
+  }
+
+  // Reads W and x of a part of K longer than what is held; the held steps have been read.
+  __device__ __forceinline__ void multiply_all(const X* row, const X* x, int64_t x_stride, int T, int K) {
+    multiply(x, x_stride, T, K);
+    for (int k = kSpan; k < K; k += kSpan) {
+      read_weights(row ? row + k : nullptr, K - k);
+      multiply(x + k, x_stride, T, K - k);
+    }
+  }
+
+  // Hands the sums to shared memory [Rows][kStripRows].
   __device__ __forceinline__ void give(float* to) {
     const int t = threadIdx.x % 4, g = threadIdx.x % 32 / 4;
     if constexpr (kMatrix) {
 #pragma unroll
-      for (int m = 0; m < Tiles; ++m) {
+      for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+        for (int c = 1; c < kChains; ++c) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[0][m][i] += sums[c][m][i];
+        }
         float* at = to + (16 * m + g) * kStripRows + 2 * t;
-        *reinterpret_cast<float2*>(at) = {sums[m][0], sums[m][1]};
-        *reinterpret_cast<float2*>(at + 8 * kStripRows) = {sums[m][2], sums[m][3]};
+        *reinterpret_cast<float2*>(at) = {sums[0][m][0], sums[0][m][1]};
+        if (Rows > 8) *reinterpret_cast<float2*>(at + 8 * kStripRows) = {sums[0][m][2], sums[0][m][3]};
       }
     } else {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        float sum = sums[r / 4][r % 4];
+      for (int r = 0; r < Rows; ++r) {
+        float sum = sums[0][0][r];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
         if (t == 0) to[r * kStripRows + g] = sum;
