@@ -36,6 +36,7 @@ struct SamplingParams {
   float min_p = 0.0f;        // [0, 1): drop tokens below min_p times the highest probability
   float repetition_penalty = 1.0f;  // > 0
   uint64_t seed = 0;
+  bool operator==(const SamplingParams&) const = default;
 };
 
 // One row's parameters as they lie in a tensor.
@@ -43,6 +44,7 @@ struct SamplingRow {
   SamplingParams params;
   int32_t slot = 0;      // of `seen`
   int64_t position = 0;  // how many tokens the row's sequence holds already: the index of the draw
+  bool operator==(const SamplingRow&) const = default;
 };
 
 inline constexpr int64_t kMostSampled = int64_t{1} << 22;  // ids a row may have, for the sums of units

@@ -16,12 +16,7 @@ __global__ void __launch_bounds__(kThreads) ssd_scan_state_passing_kernel(const 
   const int64_t b = blockIdx.x / per_sequence;
   const int64_t i = blockIdx.x % per_sequence * kThreads + threadIdx.x;
   const int64_t begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
-<<<<<<< HEAD
-  if (i >= elements) return;
-  if (length <= a.segment && !a.state_through_segments) return;  // a single segment begins where the slot says
-=======
   if (i >= elements || length <= a.segment) return;  // a single segment begins where the slot says
->>>>>>> cuda-ssd
   const int64_t first = begin / a.segment + b, count = (length + a.segment - 1) / a.segment;
   const int64_t head = i / (int64_t{a.N} * a.P);
   float* state = a.segment_states + first * elements + i;
@@ -36,31 +31,11 @@ __global__ void __launch_bounds__(kThreads) ssd_scan_state_passing_kernel(const 
   *state = h;
 }
 
-<<<<<<< HEAD
-// The state that chunk_scan left in place of a sequence's last segment, to its slot in 16 bits.
-__global__ void __launch_bounds__(kThreads) ssd_scan_narrow_state_kernel(const SsdView a) {
-  const int64_t elements = int64_t{a.H} * a.N * a.P;
-  const int64_t per_sequence = (elements + kThreads - 1) / kThreads;
-  const int64_t b = blockIdx.x / per_sequence;
-  const int64_t i = blockIdx.x % per_sequence * kThreads + threadIdx.x;
-  if (i >= elements) return;
-  const int64_t begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
-  const int64_t last = begin / a.segment + b + (length - 1) / a.segment;
-  store_from_f32(a.state, a.state_dtype, a.batch.slots[b] * elements + i,
-                 a.segment_states[last * elements + i]);
-}
-
-void launch_per_element(void (*kernel)(SsdView), const SsdView& a) {
-  const int64_t elements = int64_t{a.H} * a.N * a.P;
-  const int64_t blocks = a.batch.size * ((elements + kThreads - 1) / kThreads);
-  launch({.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)}, kernel, a);
-=======
 void launch_state_passing(const SsdView& a) {
   const int64_t elements = int64_t{a.H} * a.N * a.P;
   const int64_t blocks = a.batch.size * ((elements + kThreads - 1) / kThreads);
   launch({.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
          ssd_scan_state_passing_kernel, a);
->>>>>>> cuda-ssd
 }
 
 // How long segments are to be, in tiles: cutting fills the card, but what is not a sequence's last segment is
@@ -119,12 +94,7 @@ SsdView view_of_args(const SsdScanArgs& args, const SequenceBatch& batch, const 
           .batch = view_of(batch, args.x.device()),
           .segment = 0,
           .segment_states = nullptr,
-<<<<<<< HEAD
-          .segment_decays = nullptr,
-          .state_through_segments = false};
-=======
           .segment_decays = nullptr};
->>>>>>> cuda-ssd
 }
 
 }  // namespace
@@ -132,40 +102,20 @@ SsdView view_of_args(const SsdScanArgs& args, const SequenceBatch& batch, const 
 void ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state, const Tensor& y) {
   SsdView a = view_of_args(args, batch, state, y);
   if (batch.is_step()) return launch_ssd_step(a);
-<<<<<<< HEAD
-  const bool matrix = a.dtype != DType::f32 && a.N <= 256;
-  const SsdBlocks blocks = matrix ? ssd_chunk_scan_blocks(a) : ssd_recurrence_blocks(a);
-  a.segment = kSsdTile * segment_tiles(batch, blocks, matrix ? 0.4 : 0.6, matrix ? 1.5 : 0.5);
-  int64_t longest = 0;
-  for (int64_t b = 0; b < batch.size(); ++b) longest = std::max(longest, batch.length(b));
-  const bool cut = longest > a.segment;
-  a.state_through_segments = matrix && a.state && a.state_dtype != DType::f32;
-  Tensor states, decays;
-  if (cut || a.state_through_segments) {
-=======
   const SsdBlocks blocks = ssd_recurrence_blocks(a);
   a.segment = kSsdTile * segment_tiles(batch, blocks, 0.6, 0.5);
   int64_t longest = 0;
   for (int64_t b = 0; b < batch.size(); ++b) longest = std::max(longest, batch.length(b));
   Tensor states, decays;
   if (longest > a.segment) {
->>>>>>> cuda-ssd
     const int64_t segments = chunk_numbers(a.batch, a.segment);
     states = Tensor::empty({segments, a.H, a.N, a.P}, DType::f32, y.device());
     decays = Tensor::empty({segments, a.H}, DType::f32, y.device());
     a.segment_states = states.data<float>(), a.segment_decays = decays.data<float>();
-<<<<<<< HEAD
-    if (cut) matrix ? launch_ssd_chunk_state(a) : launch_ssd_recurrence(a, true);
-    launch_per_element(ssd_scan_state_passing_kernel, a);
-  }
-  matrix ? launch_ssd_chunk_scan(a) : launch_ssd_recurrence(a, false);
-  if (a.state_through_segments) launch_per_element(ssd_scan_narrow_state_kernel, a);
-=======
     launch_ssd_recurrence(a, true);
     launch_state_passing(a);
   }
   launch_ssd_recurrence(a, false);
->>>>>>> cuda-ssd
 }
 
 }  // namespace ssm::cuda

@@ -31,10 +31,6 @@ struct SsdView {
   int64_t segment;        // tokens, a multiple of kSsdTile
   float* segment_states;  // [segments, H, N, P], or null where every sequence is one segment
   float* segment_decays;  // [segments, H]: what is left of a state at the segment's end
-<<<<<<< HEAD
-  bool state_through_segments;  // a 16-bit state that the tensor cores' kernels find and leave there in f32
-=======
->>>>>>> cuda-ssd
 };
 
 inline constexpr int kSsdTile = 64;  // tokens that the tensor-core kernels take at a time

@@ -315,14 +315,7 @@ TEST(SsdScanCuda, ACapturedStepReadsItsSlots) {
   const Tensor slots = Tensor::from_values<int32_t>(std::vector<int32_t>{0, 1, 2}, {B}).to(kCuda);
   const SequenceBatch batch = SequenceBatch::steps_on_device(slots);
   Tensor y;
-<<<<<<< HEAD
-  {
-    const ArenaScope scope(&arena);
-    ssd_scan(c.card, batch, Tensor());  // so that the arena has the memory
-  }
-=======
   ssd_scan(c.card, batch, Tensor());
->>>>>>> cuda-ssd
   const Graph graph([&] {
     const ArenaScope scope(&arena);
     y = ssd_scan(c.card, batch, state);
