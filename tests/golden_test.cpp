@@ -7,7 +7,7 @@
 
 #include "ssm/io/safetensors.h"
 #include "ssm/load/load_model.h"
-#include "ssm/ops/test_util.h"
+#include "ssm/ops/cuda/test_cuda.h"
 
 namespace ssm {
 namespace {
@@ -41,7 +41,8 @@ std::vector<int32_t> ids_of(const Tensor& t) {
 
 Tensor run(const CausalLm& model, std::span<const int32_t> ids, const ModelState& state) {
   const auto T = static_cast<int64_t>(ids.size());
-  return model.logits(model.hidden(Tensor::from_values<int32_t>(ids, {T}), SequenceBatch::single(T), state));
+  const Tensor on_device = Tensor::from_values<int32_t>(ids, {T}).to(model.device());
+  return model.logits(model.hidden(on_device, SequenceBatch::single(T), state)).to(kCpu);
 }
 
 // Transformers keeps K conv columns [C, K] where we keep the K - 1 that matter [K - 1, C], and the SSM
@@ -51,17 +52,17 @@ void expect_state(const ModelState& state, const io::SafetensorsFile& golden, co
     const std::string name = fmt::format("{}.layer.{}", prefix, layer);
     const Tensor conv = golden.find(name + ".conv").value(), ssm = golden.find(name + ".ssm").value();
     const Tensor recent = conv.slice(1, 1, conv.size(1)).transpose(0, 1);
-    EXPECT_LT(test::relative_error(state[layer].conv.select(0, 0), test::to_doubles(recent)), 2e-5) << name;
+    EXPECT_LT(test::relative_error(state[layer].conv.select(0, 0).to(kCpu), test::to_doubles(recent)), 2e-5)
+        << name;
     const Tensor h = ssm.transpose(ssm.rank() - 2, ssm.rank() - 1);
-    EXPECT_LT(test::relative_error(state[layer].ssm.select(0, 0), test::to_doubles(h)), 2e-5) << name;
+    EXPECT_LT(test::relative_error(state[layer].ssm.select(0, 0).to(kCpu), test::to_doubles(h)), 2e-5)
+        << name;
   }
 }
 
-class Golden : public testing::TestWithParam<std::string> {};
-
-TEST_P(Golden, LogitsGreedyTokensAndStates) {
-  const fs::path folder = kGoldens / GetParam();
-  const LoadedModel loaded = load_model(folder, {.compute = DType::f32, .tokenizer = {}});
+void expect_golden(const std::string& name, Device device) {
+  const fs::path folder = kGoldens / name;
+  const LoadedModel loaded = load_model(folder, {.compute = DType::f32, .device = device});
   const auto golden = io::SafetensorsFile::open(folder / "golden.safetensors");
   const std::vector<int32_t> tokens = ids_of(golden->find("tokens").value());
   const std::vector<int32_t> greedy = ids_of(golden->find("greedy").value());
@@ -84,11 +85,24 @@ TEST_P(Golden, LogitsGreedyTokensAndStates) {
   EXPECT_EQ(generated, greedy);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::ValuesIn(case_names()), [](const auto& param) {
-  std::string name = param.param;
+std::string test_name(const testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
-});
+}
+
+class Golden : public testing::TestWithParam<std::string> {};
+TEST_P(Golden, LogitsGreedyTokensAndStates) { expect_golden(GetParam(), kCpu); }
+INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::ValuesIn(case_names()), test_name);
+
+#ifdef SSM_CUDA
+class GoldenCuda : public testing::TestWithParam<std::string> {};
+TEST_P(GoldenCuda, LogitsGreedyTokensAndStates) {
+  SSM_NEED_CUDA();
+  expect_golden(GetParam(), kCuda);
+}
+INSTANTIATE_TEST_SUITE_P(Models, GoldenCuda, testing::ValuesIn(case_names()), test_name);
+#endif
 
 TEST(GoldenRefused, OptionsThatNoModelUsesAreNamed) {
   for (const auto& [name, field] : kRefused) {

@@ -37,7 +37,7 @@ struct Run {
 void note(std::string_view text) { fmt::print(stderr, "ssm: {}\n", text); }
 
 LoadedModel open(const Arguments& arguments, BenchReport& report) {
-  apply_machine_options(arguments.model);
+  const LoadOptions options = load_options(arguments.model);
   const std::string& name = arguments.model.model;
   report.model = name.empty() ? "tale-8m" : name;
   report.weights = "file";
@@ -50,7 +50,7 @@ LoadedModel open(const Arguments& arguments, BenchReport& report) {
   }
   report.weights = "random";
   note(fmt::format("{} is not here: random weights of its shape", name));
-  LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), compute_of(arguments.model));
+  LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), options);
   if (!arguments.model.tokenizer.empty()) model.tokenizer = text::open_tokenizer(arguments.model.tokenizer);
   return model;
 }
@@ -130,6 +130,7 @@ void measure_all(const Arguments& arguments, const LoadedModel& model, BenchRepo
   report.decode = median(decode);
   report.total = median(total);
   report.peak_memory = peak_memory();  // before the limits' own buffers
+  if (model.device.is_cuda()) report.card_memory = static_cast<int64_t>(memory_of(model.device).peak);
 }
 
 void run(Arguments& arguments) {
@@ -150,8 +151,11 @@ void run(Arguments& arguments) {
   report.threads = num_threads();
   report.cost = cost_of(model);
   measure_all(arguments, model, report);
-  report.read_bandwidth = measure_read_bandwidth();
-  report.gemm_rate = measure_gemm_rate(model.stored, model.compute);
+  report.device = name_of(model.device);
+  report.card = description_of(model.device);
+  report.state_dtype = name_of(model.state);
+  report.read_bandwidth = measure_bandwidth(model.device);
+  report.gemm_rate = measure_gemm_rate(model.device, model.stored, model.compute);
   report.print(arguments.model.json);
 }
 
@@ -197,7 +201,9 @@ void add_bench(CLI::App& program) {
                   "  ssm bench --model-name state-spaces/mamba-2.8b --prompt \"My cat wrote\" --topp 0.9 "
                   "--temperature 0.7",
                   fmt::join(named_shapes(), ", ")));
+  add_bench_ops(*verb);
   verb->callback([arguments, verb] {
+    if (!verb->get_subcommands().empty()) return;  // `bench ops` has run
     const bool draws = verb->count("--temperature") + verb->count("--top-p") + verb->count("--min-p") > 0;
     if (draws && verb->count("--top-k") == 0) arguments->sampling.params.top_k = 0;
     run(*arguments);

@@ -53,7 +53,7 @@ ModelCost cost_of(LoadedModel& model) {
   CostVisitor visitor;
   model.model->visit(visitor);
   visitor.finish(model.model->tied());
-  visitor.cost.state_bytes = StatePool(*model.model, 1).bytes_per_slot();
+  visitor.cost.state_bytes = StatePool(*model.model, 1, model.state).bytes_per_slot();
   return visitor.cost;
 }
 
@@ -73,6 +73,9 @@ void BenchReport::print(bool json) const {
                        {"weights", weights},
                        {"stored_dtype", stored_dtype},
                        {"compute_dtype", compute_dtype},
+                       {"state_dtype", state_dtype},
+                       {"device", device},
+                       {"card", card},
                        {"parameters", parameters},
                        {"batch", batch},
                        {"prompt_tokens", prompt_tokens},
@@ -86,6 +89,7 @@ void BenchReport::print(bool json) const {
                        {"load_seconds", finite_or_null(load)},
                        {"first_token_seconds", finite_or_null(first_token)},
                        {"peak_memory_bytes", peak_memory},
+                       {"card_memory_bytes", card_memory},
                        {"weight_bytes_per_step", cost.step_bytes},
                        {"state_bytes_per_sequence", cost.state_bytes},
                        {"read_bandwidth", finite_or_null(read_bandwidth)},
@@ -97,9 +101,10 @@ void BenchReport::print(bool json) const {
                        {"decode_bound", bound}});
   }
   Output& out = standard_output();
-  out.write(fmt::format("{}: {:.1f} M parameters, {} weights in {}, computed in {}, {} threads, {}\n", model,
-                        static_cast<double>(parameters) / 1e6, weights, stored_dtype, compute_dtype, threads,
-                        kernel_target()));
+  const std::string where = card.empty() ? fmt::format("{} threads, {}", threads, kernel_target()) : card;
+  out.write(fmt::format("{}: {:.1f} M parameters, {} weights in {}, computed in {}, states in {}, {}\n",
+                        model, static_cast<double>(parameters) / 1e6, weights, stored_dtype, compute_dtype,
+                        state_dtype, where));
   out.write(fmt::format("batch {}, prompt {} tokens, {} new; median of {}\n\n", batch, prompt_tokens,
                         new_tokens, repeats));
   out.write(fmt::format("prompt       {:10.1f} tok/s  {:5.1f} % of {:.1f} (GEMM rate)\n", prompt_rate,
@@ -112,8 +117,10 @@ void BenchReport::print(bool json) const {
   out.write(fmt::format("total        {:10.3f} s\nfirst token  {:10.3f} s\nload         {:10.3f} s\n", total,
                         first_token, load));
   out.write(fmt::format("peak memory  {:10.1f} MiB\n", static_cast<double>(peak_memory) / (1 << 20)));
-  out.write(fmt::format("machine      {:10.1f} GB/s read, {:.1f} GFLOP/s in {}\n", read_bandwidth / 1e9,
-                        gemm_rate / 1e9, compute_dtype));
+  if (card_memory > 0)
+    out.write(fmt::format("card memory  {:10.1f} MiB\n", static_cast<double>(card_memory) / (1 << 20)));
+  out.write(fmt::format("machine      {:10.1f} GB/s {}, {:.1f} GFLOP/s in {}\n", read_bandwidth / 1e9,
+                        card.empty() ? "read" : "copied", gemm_rate / 1e9, compute_dtype));
 }
 
 }  // namespace ssm::app

@@ -25,13 +25,13 @@ ModelCost cost_of(LoadedModel& model);
 
 struct BenchReport {
   std::string model, weights;  // weights: "file" or "random"
-  std::string stored_dtype, compute_dtype;
+  std::string stored_dtype, compute_dtype, state_dtype, device, card;
   int64_t parameters = 0, batch = 0, prompt_tokens = 0, new_tokens = 0, repeats = 0;
   int threads = 0;
   ModelCost cost;
   // Medians, in seconds. NaN: not measured.
   double load = 0, first_token = 0, decode = 0, total = 0;
-  int64_t peak_memory = 0;
+  int64_t peak_memory = 0, card_memory = 0;  // of the process; of a card, 0 without one
   double read_bandwidth = 0, gemm_rate = 0;
 
   void print(bool json) const;

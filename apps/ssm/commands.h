@@ -11,5 +11,6 @@ void add_score(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_info(CLI::App& program);
 void add_bench(CLI::App& program);
+void add_bench_ops(CLI::App& bench);  // `ssm bench ops`
 
 }  // namespace ssm::app

@@ -18,7 +18,7 @@ using Json = nlohmann::ordered_json;
 Json id_or_null(const std::optional<int32_t>& id) { return id ? Json(*id) : Json(); }
 
 Json describe(const LoadedModel& model) {
-  const StatePool one(*model.model, 1);
+  const StatePool one(*model.model, 1, model.state);
   Json info{{"folder", model.folder.string()},
             {"family", model.config.at("model_type")},
             {"layout", model.layout},
@@ -48,9 +48,10 @@ Json describe(const LoadedModel& model) {
                              {"text_begins_with_bos", begins_with_bos(model)},
                              {"has_chat_template", has_chat_template(model)}};
   }
-  info["device"] = "cpu";
+  info["device"] = name_of(model.device);
+  if (model.device.is_cuda()) info["card"] = description_of(model.device);
   info["cpu_kernels"] = kernel_target();
-  info["native_bf16"] = multiplies_natively(DType::bf16);
+  info["native_bf16"] = multiplies_natively(DType::bf16, model.device);
   info["threads"] = num_threads();
   return info;
 }

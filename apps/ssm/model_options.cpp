@@ -22,30 +22,43 @@ void add_json_flag(CLI::App& verb, ModelOptions& options) {
 void add_model_flags(CLI::App& verb, ModelOptions& options) {
   add_tokenizer_flag(verb, options);
   add_json_flag(verb, options);
-  verb.add_option("--device", options.device, "auto, cpu or cuda")
+  add_machine_flags(verb, options);
+}
+
+void add_machine_flags(CLI::App& verb, ModelOptions& options) {
+  verb.add_option("--device", options.device, "auto (a card where one works), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->option_text("NAME");
   verb.add_option("--dtype", options.dtype, "Of activations at matrix products: auto, f32, bf16 or f16")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}))
+      ->option_text("NAME");
+  verb.add_option("--state-dtype", options.state_dtype, "How SSM states are kept on a card: f32, bf16 or f16")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->option_text("NAME");
   verb.add_option("--threads", options.threads, "CPU threads; without it one a CPU")
       ->transform(integer_between(1, 1024))
       ->option_text("N");
 }
 
-void apply_machine_options(const ModelOptions& options) {
-  if (options.device == "cuda") fail("--device cuda: this build has no CUDA support");
+LoadOptions load_options(const ModelOptions& options) {
+  LoadOptions load;
   set_num_threads(options.threads);
-}
-
-std::optional<DType> compute_of(const ModelOptions& options) {
-  return options.dtype == "auto" ? std::nullopt : dtype_from_name(options.dtype);
+  if (options.device != "cpu") {
+    const std::string why = why_unavailable(kCuda);
+    if (why.empty()) load.device = kCuda;
+    SSM_CHECK(why.empty() || options.device == "auto", "--device cuda: {}", why);
+  }
+  if (options.dtype != "auto") load.compute = dtype_from_name(options.dtype);
+  load.state = *dtype_from_name(options.state_dtype);
+  SSM_CHECK(load.state == DType::f32 || load.device.is_cuda(),
+            "--state-dtype {}: on a CPU states are kept in f32", options.state_dtype);
+  load.tokenizer = options.tokenizer;
+  return load;
 }
 
 LoadedModel load(const ModelOptions& options) {
-  apply_machine_options(options);
-  return load_model(resolve_model(options.model),
-                    {.compute = compute_of(options), .tokenizer = options.tokenizer});
+  const LoadOptions load = load_options(options);
+  return load_model(resolve_model(options.model), load);
 }
 
 }  // namespace ssm::app

@@ -14,6 +14,7 @@ struct ModelOptions {
   std::string tokenizer;
   std::string device = "auto";
   std::string dtype = "auto";
+  std::string state_dtype = "f32";
   int threads = 0;
   bool json = false;
 };
@@ -21,11 +22,12 @@ struct ModelOptions {
 void add_model_argument(CLI::App& verb, ModelOptions& options);
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options);
 void add_json_flag(CLI::App& verb, ModelOptions& options);
-void add_model_flags(CLI::App& verb, ModelOptions& options);  // these two, and device, dtype, threads
+void add_machine_flags(CLI::App& verb, ModelOptions& options);  // device, dtype, state-dtype, threads
+void add_model_flags(CLI::App& verb, ModelOptions& options);    // all of these
 
-// Sets the device and the threads; throws Error for a device that this build lacks.
-void apply_machine_options(const ModelOptions& options);
-std::optional<DType> compute_of(const ModelOptions& options);
+// The options that decide how a model runs. Sets the threads too; throws Error for a device that does not
+// work here.
+LoadOptions load_options(const ModelOptions& options);
 LoadedModel load(const ModelOptions& options);
 
 }  // namespace ssm::app

@@ -1,11 +1,14 @@
 #include "ssm/core/cuda.h"
 
+#include <atomic>
+
 #include "ssm/core/error.h"
 
 namespace ssm::cuda {
 namespace {
 
 constexpr int kOldestMajor = 8;  // compute capability 8.0
+std::atomic<size_t> peak_bytes{0};
 
 struct Context {
   std::string problem;  // empty: the card works
@@ -77,6 +80,10 @@ void copy(void* to, const void* from, size_t bytes, bool to_host) {
   if (to_host) SSM_CUDA_CHECK(cudaStreamSynchronize(s));
 }
 
+void copy_later(void* to, const void* from, size_t bytes) {
+  SSM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()));
+}
+
 void zero(void* to, size_t bytes) { SSM_CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, stream())); }
 void synchronize() { SSM_CUDA_CHECK(cudaStreamSynchronize(stream())); }
 
@@ -84,10 +91,12 @@ DeviceMemory memory() {
   DeviceMemory m;
   stream();
   SSM_CUDA_CHECK(cudaMemGetInfo(&m.free, &m.total));
+  m.peak = peak_bytes;
   return m;
 }
 
 std::shared_ptr<std::byte> allocate(size_t bytes) {
+  static std::atomic<size_t> held{0};
   stream();
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);
@@ -98,7 +107,20 @@ std::shared_ptr<std::byte> allocate(size_t bytes) {
          m.total >> 20, (bytes + (size_t{1} << 20) - 1) >> 20);
   }
   check(error, "cudaMalloc");
-  return {static_cast<std::byte*>(data), [](std::byte* p) { cudaFree(p); }};
+  const size_t now = held += bytes;
+  for (size_t peak = peak_bytes; peak < now && !peak_bytes.compare_exchange_weak(peak, now);) {
+  }
+  return {static_cast<std::byte*>(data), [bytes](std::byte* p) {
+            cudaFree(p);
+            held -= bytes;
+          }};
+}
+
+std::shared_ptr<std::byte> allocate_pinned(size_t bytes) {
+  stream();
+  void* data = nullptr;
+  SSM_CUDA_CHECK(cudaMallocHost(&data, bytes));
+  return {static_cast<std::byte*>(data), [](std::byte* p) { cudaFreeHost(p); }};
 }
 
 }  // namespace ssm::cuda

@@ -33,10 +33,12 @@ const Properties& properties();  // throws Error when there is no working card
 cudaStream_t stream();           // the same
 
 void copy(void* to, const void* from, size_t bytes, bool to_host);
+void copy_later(void* to, const void* from, size_t bytes);  // to pinned memory, without waiting
 void zero(void* to, size_t bytes);
 void synchronize();
 DeviceMemory memory();
-std::shared_ptr<std::byte> allocate(size_t bytes);  // cudaMalloc
+std::shared_ptr<std::byte> allocate(size_t bytes);         // cudaMalloc
+std::shared_ptr<std::byte> allocate_pinned(size_t bytes);  // host memory that a card writes directly
 
 // kernel<<<grid, block, shared>>>(args...) on the stream. Programmatic dependent launch: the kernel may start
 // while the one before it ends, and waits for it in grid_dependency_wait() (ops/cuda/launch.cuh), which every

@@ -34,9 +34,9 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
 void zero_bytes(void* to, Device device, size_t bytes);
 void synchronize(Device device);  // waits for all that was enqueued
 
-// Bytes of the device's memory: {free, total}. Of a card only.
+// Bytes of a card's memory; `peak` is the most that this process's tensors held at a time.
 struct DeviceMemory {
-  size_t free = 0, total = 0;
+  size_t free = 0, total = 0, peak = 0;
 };
 DeviceMemory memory_of(Device device);
 

@@ -42,6 +42,21 @@ const text::Tokenizer& LoadedModel::need_tokenizer() const {
   return *tokenizer;
 }
 
+void set_execution(LoadedModel& loaded, const LoadOptions& options) {
+  const std::string why = why_unavailable(options.device);
+  SSM_CHECK(why.empty(), "{}: {}", name_of(options.device), why);
+  SSM_CHECK(options.state == DType::f32 || options.device.is_cuda(),
+            "states in {}: on a CPU they are kept in f32", name_of(options.state));
+  loaded.device = options.device;
+  loaded.state = options.state;
+  loaded.compute = options.compute.value_or(multiplies_natively(loaded.stored, loaded.device) ? loaded.stored
+                                                                                              : DType::f32);
+}
+
+Precision precision_of(const LoadedModel& loaded) {
+  return {.compute = loaded.compute, .activations = activation_dtype(loaded.compute, loaded.device)};
+}
+
 LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& options) {
   const io::Checkpoint checkpoint = io::open_checkpoint(folder);
   LoadedModel loaded;
@@ -50,9 +65,9 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   loaded.layout = io::name_of(checkpoint.layout);
   if (const std::optional<Tensor> first = checkpoint.weights->find(kFirstMatrix))
     loaded.stored = first->dtype();
-  loaded.compute = options.compute.value_or(multiplies_natively(loaded.stored) ? loaded.stored : DType::f32);
-  loaded.model = make_causal_lm(loaded.config, loaded.compute);
-  fill_parameters(*loaded.model, *checkpoint.weights);
+  set_execution(loaded, options);
+  loaded.model = make_causal_lm(loaded.config, precision_of(loaded));
+  fill_parameters(*loaded.model, *checkpoint.weights, {loaded.device, loaded.compute});
   const ParameterCount count = count_parameters(*loaded.model);
   loaded.parameters = count.parameters;
   loaded.weight_bytes = count.bytes;

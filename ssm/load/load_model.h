@@ -15,10 +15,12 @@
 namespace ssm {
 
 struct LoadOptions {
-  // Type of the activations at matrix products. Nothing: the file's type where the CPU multiplies it
-  // natively, otherwise f32. Weights always stay as stored.
+  // Type of the activations at matrix products. Nothing: the file's type where the device multiplies it
+  // natively, otherwise f32. Weights stay as stored; on a card they are converted to this type if need be.
   std::optional<DType> compute;
-  std::filesystem::path tokenizer;  // a file or folder that replaces the model's own
+  std::filesystem::path tokenizer = {};  // a file or folder that replaces the model's own
+  Device device = kCpu;
+  DType state = DType::f32;  // how SSM states are stored; bf16 and f16 on a card only
 };
 
 struct LoadedModel {
@@ -28,6 +30,8 @@ struct LoadedModel {
   std::string layout;                          // "transformers", "original", "mistral", "random"
   DType stored = DType::f32;                   // of the matrices, as in the file
   DType compute = DType::f32;
+  DType state = DType::f32;  // of SSM states
+  Device device = kCpu;
   int64_t parameters = 0;
   size_t weight_bytes = 0;
   std::vector<int32_t> eos;  // ids that end a text
@@ -42,5 +46,10 @@ struct LoadedModel {
 
 // Throws Error naming the file and the field or tensor.
 LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& options = {});
+
+// What `options` and the type of the file make of device, compute and state; throws Error where they do not
+// fit.
+void set_execution(LoadedModel& loaded, const LoadOptions& options);
+Precision precision_of(const LoadedModel& loaded);
 
 }  // namespace ssm

@@ -10,17 +10,17 @@ namespace {
 // Also notes which tensors were asked for.
 class Filler final : public nn::Visitor {
  public:
-  explicit Filler(const io::WeightSource& source) : source_(source) {}
+  Filler(const io::WeightSource& source, const Placement& placement)
+      : source_(source), placement_(placement) {}
   const std::set<std::string, std::less<>>& used() const { return used_; }
 
  protected:
   void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
-    const Tensor t = find(name, shape);
-    weight = t.contiguous() ? t : t.clone();
+    weight = place_weight(find(name, shape), placement_);
   }
 
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
-    tensor = nn::stored_as(find(name, shape), storage);
+    tensor = nn::stored_as(find(name, shape), storage).to(placement_.device);
   }
 
  private:
@@ -36,6 +36,7 @@ class Filler final : public nn::Visitor {
   }
 
   const io::WeightSource& source_;
+  Placement placement_;
   std::set<std::string, std::less<>> used_;
 };
 
@@ -56,8 +57,13 @@ class Counter final : public nn::Visitor {
 
 }  // namespace
 
-void fill_parameters(CausalLm& model, const io::WeightSource& source) {
-  Filler filler(source);
+Tensor place_weight(const Tensor& weight, const Placement& placement) {
+  const Tensor typed = placement.device.is_cuda() ? weight.to(placement.compute) : weight;
+  return (typed.contiguous() ? typed : typed.clone()).to(placement.device);
+}
+
+void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement) {
+  Filler filler(source, placement);
   model.visit(filler);
   model.prepare();
   for (const std::string& name : source.names()) {

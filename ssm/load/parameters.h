@@ -6,9 +6,18 @@
 
 namespace ssm {
 
+// Where parameters live. On a CPU matrices stay as they are stored, views of the mapped file where they can;
+// on a card they are of `compute`'s type, since it multiplies operands of one type only.
+struct Placement {
+  Device device = kCpu;
+  DType compute = DType::f32;
+};
+
+Tensor place_weight(const Tensor& weight, const Placement& placement);
+
 // Sets every parameter of `model` from `source` and prepares it. Throws Error naming a tensor that is missing
 // or of another shape or dtype.
-void fill_parameters(CausalLm& model, const io::WeightSource& source);
+void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement = {});
 
 struct ParameterCount {
   int64_t parameters = 0;

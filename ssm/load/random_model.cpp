@@ -65,7 +65,7 @@ nlohmann::json config_of(const NamedShape& shape) {
 // and billions of draws would take longer than the benchmark.
 class Randomizer final : public nn::Visitor {
  public:
-  explicit Randomizer(DType stored) : stored_(stored) {}
+  Randomizer(DType stored, const Placement& placement) : stored_(stored), placement_(placement) {}
 
  protected:
   void on_weight(const std::string&, Weight& weight, const Shape& shape) override {
@@ -80,7 +80,7 @@ class Randomizer final : public nn::Visitor {
         std::memcpy(t.raw() + i * size, pattern.raw(), static_cast<size_t>(std::min(size, total - i * size)));
       }
     });
-    weight = t;
+    weight = place_weight(t, placement_);
   }
 
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
@@ -93,11 +93,12 @@ class Randomizer final : public nn::Visitor {
       const auto n = static_cast<float>(i++ % shape[shape.rank() - 1] % 16 + 1);
       x = A_log ? std::log(n) : one ? 1.0f : dt ? -4.0f + rng_.normal() : 0.2f * rng_.normal();
     }
-    tensor = nn::stored_as(t, storage);
+    tensor = nn::stored_as(t, storage).to(placement_.device);
   }
 
  private:
   DType stored_;
+  Placement placement_;
   Rng rng_{1};
 };
 
@@ -117,14 +118,14 @@ std::optional<nlohmann::json> named_shape(std::string_view name) {
   return std::nullopt;
 }
 
-LoadedModel random_model(const nlohmann::json& config, DType stored, std::optional<DType> compute) {
+LoadedModel random_model(const nlohmann::json& config, DType stored, const LoadOptions& options) {
   LoadedModel loaded;
   loaded.config = config;
   loaded.layout = "random";
   loaded.stored = stored;
-  loaded.compute = compute.value_or(multiplies_natively(stored) ? stored : DType::f32);
-  loaded.model = make_causal_lm(config, loaded.compute);
-  Randomizer randomizer(stored);
+  set_execution(loaded, options);
+  loaded.model = make_causal_lm(config, precision_of(loaded));
+  Randomizer randomizer(stored, {loaded.device, loaded.compute});
   loaded.model->visit(randomizer);
   loaded.model->prepare();
   const ParameterCount count = count_parameters(*loaded.model);

@@ -16,6 +16,6 @@ std::vector<std::string> named_shapes();  // mamba-130m .. mamba-2.8b, mamba2-13
 std::optional<nlohmann::json> named_shape(std::string_view name);
 
 // Matrices are stored as `stored`; values are small and finite, the same for the same config.
-LoadedModel random_model(const nlohmann::json& config, DType stored, std::optional<DType> compute = {});
+LoadedModel random_model(const nlohmann::json& config, DType stored, const LoadOptions& options = {});
 
 }  // namespace ssm

@@ -4,16 +4,22 @@
 
 namespace ssm {
 
-CausalLm::CausalLm(const nlohmann::json& config, DType compute, MakeMixer make_mixer)
-    : tied_(config.at("tie_word_embeddings")) {
+CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer)
+    : activations_(precision.activations), tied_(config.at("tie_word_embeddings")) {
   const int64_t V = config.at("vocab_size"), M = config.at("hidden_size");
   const float eps = config.at("layer_norm_epsilon");
   embeddings_ = {.rows = V, .width = M, .weight = {}};
   for (int64_t layer = config.at("num_hidden_layers"); layer > 0; --layer) {
-    layers_.push_back({{.width = M, .eps = eps, .weight = {}}, make_mixer(config, compute)});
+    layers_.push_back({{.width = M, .eps = eps, .weight = {}}, make_mixer(config, precision.compute)});
   }
   norm_f_ = {.width = M, .eps = eps, .weight = {}};
-  lm_head_ = {.in = M, .out = V, .has_bias = false, .compute = compute, .weight = {}, .bias = {}};
+  lm_head_ = {.in = M,
+              .out = V,
+              .has_bias = false,
+              .compute = precision.compute,
+              .result = DType::f32,
+              .weight = {},
+              .bias = {}};
 }
 
 Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {
@@ -24,18 +30,19 @@ Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const Mod
   Tensor x;                                  // [T, M]
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Block& block = layers_[i];
-    const Tensor normed = i == 0 ? rms_norm(residual, block.norm.weight, block.norm.eps)
-                                 : add_rms_norm(x, residual, block.norm.weight, block.norm.eps);  // [T, M]
-    x = block.mixer->forward(normed, batch, state.empty() ? none : state[i]);                     // [T, M]
+    const nn::RmsNorm& norm = block.norm;
+    const Tensor normed = i == 0 ? rms_norm(residual, norm.weight, norm.eps, activations_)
+                                 : add_rms_norm(x, residual, norm.weight, norm.eps, activations_);  // [T, M]
+    x = block.mixer->forward(normed, batch, state.empty() ? none : state[i]);                       // [T, M]
   }
-  return add_rms_norm(x, residual, norm_f_.weight, norm_f_.eps);  // [T, M]
+  return add_rms_norm(x, residual, norm_f_.weight, norm_f_.eps, activations_);  // [T, M]
 }
 
 Tensor CausalLm::logits(const Tensor& hidden) const { return lm_head_(hidden); }  // [T, V]
 
-ModelState CausalLm::make_state(int64_t slots) const {
+ModelState CausalLm::make_state(int64_t slots, DType ssm) const {
   ModelState state;
-  for (const Block& block : layers_) state.push_back(block.mixer->make_state(slots));
+  for (const Block& block : layers_) state.push_back(block.mixer->make_state(slots, {device(), ssm}));
   return state;
 }
 

@@ -13,19 +13,26 @@ namespace ssm {
 
 using ModelState = std::vector<MixerState>;  // one a layer
 
+// Types of activations. A matrix product rounds its input to `compute`; between ops they are `activations`,
+// which on a card is the same type and on a CPU f32.
+struct Precision {
+  DType compute = DType::f32;
+  DType activations = DType::f32;
+};
+
 class CausalLm {
  public:
   using MakeMixer = std::unique_ptr<Mixer> (*)(const nlohmann::json& config, DType compute);
 
-  // `config` is a full one in Transformers' key names; `compute` the type of activations at matrix products.
-  CausalLm(const nlohmann::json& config, DType compute, MakeMixer make_mixer);
+  // `config` is a full one in Transformers' key names.
+  CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer);
 
   // ids [T] i32 -> the final hidden states [T, M], after the last norm.
   Tensor hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const;
   // Rows of hidden states [T, M] -> logits [T, V] f32.
   Tensor logits(const Tensor& hidden) const;
 
-  ModelState make_state(int64_t slots) const;  // zeros
+  ModelState make_state(int64_t slots, DType ssm = DType::f32) const;  // zeros, where the model is
   void visit(nn::Visitor& v);
   void prepare();
 
@@ -33,6 +40,7 @@ class CausalLm {
   int64_t hidden_size() const { return embeddings_.width; }
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
   bool tied() const { return tied_; }
+  Device device() const { return device_of(embeddings_.weight); }
 
  private:
   struct Block {
@@ -41,6 +49,7 @@ class CausalLm {
     void visit(nn::Visitor& v);
   };
 
+  DType activations_;
   nn::Embedding embeddings_;
   std::vector<Block> layers_;
   nn::RmsNorm norm_f_;

@@ -15,10 +15,19 @@ Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
                                                             : 0.0f) {
   const int64_t M = config.at("hidden_size");
   const bool bias = config.at("use_bias");
-  in_proj_ = {.in = M, .out = 2 * E_, .has_bias = bias, .compute = compute, .weight = {}, .bias = {}};
-  x_proj_ = {.in = E_, .out = R_ + 2 * N_, .has_bias = false, .compute = compute, .weight = {}, .bias = {}};
-  dt_proj_ = {.in = R_, .out = E_, .has_bias = true, .compute = compute, .weight = {}, .bias = {}};
-  out_proj_ = {.in = E_, .out = M, .has_bias = bias, .compute = compute, .weight = {}, .bias = {}};
+  in_proj_ = {
+      .in = M, .out = 2 * E_, .has_bias = bias, .compute = compute, .result = {}, .weight = {}, .bias = {}};
+  x_proj_ = {.in = E_,
+             .out = R_ + 2 * N_,
+             .has_bias = false,
+             .compute = compute,
+             .result = {},
+             .weight = {},
+             .bias = {}};
+  dt_proj_ = {
+      .in = R_, .out = E_, .has_bias = true, .compute = compute, .result = {}, .weight = {}, .bias = {}};
+  out_proj_ = {
+      .in = E_, .out = M, .has_bias = bias, .compute = compute, .result = {}, .weight = {}, .bias = {}};
   conv1d_ = {.channels = E_,
              .width = config.at("conv_kernel"),
              .has_bias = config.at("use_conv_bias"),
@@ -45,8 +54,9 @@ Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
   return out_proj_(y);  // [T, M]
 }
 
-MixerState Mamba1Mixer::make_state(int64_t slots) const {
-  return {.conv = Tensor::zeros({slots, conv1d_.width - 1, E_}), .ssm = Tensor::zeros({slots, N_, E_})};
+MixerState Mamba1Mixer::make_state(int64_t slots, StateOptions options) const {
+  return {.conv = Tensor::zeros({slots, conv1d_.width - 1, E_}, DType::f32, options.device),
+          .ssm = Tensor::zeros({slots, N_, E_}, options.ssm, options.device)};
 }
 
 void Mamba1Mixer::visit(nn::Visitor& v) {

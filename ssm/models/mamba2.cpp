@@ -18,8 +18,15 @@ Mamba2Mixer::Mamba2Mixer(const nlohmann::json& config, DType compute)
   const bool bias = config.at("use_bias");
   E_ = H_ * P_;
   const int64_t C = E_ + 2 * G_ * N_;
-  in_proj_ = {.in = M, .out = E_ + C + H_, .has_bias = bias, .compute = compute, .weight = {}, .bias = {}};
-  out_proj_ = {.in = E_, .out = M, .has_bias = bias, .compute = compute, .weight = {}, .bias = {}};
+  in_proj_ = {.in = M,
+              .out = E_ + C + H_,
+              .has_bias = bias,
+              .compute = compute,
+              .result = {},
+              .weight = {},
+              .bias = {}};
+  out_proj_ = {
+      .in = E_, .out = M, .has_bias = bias, .compute = compute, .result = {}, .weight = {}, .bias = {}};
   conv1d_ = {.channels = C,
              .width = config.at("conv_kernel"),
              .has_bias = config.at("use_conv_bias"),
@@ -48,9 +55,9 @@ Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
   return out_proj_(gated_rms_norm(y, z, norm_.weight, G_, norm_.eps));  // [T, M]
 }
 
-MixerState Mamba2Mixer::make_state(int64_t slots) const {
-  return {.conv = Tensor::zeros({slots, conv1d_.width - 1, conv1d_.channels}),
-          .ssm = Tensor::zeros({slots, H_, N_, P_})};
+MixerState Mamba2Mixer::make_state(int64_t slots, StateOptions options) const {
+  return {.conv = Tensor::zeros({slots, conv1d_.width - 1, conv1d_.channels}, DType::f32, options.device),
+          .ssm = Tensor::zeros({slots, H_, N_, P_}, options.ssm, options.device)};
 }
 
 void Mamba2Mixer::visit(nn::Visitor& v) {

@@ -8,16 +8,21 @@
 
 namespace ssm {
 
-// One layer's recurrent state; dimension 0 of every tensor is the slot. f32.
+// One layer's recurrent state; dimension 0 of every tensor is the slot.
 struct MixerState {
-  Tensor conv;  // [S, K - 1, C]: the last inputs of the convolution, newest last
-  Tensor ssm;   // Mamba-1: [S, N, E]; Mamba-2: [S, H, N, P]
+  Tensor conv;  // [S, K - 1, C] f32: the last inputs of the convolution, newest last
+  Tensor ssm;   // Mamba-1: [S, N, E]; Mamba-2: [S, H, N, P]; f32, or 16 bits where StateOptions ask for it
 
   template <class F>
   void for_each(F&& f) const {  // f(name, tensor)
     f(std::string_view("conv"), conv);
     f(std::string_view("ssm"), ssm);
   }
+};
+
+struct StateOptions {
+  Device device = kCpu;
+  DType ssm = DType::f32;  // how the SSM state is stored
 };
 
 class Mixer {
@@ -27,7 +32,7 @@ class Mixer {
   // x [T, M] -> [T, M]; `state` is read and updated in place at the batch's slots. An empty state: every
   // sequence starts from zeros and nothing is kept. Decode is the same call with sequences of one token.
   virtual Tensor forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const = 0;
-  virtual MixerState make_state(int64_t slots) const = 0;  // zeros
+  virtual MixerState make_state(int64_t slots, StateOptions options) const = 0;  // zeros
   virtual void visit(nn::Visitor& v) = 0;
   virtual void prepare() = 0;  // after the parameters were set: what is derived from them
 };

@@ -22,11 +22,11 @@ constexpr std::array kFamilies{
 
 }  // namespace
 
-std::unique_ptr<CausalLm> make_causal_lm(const nlohmann::json& config, DType compute) {
+std::unique_ptr<CausalLm> make_causal_lm(const nlohmann::json& config, Precision precision) {
   const std::string type = config.at("model_type");
   std::string known;
   for (const Family& family : kFamilies) {
-    if (family.model_type == type) return std::make_unique<CausalLm>(config, compute, family.make_mixer);
+    if (family.model_type == type) return std::make_unique<CausalLm>(config, precision, family.make_mixer);
     known += fmt::format("{}{}", known.empty() ? "" : ", ", family.model_type);
   }
   fail("model_type \"{}\" is not one of {}", type, known);

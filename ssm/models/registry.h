@@ -10,6 +10,6 @@ namespace ssm {
 
 // `config` is a full one in Transformers' key names. Parameters are undefined until a visitor sets them.
 // Throws Error for an unknown model_type, naming the known ones.
-std::unique_ptr<CausalLm> make_causal_lm(const nlohmann::json& config, DType compute);
+std::unique_ptr<CausalLm> make_causal_lm(const nlohmann::json& config, Precision precision);
 
 }  // namespace ssm

@@ -5,7 +5,7 @@
 
 namespace ssm::nn {
 
-Tensor Linear::operator()(const Tensor& x) const { return linear(x, weight, bias, compute); }
+Tensor Linear::operator()(const Tensor& x) const { return linear(x, weight, bias, compute, result); }
 
 void Linear::visit(Visitor& v) {
   v.weight("weight", weight, {out, in});

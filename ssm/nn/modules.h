@@ -2,6 +2,8 @@
 // device.
 #pragma once
 
+#include <optional>
+
 #include "ssm/nn/visitor.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 #include "ssm/ops/sequence_batch.h"
@@ -11,9 +13,10 @@ namespace ssm::nn {
 struct Linear {
   int64_t in = 0, out = 0;
   bool has_bias = false;
-  DType compute = DType::f32;  // type of the activations at the product
-  Weight weight;               // [out, in]
-  Tensor bias;                 // [out]
+  DType compute = DType::f32;   // type of the activations at the product
+  std::optional<DType> result;  // of the output; nothing: the input's
+  Weight weight;                // [out, in]
+  Tensor bias;                  // [out]
 
   Tensor operator()(const Tensor& x) const;  // [T, in] -> [T, out]
   void visit(Visitor& v);

@@ -12,7 +12,8 @@ using Weight = std::variant<Tensor>;
 
 bool defined(const Weight& weight);
 const Shape& shape_of(const Weight& weight);
-size_t bytes_of(const Weight& weight);             // resident bytes: what a decode step reads
+size_t bytes_of(const Weight& weight);  // resident bytes: what a decode step reads
+Device device_of(const Weight& weight);
 std::string_view type_name(const Weight& weight);  // "bf16", ...
 
 }  // namespace ssm

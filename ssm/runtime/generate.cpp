@@ -1,8 +1,8 @@
 #include "ssm/runtime/generate.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "ssm/runtime/stepper.h"
 #include "ssm/runtime/stop_matcher.h"
 
 namespace ssm {
@@ -33,9 +33,14 @@ std::string_view name_of(StopReason reason) {
 
 Generator::Generator(const LoadedModel& model, int64_t slots)
     : model_(model),
-      pool_(*model.model, slots),
+      pool_(*model.model, slots, model.state),
       runner_(*model.model, pool_),
-      seen_(Tensor::zeros({slots, model.model->vocab_size()}, DType::u8)) {}
+      seen_(Tensor::zeros({slots + (model.device.is_cuda() ? 1 : 0), model.model->vocab_size()}, DType::u8,
+                          model.device)) {
+#ifdef SSM_CUDA
+  if (model.device.is_cuda()) stepper_ = std::make_unique<Stepper>(model, pool_, seen_);
+#endif
+}
 
 Generator::~Generator() = default;
 
@@ -50,8 +55,7 @@ Generator::Sequence& Generator::start(int32_t slot, std::span<const int32_t> pen
   auto sequence = std::make_unique<Sequence>();
   sequence->index = sequences_.size();
   sequence->slot = slot;
-  uint8_t* seen = seen_.select(0, slot).data<uint8_t>();
-  for (const int32_t id : pending) seen[id] = 1;
+  mark_seen(slot, pending);
   sequence->pending.assign(pending.begin(), pending.end());
   sequence->tokens = static_cast<int64_t>(pending.size());
   sequences_.push_back(std::move(sequence));
@@ -75,8 +79,13 @@ void Generator::extend(size_t index, std::span<const int32_t> ids, bool without_
   sequence.pending.resize(sequence.pending.size() - dropped);
   sequence.pending.insert(sequence.pending.end(), ids.begin(), ids.end());
   sequence.tokens += static_cast<int64_t>(ids.size()) - static_cast<int64_t>(dropped);
-  uint8_t* seen = seen_.select(0, sequence.slot).data<uint8_t>();
-  for (const int32_t id : ids) seen[id] = 1;
+  mark_seen(sequence.slot, ids);
+}
+
+void Generator::mark_seen(int32_t slot, std::span<const int32_t> ids) {
+  const Tensor row = seen_.select(0, slot), marks = row.to(kCpu);
+  for (const int32_t id : ids) marks.data<uint8_t>()[id] = 1;
+  if (row.device().is_cuda()) copy_bytes(row.raw(), row.device(), marks.raw(), kCpu, row.bytes());
 }
 
 size_t Generator::add(std::span<const int32_t> prompt, const std::filesystem::path& state) {
@@ -94,8 +103,12 @@ size_t Generator::add(std::span<const int32_t> prompt, const std::filesystem::pa
   Sequence& sequence = start(slot, text);
   sequence.tokens = note.tokens + static_cast<int64_t>(prompt.size());
   if (note.seen.defined()) {
-    uint8_t* seen = seen_.select(0, sequence.slot).data<uint8_t>();
-    for (const uint8_t mark : note.seen.values<uint8_t>()) *seen++ |= mark != 0;
+    std::vector<int32_t> marked;
+    const auto marks = note.seen.values<uint8_t>();
+    for (size_t id = 0; id < marks.size(); ++id) {
+      if (marks[id] != 0) marked.push_back(static_cast<int32_t>(id));
+    }
+    mark_seen(sequence.slot, marked);
   }
   return sequence.index;
 }
@@ -107,6 +120,41 @@ Tensor Generator::read_pending(std::span<Sequence* const> active) {
   Tensor logits = runner_.read(inputs);
   for (Sequence* s : active) s->pending.clear();
   return logits;
+}
+
+// Reads what is pending and chooses each active sequence's next id.
+std::vector<int32_t> Generator::next_ids(std::span<Sequence* const> active, const GenerateOptions& options) {
+  std::vector<SamplingParams> params;
+  std::vector<int32_t> slots;
+  std::vector<int64_t> positions;
+  for (const Sequence* s : active) {
+    params.push_back(options.sampling);
+    params.back().seed += s->index;
+    slots.push_back(s->slot);
+    positions.push_back(s->tokens);
+  }
+  std::vector<int32_t> ids;
+#ifdef SSM_CUDA
+  const auto one = [](const Sequence* s) { return s->pending.size() == 1; };
+  if (stepper_ && std::all_of(active.begin(), active.end(), one)) {
+    std::vector<Stepper::Input> inputs;
+    for (size_t i = 0; i < active.size(); ++i) {
+      inputs.push_back({active[i]->pending[0], {params[i], slots[i], positions[i]}});
+      active[i]->pending.clear();
+    }
+    ids = stepper_->step(inputs);
+  }
+#endif
+  if (ids.empty()) {
+    const Tensor chosen =
+        sample(read_pending(active), model_.usable_vocab(), params, seen_, slots, positions).to(kCpu);
+    const auto values = chosen.values<int32_t>();
+    ids.assign(values.begin(), values.end());
+  }
+  for (size_t i = 0; i < ids.size(); ++i) {
+    SSM_CHECK(ids[i] >= 0, "sequence {} has no finite score for its next token", active[i]->index);
+  }
+  return ids;
 }
 
 // Adds a sampled id to its sequence; false when the sequence ends with it.
@@ -160,20 +208,10 @@ std::vector<Generated> Generator::run(const GenerateOptions& options, const OnTo
     active.clear();
   }
   while (!active.empty()) {
-    const Tensor logits = read_pending(active);
-    std::vector<SamplingParams> params;
-    std::vector<int32_t> slots;
-    std::vector<int64_t> positions;
-    for (const Sequence* s : active) {
-      params.push_back(options.sampling);
-      params.back().seed += s->index;
-      slots.push_back(s->slot);
-      positions.push_back(s->tokens);
-    }
-    const Tensor ids = sample(logits, model_.usable_vocab(), params, seen_, slots, positions);
+    const std::vector<int32_t> ids = next_ids(active, options);
     std::vector<Sequence*> next;
     for (size_t i = 0; i < active.size(); ++i) {
-      if (accept(*active[i], ids.data<int32_t>()[i], options, on_token)) next.push_back(active[i]);
+      if (accept(*active[i], ids[i], options, on_token)) next.push_back(active[i]);
     }
     active = std::move(next);
   }

@@ -15,6 +15,8 @@
 
 namespace ssm {
 
+class Stepper;  // of a build with CUDA
+
 struct GenerateOptions {
   SamplingParams sampling;        // sequence i draws from seed + i
   int64_t max_new_tokens = -1;    // -1: until something else stops it
@@ -59,13 +61,18 @@ class Generator {
   void check_ids(std::span<const int32_t> ids) const;
   Sequence& start(int32_t slot, std::span<const int32_t> pending);
   Tensor read_pending(std::span<Sequence* const> active);
+  std::vector<int32_t> next_ids(std::span<Sequence* const> active, const GenerateOptions& options);
+  void mark_seen(int32_t slot, std::span<const int32_t> ids);
   bool accept(Sequence& sequence, int32_t id, const GenerateOptions& options, const OnToken& on_token);
 
   const LoadedModel& model_;
   StatePool pool_;
   SequenceRunner runner_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
-  Tensor seen_;  // [slots, V] u8: for the repetition penalty
+  Tensor seen_;  // [slots, V] u8: for the repetition penalty; on a card with the scratch slot's row
+#ifdef SSM_CUDA
+  std::unique_ptr<Stepper> stepper_;  // of a model on a card
+#endif
 };
 
 }  // namespace ssm

@@ -1,13 +1,22 @@
 #include "ssm/runtime/sequence_runner.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "ssm/ops/ssd_scan/ssd_scan.h"
 
 namespace ssm {
 
-static_assert(SequenceRunner::kPieceTokens % kSsdChunk == 0);
+namespace {
+
+constexpr int64_t kPieceTokensCpu = 512, kPieceTokensCuda = 16384;
+static_assert(kPieceTokensCpu % kSsdChunk == 0 && kPieceTokensCuda % kSsdChunk == 0);
+
+}  // namespace
+
+SequenceRunner::SequenceRunner(const CausalLm& model, StatePool& pool)
+    : model_(model),
+      pool_(pool),
+      piece_tokens_(model.device().is_cuda() ? kPieceTokensCuda : kPieceTokensCpu) {}
 
 Tensor SequenceRunner::hidden(std::span<const Input> pieces) {
   std::vector<int64_t> lengths;
@@ -17,7 +26,8 @@ Tensor SequenceRunner::hidden(std::span<const Input> pieces) {
     slots.push_back(piece.slot);
     ids.insert(ids.end(), piece.ids.begin(), piece.ids.end());
   }
-  const Tensor id_tensor = Tensor::from_values<int32_t>(ids, {static_cast<int64_t>(ids.size())});
+  const Tensor id_tensor =
+      Tensor::from_values<int32_t>(ids, {static_cast<int64_t>(ids.size())}).to(model_.device());
   return model_.hidden(id_tensor, SequenceBatch(lengths, slots), pool_.state());
 }
 
@@ -25,14 +35,14 @@ Tensor SequenceRunner::read(std::span<const Input> inputs) {
   const auto B = static_cast<int64_t>(inputs.size());
   SSM_CHECK(B > 0, "no sequence to read");
   ArenaScope scope(&arena_);
-  const Tensor last = Tensor::empty({B, model_.hidden_size()});  // [B, M]
+  Tensor last;  // [B, M]
   std::vector<Input> left(inputs.begin(), inputs.end());
   for (const Input& input : left) SSM_CHECK(!input.ids.empty(), "slot {} has no token to read", input.slot);
   size_t first = 0;  // inputs before it are read
   while (first < left.size()) {
     std::vector<Input> pieces;
     std::vector<size_t> owners;
-    int64_t room = kPieceTokens;
+    int64_t room = piece_tokens_;
     for (size_t i = first; i < left.size() && room > 0; ++i) {
       const auto wanted = static_cast<int64_t>(left[i].ids.size());
       // All of what is left, or a multiple of the scan chunk.
@@ -44,12 +54,14 @@ Tensor SequenceRunner::read(std::span<const Input> inputs) {
       room -= take;
     }
     const Tensor h = hidden(pieces);  // [T, M]
+    if (!last.defined()) last = Tensor::empty({B, h.size(1)}, h.dtype(), h.device());
     int64_t row = 0;
     for (size_t p = 0; p < pieces.size(); ++p) {
       row += static_cast<int64_t>(pieces[p].ids.size());
       if (!left[owners[p]].ids.empty()) continue;
       const Tensor from = h.select(0, row - 1);
-      std::memcpy(last.select(0, static_cast<int64_t>(owners[p])).raw(), from.raw(), from.bytes());
+      const Tensor to = last.select(0, static_cast<int64_t>(owners[p]));
+      copy_bytes(to.raw(), to.device(), from.raw(), from.device(), from.bytes());
     }
     while (first < left.size() && left[first].ids.empty()) ++first;
   }
@@ -58,9 +70,9 @@ Tensor SequenceRunner::read(std::span<const Input> inputs) {
 
 void SequenceRunner::read_all(const Input& input, const Visit& visit) {
   const auto total = static_cast<int64_t>(input.ids.size());
-  for (int64_t begin = 0; begin < total; begin += kPieceTokens) {
+  for (int64_t begin = 0; begin < total; begin += piece_tokens_) {
     ArenaScope scope(&arena_);
-    const auto length = static_cast<size_t>(std::min(kPieceTokens, total - begin));
+    const auto length = static_cast<size_t>(std::min(piece_tokens_, total - begin));
     const Input piece{input.slot, input.ids.subspan(static_cast<size_t>(begin), length)};
     visit(begin, hidden(std::span(&piece, 1)));
   }

@@ -12,10 +12,11 @@ namespace ssm {
 
 class SequenceRunner {
  public:
-  // At most this many tokens pass through the model at a time; a multiple of the scan chunk.
-  static constexpr int64_t kPieceTokens = 512;
+  SequenceRunner(const CausalLm& model, StatePool& pool);
 
-  SequenceRunner(const CausalLm& model, StatePool& pool) : model_(model), pool_(pool) {}
+  // At most this many tokens pass through the model at a time; a multiple of the scan chunk. A card wants
+  // large matrix products, a CPU's caches small pieces.
+  int64_t piece_tokens() const { return piece_tokens_; }
 
   struct Input {
     int32_t slot;
@@ -34,6 +35,7 @@ class SequenceRunner {
 
   const CausalLm& model_;
   StatePool& pool_;
+  int64_t piece_tokens_;
   Arena arena_;  // activations
 };
 

@@ -1,7 +1,6 @@
 #include "ssm/runtime/state_file.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace ssm {
 namespace {
@@ -42,13 +41,13 @@ void save_state(const std::filesystem::path& path, const LoadedModel& model, con
                 int32_t slot, const StateNote& note) {
   std::vector<io::NamedTensor> tensors;
   pool.for_each_row(slot, [&](size_t layer, std::string_view name, const Tensor& row) {
-    tensors.push_back({tensor_name(layer, name), row});
+    tensors.push_back({tensor_name(layer, name), row.to(kCpu).to(DType::f32)});
   });
   SSM_CHECK(!note.pending.empty() && note.pending.size() <= kMaxPending,
             "{}: {} tokens are not read yet, a state file holds 1 to {}", path.string(), note.pending.size(),
             kMaxPending);
   const nlohmann::json about{{"tokens", note.tokens}, {"pending", note.pending}};
-  if (note.seen.defined()) tensors.push_back({kSeen, note.seen});
+  if (note.seen.defined()) tensors.push_back({kSeen, note.seen.to(kCpu)});
   io::write_safetensors(path, tensors,
                         {{"format", kFormat},
                          {"version", std::to_string(kStateFileVersion)},
@@ -86,7 +85,7 @@ StateNote read_state(const io::SafetensorsFile& source, const std::string& file,
               t->shape(), row.shape());
     for (const float x : t->values<float>())
       SSM_CHECK(std::isfinite(x), "{}: tensor {} is not finite", file, key);
-    copies.emplace_back(*t, row);
+    copies.emplace_back(t->to(row.dtype()), row);
   });
   if (const std::optional<Tensor> seen = source.find(kSeen)) {
     SSM_CHECK(seen->shape() == Shape{vocab} && seen->dtype() == DType::u8, "{}: tensor {} is not u8 [{}]",
@@ -96,7 +95,7 @@ StateNote read_state(const io::SafetensorsFile& source, const std::string& file,
   const size_t known = copies.size() + (note.seen.defined() ? 1 : 0);
   SSM_CHECK(source.names().size() == known, "{}: {} tensors, this model's state has {}", file,
             source.names().size(), known);
-  for (const auto& [from, to] : copies) std::memcpy(to.raw(), from.raw(), to.bytes());
+  for (const auto& [from, to] : copies) copy_bytes(to.raw(), to.device(), from.raw(), kCpu, to.bytes());
   return note;
 }
 

@@ -1,12 +1,13 @@
 #include "ssm/runtime/state_pool.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace ssm {
 
-StatePool::StatePool(const CausalLm& model, int64_t slots)
-    : state_(model.make_state(slots)), used_(static_cast<size_t>(slots)) {}
+StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm)
+    : device_(model.device()),
+      state_(model.make_state(slots + (device_.is_cuda() ? 1 : 0), ssm)),
+      used_(static_cast<size_t>(slots)) {}
 
 int32_t StatePool::acquire() {
   const auto free = std::find(used_.begin(), used_.end(), false);
@@ -28,7 +29,7 @@ int32_t StatePool::fork(int32_t slot) {
   for (const MixerState& layer : state_) {
     layer.for_each([&](std::string_view, const Tensor& t) {
       const Tensor from = t.select(0, slot);
-      std::memcpy(t.select(0, copy).raw(), from.raw(), from.bytes());
+      copy_bytes(t.select(0, copy).raw(), device_, from.raw(), device_, from.bytes());
     });
   }
   return copy;
@@ -36,8 +37,9 @@ int32_t StatePool::fork(int32_t slot) {
 
 void StatePool::reset(int32_t slot) {
   check_used(slot);
-  for_each_row(slot,
-               [](size_t, std::string_view, const Tensor& row) { std::memset(row.raw(), 0, row.bytes()); });
+  for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
+    zero_bytes(row.raw(), device_, row.bytes());
+  });
 }
 
 int64_t StatePool::available() const { return std::count(used_.begin(), used_.end(), false); }
@@ -45,7 +47,7 @@ int64_t StatePool::available() const { return std::count(used_.begin(), used_.en
 size_t StatePool::bytes_per_slot() const {
   size_t bytes = 0;
   for (const MixerState& layer : state_) {
-    layer.for_each([&](std::string_view, const Tensor& t) { bytes += t.bytes() / used_.size(); });
+    layer.for_each([&](std::string_view, const Tensor& t) { bytes += t.select(0, 0).bytes(); });
   }
   return bytes;
 }

@@ -11,8 +11,8 @@ namespace ssm {
 
 class StatePool {
  public:
-  // Room for `slots` sequences of `model`, in f32.
-  StatePool(const CausalLm& model, int64_t slots);
+  // Room for `slots` sequences of `model`, on its device; SSM states stored as `ssm`.
+  StatePool(const CausalLm& model, int64_t slots, DType ssm = DType::f32);
 
   int32_t acquire();  // a zeroed slot; throws Error when none is free
   void release(int32_t slot);
@@ -22,6 +22,8 @@ class StatePool {
   const ModelState& state() const { return state_; }
   int64_t capacity() const { return static_cast<int64_t>(used_.size()); }
   int64_t available() const;
+  // One slot more, never given out: rows that only fill up a captured batch read and write it.
+  int32_t scratch_slot() const { return static_cast<int32_t>(used_.size()); }
   size_t bytes_per_slot() const;
 
   // Calls f(layer, name, row) for each state tensor's row of a slot.
@@ -36,6 +38,7 @@ class StatePool {
  private:
   void check_used(int32_t slot) const;
 
+  Device device_;
   ModelState state_;
   std::vector<bool> used_;
 };

@@ -16,7 +16,11 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets, int64_t 
             name_of(logits.dtype()));
   SSM_CHECK(targets.defined() && targets.shape() == Shape{T},
             "cross_entropy: targets have shape {}, expected [{}]", targets.shape(), T);
-  for (int64_t t = 0; t < T; ++t) {
+  SSM_CHECK(targets.dtype() == DType::i32 && targets.contiguous() && targets.device() == logits.device(),
+            "cross_entropy: targets are {} on {}, expected contiguous i32 on {}", name_of(targets.dtype()),
+            name_of(targets.device()), name_of(logits.device()));
+  SSM_CHECK(vocab <= INT32_MAX, "cross_entropy: a vocabulary of {}", vocab);
+  for (int64_t t = 0; !logits.device().is_cuda() && t < T; ++t) {
     const int32_t target = targets.values<int32_t>()[static_cast<size_t>(t)];
     SSM_CHECK(target >= -1 && target < vocab,
               "cross_entropy: target {} in row {} is outside the vocabulary of {}", target, t, vocab);

@@ -1,6 +1,9 @@
 #include "ssm/ops/elementwise/elementwise.h"
 
-#include <cmath>
+#include "ssm/ops/check.h"
+#include "ssm/ops/dispatch.h"
+#include "ssm/ops/elementwise/elementwise_cpu.h"
+#include "ssm/ops/elementwise/elementwise_cuda.h"
 
 namespace ssm {
 
@@ -8,10 +11,25 @@ Tensor negative_exp(const Tensor& x) {
   SSM_CHECK(x.defined() && x.dtype() == DType::f32, "negative_exp: x is not f32");
   if (!x.contiguous()) {
     SSM_CHECK(x.rank() == 2, "negative_exp: x has shape {} and is not contiguous", x.shape());
-    return negative_exp(x.transpose(0, 1).clone()).transpose(0, 1);
+    const Tensor other = x.transpose(0, 1);
+    return negative_exp(other.contiguous() ? other : other.clone()).transpose(0, 1);
   }
-  Tensor y = Tensor::empty(x.shape());
-  for (int64_t i = 0; i < x.numel(); ++i) y.data<float>()[i] = -std::exp(x.data<float>()[i]);
+  Tensor y = Tensor::empty(x.shape(), DType::f32, x.device());
+  SSM_DISPATCH(x.device(), negative_exp(x, y));
+  return y;
+}
+
+Tensor gather_rows(const Tensor& x, const Tensor& rows) {
+  SSM_CHECK(x.defined() && x.rank() == 2, "gather_rows: x has shape {}, expected [T, M]", x.shape());
+  check_first("gather_rows", "x", x, x.shape());
+  SSM_CHECK(rows.defined() && rows.rank() == 1 && rows.contiguous() &&
+                (rows.dtype() == DType::i32 || rows.dtype() == DType::i64),
+            "gather_rows: rows are {} {}, expected contiguous i32 or i64 [B]", name_of(rows.dtype()),
+            rows.shape());
+  SSM_CHECK(rows.device() == x.device(), "gather_rows: rows are on {}, x on {}", name_of(rows.device()),
+            name_of(x.device()));
+  Tensor y = Tensor::empty({rows.size(0), x.size(1)}, x.dtype(), x.device());
+  SSM_DISPATCH(x.device(), gather_rows(x, rows, y));
   return y;
 }
 

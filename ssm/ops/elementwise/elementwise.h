@@ -1,10 +1,18 @@
-// Small maps over f32 tensors; the result has the operand's strides, so a channels-contiguous one stays so.
+// Small ops without a folder of their own.
 #pragma once
 
 #include "ssm/core/tensor.h"
 
 namespace ssm {
 
-Tensor negative_exp(const Tensor& x);  // -exp(x): A from A_log
+// -exp(x), f32: A from A_log. The result has the operand's strides, so a channels-contiguous one stays so.
+Tensor negative_exp(const Tensor& x);
+
+// y[b] = x[rows[b]].
+//   x [T, M]  of a type for activations, rows contiguous;  rows [B]  i32 or i64, on the device of x
+//   y [B, M]  of the type of x
+// Errors: a row outside of x, by value and position; on a card such a row gives NaN, since the host does not
+// see it.
+Tensor gather_rows(const Tensor& x, const Tensor& rows);
 
 }  // namespace ssm

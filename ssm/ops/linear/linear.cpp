@@ -37,4 +37,6 @@ bool multiplies_natively(DType dtype, Device device) {
   return SSM_DISPATCH(device, multiplies_natively(dtype));
 }
 
+DType activation_dtype(DType compute, Device device) { return device.is_cuda() ? compute : DType::f32; }
+
 }  // namespace ssm

@@ -23,5 +23,8 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DT
 
 // Whether this device multiplies activations of `dtype` natively, so that `--dtype auto` picks it.
 bool multiplies_natively(DType dtype, Device device = kCpu);
+// The type of activations between ops when products are computed in `compute`: f32 on a CPU, that type on a
+// card.
+DType activation_dtype(DType compute, Device device);
 
 }  // namespace ssm

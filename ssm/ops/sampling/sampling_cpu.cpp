@@ -32,7 +32,7 @@ struct Key {
 struct Scratch {
   std::vector<float> scores, maxima, kept, weights;
   std::vector<int32_t> ids;
-  std::vector<double> sums;
+  std::vector<uint64_t> sums;
   std::vector<Key> keys;
 };
 
@@ -72,8 +72,8 @@ bool clamp(const float* row, size_t n, Scratch& scratch) {
 
 class Row {
  public:
-  Row(const float* scores, size_t n, const SamplingParams& params, double uniform, Scratch& scratch)
-      : scores_(scores), n_(n), params_(params), uniform_(uniform), scratch_(scratch) {}
+  Row(const float* scores, size_t n, const SamplingParams& params, uint64_t draw, Scratch& scratch)
+      : scores_(scores), n_(n), params_(params), draw_(draw), scratch_(scratch) {}
 
   // The token, or -1 when no score is finite.
   int32_t sample() {
@@ -89,8 +89,8 @@ class Row {
     const bool top_k = params_.top_k > 0 && static_cast<size_t>(params_.top_k) < n_;
     const bool top_p = params_.top_p > 0 && params_.top_p < 1;
     if (!top_k && !top_p) return draw_from_all();
-    const double total = top_k ? keep_top_k(highest.count) : keep_likely();
-    if (top_p) keep_first(params_.top_p * total);
+    const uint64_t total = top_k ? keep_top_k(highest.count) : keep_likely();
+    if (top_p) keep_first(mass_of(params_.top_p, total));
     return draw_from_kept();
   }
 
@@ -99,9 +99,9 @@ class Row {
   int32_t draw_from_all() {
     weighting_.min_weight = params_.min_p;
     const size_t blocks = (n_ + kSumBlock - 1) / kSumBlock;
-    double* sums = grow(scratch_.sums, blocks);
+    uint64_t* sums = grow(scratch_.sums, blocks);
     sum_weights(scores_, n_, weighting_, sums);
-    double left = uniform_ * sum(sums, blocks);
+    uint64_t left = part_of(sum(sums, blocks));
     const size_t begin = pick(sums, blocks, left) * kSumBlock, size = std::min(n_ - begin, kSumBlock);
     float* weights = grow(scratch_.weights, kSumBlock);
     weigh(scores_ + begin, size, weighting_, weights);
@@ -112,24 +112,34 @@ class Row {
     float* weights = scratch_.weights.data();
     for (size_t i = 0; i < kept_; ++i) weights[i] = weights[i] < params_.min_p ? 0.0f : weights[i];
     const size_t blocks = (kept_ + kSumBlock - 1) / kSumBlock;
-    double* sums = grow(scratch_.sums, blocks);
+    uint64_t* sums = grow(scratch_.sums, blocks);
     for (size_t b = 0; b < blocks; ++b) {
       sums[b] = sum(weights + b * kSumBlock, std::min(kSumBlock, kept_ - b * kSumBlock));
     }
-    double left = uniform_ * sum(sums, blocks);
+    uint64_t left = part_of(sum(sums, blocks));
     const size_t begin = pick(sums, blocks, left) * kSumBlock;
     return scratch_.ids[begin + pick(weights + begin, std::min(kSumBlock, kept_ - begin), left)];
   }
 
+  static uint64_t units(float weight) { return units_of(weight); }
+  static uint64_t units(uint64_t sum) { return sum; }
+
   template <class T>
-  static double sum(const T* x, size_t n) {
-    std::array<double, 8> parts{};  // not one chain of additions
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-      for (size_t j = 0; j < 8; ++j) parts[j] += static_cast<double>(x[i + j]);
-    }
-    for (; i < n; ++i) parts[i % 8] += static_cast<double>(x[i]);
-    return std::accumulate(parts.begin(), parts.end(), 0.0);
+  static uint64_t sum(const T* x, size_t n) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < n; ++i) total += units(x[i]);
+    return total;
+  }
+
+  // The least sum of units that reaches a part of the total.
+  static uint64_t mass_of(float part, uint64_t total) {
+    return static_cast<uint64_t>(std::ceil(static_cast<double>(part) * static_cast<double>(total)));
+  }
+
+  // The draw's place in a total: at least 0, below it.
+  uint64_t part_of(uint64_t total) const {
+    __extension__ using Wide = unsigned __int128;
+    return static_cast<uint64_t>((Wide{draw_} * total) >> 64);
   }
 
   static float lowest(const float* x, size_t n) {
@@ -143,19 +153,13 @@ class Row {
     return *std::min_element(parts.begin(), parts.end());
   }
 
-  // The first place whose running sum exceeds `left`, which becomes what is left at it. Rounding may put the
-  // draw past the end: then the last that has any weight.
+  // The first place whose running sum exceeds `left`, which becomes what is left at it; `left` is below the
+  // sum of all.
   template <class T>
-  static size_t pick(const T* weights, size_t n, double& left) {
-    size_t last = 0;
-    for (size_t i = 0; i < n; ++i) {
-      const auto w = static_cast<double>(weights[i]);
-      if (w <= 0) continue;
-      last = i;
-      if (left < w) return i;
-      left -= w;
-    }
-    return last;
+  static size_t pick(const T* weights, size_t n, uint64_t& left) {
+    size_t i = 0;
+    for (; i + 1 < n && left >= units(weights[i]); ++i) left -= units(weights[i]);
+    return i;
   }
 
   // Candidates with a score of at least `low`, in the order of ids, and their weights.
@@ -165,7 +169,7 @@ class Row {
   void weigh_kept() { weigh(scratch_.kept.data(), kept_, weighting_, grow(scratch_.weights, kept_)); }
 
   // Returns the weight of what is kept.
-  double keep_top_k(size_t sets) {
+  uint64_t keep_top_k(size_t sets) {
     const auto k = static_cast<size_t>(params_.top_k);
     float low = -kLargest;
     if (k <= sets) {  // at least k scores reach the k-th largest of the sets' maxima
@@ -177,7 +181,7 @@ class Row {
     collect_from(low);
     if (kept_ > k) {
       scratch_.weights.assign(kept_, 1.0f);
-      keep_first(static_cast<double>(k));
+      keep_first(k * units_of(1.0f));
     }
     weigh_kept();
     return sum(scratch_.weights.data(), kept_);
@@ -185,12 +189,13 @@ class Row {
 
   // What can be within top_p: tokens below (1 - top_p) / n together weigh less than what top_p leaves out.
   // Returns the weight of all tokens.
-  double keep_likely() {
+  uint64_t keep_likely() {
     const size_t blocks = (n_ + kSumBlock - 1) / kSumBlock;
-    double* sums = grow(scratch_.sums, blocks);
+    uint64_t* sums = grow(scratch_.sums, blocks);
     sum_weights(scores_, n_, weighting_, sums);
-    const double total = sum(sums, blocks), temperature = params_.temperature;
-    const double least = (1.0 - static_cast<double>(params_.top_p)) * total / static_cast<double>(n_);
+    const uint64_t total = sum(sums, blocks);
+    const double weight = static_cast<double>(total) * 0x1p-40, temperature = params_.temperature;
+    const double least = (1.0 - static_cast<double>(params_.top_p)) * weight / static_cast<double>(n_);
     const double low = weighting_.highest + temperature * (std::log(least) - 0.01);  // 0.01: for rounding
     const auto bound = static_cast<float>(std::max(low, -static_cast<double>(kLargest)));
     collect_from(std::nextafter(bound, -kLargest));
@@ -200,15 +205,15 @@ class Row {
 
   // Keeps the fewest candidates, from the highest score down, whose weights reach `mass`: looks for the last
   // of them in a histogram, then in halves of the keys that are left, until these are few enough to sort.
-  void keep_first(double mass) {
+  void keep_first(uint64_t mass) {
     if (kept_ == 0) return;
     fill_keys(mass);
     auto lo = scratch_.keys.begin(), hi = scratch_.keys.end();
     while (hi - lo > 32) {
       const auto middle = lo + (hi - lo) / 2;
       std::nth_element(lo, middle, hi, std::greater<>());
-      double half = 0;
-      for (auto it = lo; it != middle; ++it) half += static_cast<double>(it->weight);
+      uint64_t half = 0;
+      for (auto it = lo; it != middle; ++it) half += units_of(it->weight);
       if (half >= mass) {
         hi = middle;
       } else {
@@ -217,16 +222,13 @@ class Row {
       }
     }
     std::sort(lo, hi, std::greater<>());
-    for (; lo != hi - 1; ++lo) {
-      mass -= static_cast<double>(lo->weight);
-      if (mass <= 0) break;
-    }
+    for (; lo != hi - 1 && mass > units_of(lo->weight); ++lo) mass -= units_of(lo->weight);
     drop_after(lo->score, lo->id);
   }
 
   // The keys of candidates among which the running weight reaches `mass`, from which the weight of those
   // before them is taken. The histogram is over scores, linear from the highest to the lowest.
-  void fill_keys(double& mass) {
+  void fill_keys(uint64_t& mass) {
     const float* kept = scratch_.kept.data();
     scratch_.keys.clear();
     auto add = [&](size_t i) { scratch_.keys.push_back({kept[i], scratch_.ids[i], scratch_.weights[i]}); };
@@ -238,8 +240,8 @@ class Row {
     constexpr size_t kBuckets = 2048;
     const double scale = (kBuckets - 1) / range;
     auto bucket = [&](size_t i) { return static_cast<size_t>((top - static_cast<double>(kept[i])) * scale); };
-    std::array<double, kBuckets + 1> masses{};
-    for (size_t i = 0; i < kept_; ++i) masses[bucket(i)] += static_cast<double>(scratch_.weights[i]);
+    std::array<uint64_t, kBuckets + 1> masses{};
+    for (size_t i = 0; i < kept_; ++i) masses[bucket(i)] += units_of(scratch_.weights[i]);
     size_t last = 0;
     const auto end = static_cast<size_t>(range * scale);
     for (; last < end && masses[last] < mass; ++last) mass -= masses[last];
@@ -265,39 +267,50 @@ class Row {
   const float* scores_;
   size_t n_;
   const SamplingParams& params_;
-  double uniform_;
+  uint64_t draw_;
   Scratch& scratch_;
   Weighting weighting_{};
   size_t kept_ = 0;
 };
 
-double draw_uniform(uint64_t seed, int64_t position) {
+// 53 bits of Philox, at the top.
+uint64_t draw_of(uint64_t seed, int64_t position) {
   const auto bits = philox4x32(seed, kStream, static_cast<uint64_t>(position));
-  return static_cast<double>(((uint64_t{bits[0]} << 32) | bits[1]) >> 11) * 0x1p-53;
+  return ((uint64_t{bits[0]} << 32) | bits[1]) >> 11 << 11;
 }
 
 }  // namespace
 
-void sample(const Tensor& logits, int64_t vocab, std::span<const SamplingParams> params, const Tensor& seen,
-            std::span<const int32_t> slots, std::span<const int64_t> positions, const Tensor& result) {
+void sample(const Tensor& logits, int64_t vocab, const Tensor& rows, const Tensor& seen, const Tensor& ids) {
   const int64_t B = logits.size(0), V = logits.size(1);
   const auto n = static_cast<size_t>(vocab);
-  int32_t* tokens = result.data<int32_t>();
-  auto seen_row = [&](int64_t b) { return seen.data<uint8_t>() + slots[static_cast<size_t>(b)] * V; };
+  const std::span all(reinterpret_cast<SamplingRow*>(rows.raw()), static_cast<size_t>(B));
+  for (const SamplingRow& row : all) {
+    check(row.params);
+    SSM_CHECK(seen.defined() || row.params.repetition_penalty == 1,
+              "sampling: a repetition penalty of {} without `seen`", row.params.repetition_penalty);
+    SSM_CHECK(!seen.defined() || (row.slot >= 0 && row.slot < seen.size(0)), "sampling: slot {} of {}",
+              row.slot, seen.size(0));
+  }
+  int32_t* tokens = ids.data<int32_t>();
+  auto seen_row = [&](const SamplingRow& row) { return seen.data<uint8_t>() + row.slot * V; };
   parallel_for(B, std::max<int64_t>(1, 4096 / vocab), [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
     for (int64_t b = begin; b < end; ++b) {
-      const SamplingParams& p = params[static_cast<size_t>(b)];
+      const SamplingRow& row = all[static_cast<size_t>(b)];
+      const float penalty = row.params.repetition_penalty;
       const float* scores = logits.data<float>() + b * logits.stride(0);
-      if (p.repetition_penalty != 1) scores = penalise(scores, n, seen_row(b), p.repetition_penalty, scratch);
-      const double uniform = draw_uniform(p.seed, positions[static_cast<size_t>(b)]);
-      tokens[b] = Row(scores, n, p, uniform, scratch).sample();
+      if (penalty != 1) scores = penalise(scores, n, seen_row(row), penalty, scratch);
+      tokens[b] = Row(scores, n, row.params, draw_of(row.params.seed, row.position), scratch).sample();
     }
   });
   for (int64_t b = 0; b < B; ++b)
     SSM_CHECK(tokens[b] >= 0, "sampling: row {} of the logits has no finite score", b);
-  if (!seen.defined()) return;
-  for (int64_t b = 0; b < B; ++b) seen_row(b)[tokens[b]] = 1;
+  for (int64_t b = 0; b < B; ++b) {
+    SamplingRow& row = all[static_cast<size_t>(b)];
+    if (seen.defined()) seen_row(row)[tokens[b]] = 1;
+    ++row.position;
+  }
 }
 
 }  // namespace ssm::cpu

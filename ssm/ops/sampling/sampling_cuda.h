@@ -4,7 +4,6 @@
 
 namespace ssm::cuda {
 
-void sample(const Tensor& logits, int64_t vocab, std::span<const SamplingParams> params, const Tensor& seen,
-            std::span<const int32_t> slots, std::span<const int64_t> positions, const Tensor& result);
+void sample(const Tensor& logits, int64_t vocab, const Tensor& rows, const Tensor& seen, const Tensor& ids);
 
 }  // namespace ssm::cuda

@@ -81,19 +81,30 @@ void weigh(const float* scores, size_t n, const cpu::Weighting& weighting, float
   }
 }
 
-void sum_weights(const float* scores, size_t n, const cpu::Weighting& weighting, double* sums) {
+// The units of a lane are 2^20 high + low, two 32-bit sums: neither overflows in a block.
+void sum_weights(const float* scores, size_t n, const cpu::Weighting& weighting, uint64_t* sums) {
   const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
   const size_t N = hn::Lanes(d);
+  const auto scale = hn::Set(d, 0x1p20f);
+  HWY_ALIGN int32_t lanes[2 * hn::MaxLanes(d)];
   for (size_t begin = 0; begin < n; begin += cpu::kSumBlock) {
     const size_t end = std::min(n, begin + cpu::kSumBlock);
-    auto s0 = hn::Zero(d), s1 = s0;
-    size_t i = begin;
-    for (; i + 2 * N <= end; i += 2 * N) {
-      s0 = hn::Add(s0, weights_of(d, hn::LoadU(d, scores + i), weighting));
-      s1 = hn::Add(s1, weights_of(d, hn::LoadU(d, scores + i + N), weighting));
+    auto high = hn::Zero(di), low = high;
+    for (size_t i = begin; i < end; i += N) {
+      const auto w = hn::Mul(weights_of(d, load_scores(d, scores + i, end - i), weighting), scale);
+      const auto whole = hn::ConvertTo(di, w);  // towards zero
+      const auto rest = hn::Mul(hn::Sub(w, hn::ConvertTo(d, whole)), scale);
+      high = hn::Add(high, whole);
+      low = hn::Add(low, hn::ConvertTo(di, rest));
     }
-    for (; i < end; i += N) s0 = hn::Add(s0, weights_of(d, load_scores(d, scores + i, end - i), weighting));
-    *sums++ = static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Add(s0, s1))));
+    hn::Store(high, di, lanes);
+    hn::Store(low, di, lanes + N);
+    uint64_t sum = 0;
+    for (size_t j = 0; j < N; ++j) {
+      sum += (uint64_t{static_cast<uint32_t>(lanes[j])} << 20) + static_cast<uint32_t>(lanes[N + j]);
+    }
+    *sums++ = sum;
   }
 }
 
@@ -119,7 +130,7 @@ size_t collect(const float* scores, size_t n, float low, float* kept, int32_t* i
 void weigh(const float* scores, size_t n, const Weighting& weighting, float* weights) {
   HWY_DYNAMIC_DISPATCH(weigh)(scores, n, weighting, weights);
 }
-void sum_weights(const float* scores, size_t n, const Weighting& weighting, double* sums) {
+void sum_weights(const float* scores, size_t n, const Weighting& weighting, uint64_t* sums) {
   HWY_DYNAMIC_DISPATCH(sum_weights)(scores, n, weighting, sums);
 }
 

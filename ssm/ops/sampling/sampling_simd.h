@@ -26,7 +26,10 @@ struct Weighting {
   float highest, inverse_temperature, min_weight;
 };
 void weigh(const float* scores, size_t n, const Weighting& weighting, float* weights);
-// The weights' sums over blocks of kSumBlock scores.
-void sum_weights(const float* scores, size_t n, const Weighting& weighting, double* sums);
+// The sums of the weights' units over blocks of kSumBlock scores.
+void sum_weights(const float* scores, size_t n, const Weighting& weighting, uint64_t* sums);
+
+// A weight in [0, 1] as an integer, so that sums do not depend on their order; less than 2^-40 is nothing.
+inline uint64_t units_of(float weight) { return static_cast<uint64_t>(weight * 0x1p40f); }
 
 }  // namespace ssm::cpu

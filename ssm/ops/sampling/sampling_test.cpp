@@ -278,6 +278,32 @@ TEST(Sampling, DependsOnSeedAndPositionAlone) {
   EXPECT_GT(by_position.size(), 80u);
 }
 
+// Rows that a step uses again and again: ids are written in place, positions advance, and a failed call
+// changes neither.
+TEST(Sampling, RowsAdvance) {
+  Rng rng(35);
+  for (int trial = 0; trial < 60; ++trial) {
+    const Case c(rng);
+    const Tensor rows = sampling_rows(c.params, c.slots, c.positions);
+    const Tensor seen = c.seen.clone(), expected_seen = c.seen.clone(),
+                 ids = Tensor::zeros({c.B}, DType::i32);
+    std::vector<int64_t> positions = c.positions;
+    for (int step = 0; step < 4; ++step) {
+      sample(c.logits, c.vocab, rows, seen, ids);
+      EXPECT_TRUE(
+          test::same_bits(ids, sample(c.logits, c.vocab, c.params, expected_seen, c.slots, positions)));
+      EXPECT_TRUE(test::same_bits(seen, expected_seen));
+      for (int64_t& position : positions) ++position;
+      EXPECT_TRUE(test::same_bits(rows, sampling_rows(c.params, c.slots, positions)));
+    }
+    const Tensor before = rows.clone(), none = Tensor::empty(c.logits.shape());
+    std::fill_n(none.data<float>(), none.numel(), -INFINITY);
+    EXPECT_THROW(sample(none, c.vocab, rows, seen, ids), Error);
+    EXPECT_TRUE(test::same_bits(rows, before));
+    EXPECT_TRUE(test::same_bits(seen, expected_seen));
+  }
+}
+
 std::string error_of(const SamplingParams& p) {
   try {
     check(p);
@@ -335,8 +361,18 @@ TEST(Sampling, NamesWhatDoesNotFit) {
   EXPECT_THROW(sample(logits, 5, params, seen, outside, positions), Error);
   EXPECT_THROW(sample(logits, 5, params, seen, {}, positions), Error);
   EXPECT_THROW(sample(logits, 5, params, Tensor::zeros({2, 4}, DType::u8), slots, positions), Error);
+  const Tensor rows = sampling_rows(params, slots, positions), ids = Tensor::zeros({2}, DType::i32);
+  EXPECT_NO_THROW(sample(logits, 5, rows, seen, ids));
+  EXPECT_THROW(sample(logits, 5, rows.slice(0, 0, 1), seen, ids), Error);
+  EXPECT_THROW(sample(logits, 5, rows, seen, Tensor::zeros({3}, DType::i32)), Error);
+  EXPECT_THROW(sample(logits, 5, rows, seen, Tensor::zeros({2})), Error);
+  EXPECT_THROW(sampling_rows(params, std::span(slots).first(1), positions), Error);
+  const std::vector<int32_t> negative{0, -1};
+  EXPECT_THROW(sampling_rows(params, negative, positions), Error);
   params[1].repetition_penalty = 1.2f;
   EXPECT_THROW(sample(logits, 5, params, {}, {}, positions), Error);
+  params[1].top_p = 2;
+  EXPECT_THROW(sampling_rows(params, slots, positions), Error);
 }
 
 }  // namespace

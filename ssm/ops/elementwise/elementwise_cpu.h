@@ -1,0 +1,10 @@
+#pragma once
+
+#include "ssm/core/tensor.h"
+
+namespace ssm::cpu {
+
+void negative_exp(const Tensor& x, const Tensor& y);  // contiguous
+void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& y);
+
+}  // namespace ssm::cpu

@@ -1,0 +1,92 @@
+#include "ssm/runtime/stepper.h"
+
+#include <bit>
+#include <cstring>
+
+#include "ssm/core/cuda.h"
+
+namespace ssm {
+
+struct Stepper::Batch {
+  int64_t size;
+  Tensor ids, slots, rows;  // of the card: [B] i32, [B] i32, [B, sizeof(SamplingRow)] u8
+  std::shared_ptr<std::byte> host_ids;
+  std::optional<Graph> graph;
+  std::vector<Input> expected;  // what the card holds now, for a batch that goes on
+};
+
+Stepper::Stepper(const LoadedModel& model, const StatePool& pool, const Tensor& seen)
+    : model_(model), pool_(pool), seen_(seen) {}
+
+Stepper::~Stepper() = default;
+
+void Stepper::enqueue(const Batch& batch) const {
+  ArenaScope scope(&arena_);
+  const Tensor h =
+      model_.model->hidden(batch.ids, SequenceBatch::steps_on_device(batch.slots), pool_.state());
+  sample(model_.model->logits(h), model_.usable_vocab(), batch.rows, seen_, batch.ids);
+}
+
+Stepper::Batch& Stepper::batch_for(int64_t size) {
+  std::unique_ptr<Batch>& batch = batches_[size];
+  if (batch) return *batch;
+  auto made = std::make_unique<Batch>();
+  made->size = size;
+  const std::vector<int32_t> ids(static_cast<size_t>(size), 0);
+  const std::vector<int32_t> slots(static_cast<size_t>(size), pool_.scratch_slot());
+  const std::vector<SamplingParams> params(static_cast<size_t>(size), SamplingParams{.temperature = 0});
+  const std::vector<int64_t> positions(static_cast<size_t>(size), 0);
+  made->ids = Tensor::from_values<int32_t>(ids, {size}).to(kCuda);
+  made->slots = Tensor::from_values<int32_t>(slots, {size}).to(kCuda);
+  made->rows = sampling_rows(params, slots, positions).to(kCuda);
+  made->host_ids = cuda::allocate_pinned(made->ids.bytes());
+  enqueue(*made);  // on the scratch slot: what is made at first use must not fall into the capture
+  made->graph.emplace([&] {
+    enqueue(*made);
+    cuda::copy_later(made->host_ids.get(), made->ids.raw(), made->ids.bytes());
+  });
+  batch = std::move(made);
+  return *batch;
+}
+
+void Stepper::upload(std::span<const Input> inputs, Batch& batch) const {
+  batch.expected.assign(inputs.begin(), inputs.end());
+  std::vector<int32_t> ids, slots;
+  std::vector<SamplingParams> params;
+  std::vector<int64_t> positions;
+  for (const Input& input : inputs) {
+    ids.push_back(input.id);
+    slots.push_back(input.next.slot);
+    params.push_back(input.next.params);
+    positions.push_back(input.next.position);
+  }
+  const auto size = static_cast<size_t>(batch.size);
+  ids.resize(size, 0);
+  slots.resize(size, pool_.scratch_slot());
+  params.resize(size, {.temperature = 0});
+  positions.resize(size, 0);
+  const Tensor rows = sampling_rows(params, slots, positions);
+  copy_bytes(batch.ids.raw(), kCuda, ids.data(), kCpu, batch.ids.bytes());
+  copy_bytes(batch.slots.raw(), kCuda, slots.data(), kCpu, batch.slots.bytes());
+  copy_bytes(batch.rows.raw(), kCuda, rows.raw(), kCpu, batch.rows.bytes());
+}
+
+std::vector<int32_t> Stepper::step(std::span<const Input> inputs) {
+  const auto count = inputs.size();
+  const auto size = static_cast<int64_t>(std::bit_ceil(count));
+  Batch& batch = batch_for(size);
+  if (!std::equal(inputs.begin(), inputs.end(), batch.expected.begin(), batch.expected.end())) {
+    upload(inputs, batch);
+  }
+  batch.graph->replay();
+  synchronize(kCuda);
+  std::vector<int32_t> ids(count);
+  std::memcpy(ids.data(), batch.host_ids.get(), count * sizeof(int32_t));
+  for (size_t i = 0; i < count; ++i) {
+    batch.expected[i].id = ids[i];
+    ++batch.expected[i].next.position;
+  }
+  return ids;
+}
+
+}  // namespace ssm
