@@ -11,33 +11,6 @@ namespace {
 #define V_DEPTH 10
 #endif
 
-template <class X>
-__device__ __forceinline__ void write_value(void* y, bool y_is_f32, int64_t at, float value) {
-  if (y_is_f32) {
-    static_cast<float*>(y)[at] = value;
-  } else {
-    static_cast<X*>(y)[at] = from_f32<X>(value);
-  }
-}
-
-template <class X>
-struct Plain {
-  const float* bias;  // or null
-  void* y;
-  bool y_is_f32;
-  int64_t y_stride;
-  struct Held {
-    float bias;
-  };
-  __device__ __forceinline__ void read_parameters(Held& held, int64_t n) const {
-    held.bias = bias ? bias[n] : 0.0f;
-  }
-  __device__ __forceinline__ void read_inputs(Held&, int, int64_t) const {}
-  __device__ __forceinline__ void write(const Held& held, int t, int64_t n, float sum) const {
-    write_value<X>(y, y_is_f32, t * y_stride + n, sum + held.bias);
-  }
-};
-
 // Columns [first, first + channels) pass through the step of a convolution; each has one owner, which moves
 // its window on.
 template <class X>
@@ -68,34 +41,9 @@ struct Convolved {
     if (!passes(n)) return plain.write(held.plain, t, n, sum);
     held.window.inputs[Window::kWidth - 1] = to_f32(from_f32<X>(sum + held.plain.bias));
     held.window.move_on(held.state, conv.channels);
-    write_value<X>(plain.y, plain.y_is_f32, t * plain.y_stride + n, held.window.convolved());
+    plain.put(t, n, held.window.convolved());
   }
 };
-
-bool in_packs(const Tensor& t) {
-  const int64_t bytes = static_cast<int64_t>(size_of(t.dtype()));
-  return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && t.size(1) * bytes % 16 == 0 &&
-         (t.size(0) <= 1 || t.stride(0) * bytes % 16 == 0);
-}
-
-RowsArgs args_of(const Tensor& x, const Tensor& w) {
-  return {.x = x.raw(),
-          .w = w.raw(),
-          .N = w.size(0),
-          .x_stride = x.stride(0),
-          .w_stride = w.stride(0),
-          .T = static_cast<int>(x.size(0)),
-          .K = static_cast<int>(w.size(1)),
-          .part = 0};
-}
-
-template <class X>
-Plain<X> plain_of(const Tensor& bias, const Tensor& y) {
-  return {.bias = bias.defined() ? bias.data<float>() : nullptr,
-          .y = y.raw(),
-          .y_is_f32 = y.dtype() == DType::f32,
-          .y_stride = y.stride(0)};
-}
 
 // Beyond these the library is faster (linear_cuda_bench): at 16 to 32 rows of a large matrix x, which every
 // strip reads, is as much as W.

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/tensor.h"
 #include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/mma.cuh"
 #include "ssm/ops/cuda/types.cuh"
@@ -202,6 +203,58 @@ __global__ void __launch_bounds__(Depth == 6 ? 256 : 512, Depth == 6 ? 3 : 1)
     for (int p = 0; p < parts; ++p) sum += given[p * Sums::kSums + i];
     epilogue.write(held, t, n, sum);
   }
+}
+
+// The epilogue of a product: bias (or null) is added, y is of x's type or f32.
+template <class X>
+struct Plain {
+  const float* bias;  // or null
+  void* y;
+  bool y_is_f32;
+  int64_t y_stride;
+  struct Held {
+    float bias;
+  };
+  __device__ __forceinline__ void read_parameters(Held& held, int64_t n) const {
+    held.bias = bias ? bias[n] : 0.0f;
+  }
+  __device__ __forceinline__ void read_inputs(Held&, int, int64_t) const {}
+  __device__ __forceinline__ void write(const Held& held, int t, int64_t n, float sum) const {
+    put(t, n, sum + held.bias);
+  }
+  __device__ __forceinline__ void put(int t, int64_t n, float value) const {
+    if (y_is_f32) {
+      static_cast<float*>(y)[t * y_stride + n] = value;
+    } else {
+      static_cast<X*>(y)[t * y_stride + n] = from_f32<X>(value);
+    }
+  }
+};
+
+// Rows that can be read 16 bytes at a time.
+inline bool in_packs(const Tensor& t) {
+  const int64_t bytes = static_cast<int64_t>(size_of(t.dtype()));
+  return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && t.size(1) * bytes % 16 == 0 &&
+         (t.size(0) <= 1 || t.stride(0) * bytes % 16 == 0);
+}
+
+inline RowsArgs args_of(const Tensor& x, const Tensor& w) {
+  return {.x = x.raw(),
+          .w = w.raw(),
+          .N = w.size(0),
+          .x_stride = x.stride(0),
+          .w_stride = w.stride(0),
+          .T = static_cast<int>(x.size(0)),
+          .K = static_cast<int>(w.size(1)),
+          .part = 0};
+}
+
+template <class X>
+Plain<X> plain_of(const Tensor& bias, const Tensor& y) {
+  return {.bias = bias.defined() ? bias.data<float>() : nullptr,
+          .y = y.raw(),
+          .y_is_f32 = y.dtype() == DType::f32,
+          .y_stride = y.stride(0)};
 }
 
 // Few warps a strip where they can hold all of K: more kernels then fit on the card side by side, so that the

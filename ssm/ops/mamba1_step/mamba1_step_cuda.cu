@@ -100,13 +100,6 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   }
 }
 
-// Rows of 16 bytes, as the kernels of few rows read them.
-bool in_packs(const Tensor& t) {
-  const int64_t bytes = static_cast<int64_t>(size_of(t.dtype()));
-  return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && t.stride(0) * bytes % 16 == 0 &&
-         t.size(1) * bytes % 16 == 0;
-}
-
 }  // namespace
 
 bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
