@@ -83,15 +83,4 @@ __device__ __forceinline__ void cluster_sync() {
   cluster_wait();
 }
 
-// Writes to the shared variable that lies at `at` in block `rank` of the cluster.
-__device__ __forceinline__ void store_in_block([[maybe_unused]] float* at, [[maybe_unused]] uint32_t rank,
-                                               [[maybe_unused]] float value) {
-#if __CUDA_ARCH__ >= 900
-  const uint32_t own = static_cast<uint32_t>(__cvta_generic_to_shared(at));
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
-#endif
-}
-
 }  // namespace ssm::cuda

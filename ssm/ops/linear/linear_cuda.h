@@ -13,6 +13,20 @@ bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias,
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);  // cuBLASLt
 void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);      // plain tiles
 
+// linear of few rows whose columns [first, first + channels) pass through the step of a causal convolution of
+// width 4 and SiLU (causal_conv1d.h): what mamba1_step and mamba2_step begin with. Its input is rounded to
+// x's type. T is at most 8.
+struct ConvStep {
+  const float *weight, *bias;  // [channels, 4]; [channels] or null
+  int64_t stride_c, stride_k;  // of weight
+  float* state;                // [S, 3, channels]
+  const int32_t* slots;        // [T]
+  int first, channels;
+};
+bool has_linear_conv_step(int64_t T, const Tensor& w);
+void linear_conv_step(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvStep& conv,
+                      const Tensor& y);
+
 // [N] f32 -> 16 bits.
 void round_bias(const Tensor& bias, const Tensor& rounded);
 

@@ -1,17 +1,20 @@
 // The product of few rows with a matrix, as the decode step's kernels share it: what bounds it is reading the
 // weights once.
 //
-// A warp multiplies a strip of eight rows of W by a part of K. A lane (g = lane / 4, t = lane % 4) reads 16
-// bytes of row g at a time, so that a step of the warp covers kStep values of K; which of them meet in one
-// matrix instruction does not matter as long as x is read the same way. Weights are never written by kernels:
-// a warp reads its first Depth steps of them into registers before grid_dependency_wait().
+// A warp multiplies a strip of 8 * Eights rows of W by a part of K. A lane (g = lane / 4, t = lane % 4) reads
+// 16 bytes of row g of each eight at a time, so that a step of the warp covers kStep values of K; which of
+// them meet in one matrix instruction does not matter as long as x is read the same way. Weights are never
+// written by kernels: a warp reads its first Depth steps of them into registers before
+// grid_dependency_wait().
 #pragma once
 
+#include <algorithm>
+
+#include "ssm/core/cuda.h"
+#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/types.cuh"
 
 namespace ssm::cuda {
-
-inline constexpr int kStripRows = 8;  // rows of W
 
 template <class X>
 inline constexpr int kPack = 16 / sizeof(X);  // values of a lane's load
@@ -42,28 +45,34 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Sums of one strip with up to Rows rows of x: in 16 bits 8, 16 or 32, in f32 any small number. In 16 bits
-// tile m of the sums holds, as the matrix instruction leaves them, rows 16 m + g and 16 m + g + 8 of x
-// against rows 2t and 2t + 1 of the strip, in several chains, since an instruction waits long for the one
-// before; in f32 value r is this lane's part of row r of x against row g of the strip.
-template <class X, int Rows, int Depth>
+// Sums of a strip with up to Rows rows of x: in 16 bits 8, 16 or 32, in f32 any small number. In 16 bits tile
+// m of the sums with an eight holds, as the matrix instruction leaves them, rows 16 m + g and 16 m + g + 8 of
+// x against rows 2t and 2t + 1 of the eight, in several chains, since an instruction waits long for the one
+// before; in f32 value r is this lane's part of row r of x against row g of the eight.
+template <class X, int Rows, int Eights, int Depth>
 struct Strip {
   static constexpr bool kMatrix = sizeof(X) == 2;
   static constexpr int kTiles = kMatrix ? (Rows + 15) / 16 : 1;
-  static constexpr int kChains = kMatrix ? 4 / kTiles : 1;
+  static constexpr int kChains = kMatrix && kTiles * Eights < 4 ? 4 / (kTiles * Eights) : 1;
   static constexpr int kLoads = kMatrix ? Rows / 8 : Rows;             // of x, a step
   static constexpr int kGroup = kLoads >= Depth ? 1 : Depth / kLoads;  // steps of x read at a time
   static constexpr int kSpan = Depth * kStep<X>;                       // values of K that are held
-  static constexpr int kSums = Rows * kStripRows;                      // what give() writes
-  uint4 weights[Depth];
-  float sums[kChains][kTiles][kMatrix ? 4 : Rows] = {};
+  static constexpr int kWidth = 8 * Eights;                            // rows of W
+  static constexpr int kSums = Rows * kWidth;                          // what give() writes
+  uint4 weights[Depth][Eights];
+  float sums[kChains][Eights][kTiles][kMatrix ? 4 : Rows] = {};
 
-  // The strip's row g begins at `row` (null: past the end) and has K values.
-  __device__ __forceinline__ void read_weights(const X* row, int K) {
-    const int t = threadIdx.x % 4, left = row ? K - t * kPack<X> : 0;
+  // Row g of the first eight begins at `row`; `rows` of the strip exist, `stride` apart, with K values each.
+  __device__ __forceinline__ void read_weights(const X* row, int64_t stride, int64_t rows, int K) {
+    const int t = threadIdx.x % 4, g = threadIdx.x % 32 / 4;
 #pragma unroll
-    for (int i = 0; i < Depth; ++i) {
-      weights[i] = i * kStep<X> < left ? load_weights(row + t * kPack<X> + i * kStep<X>) : uint4{};
+    for (int e = 0; e < Eights; ++e) {
+      const X* from = row + 8 * e * stride + t * kPack<X>;
+      const int left = 8 * e + g < rows ? K - t * kPack<X> : 0;
+#pragma unroll
+      for (int i = 0; i < Depth; ++i) {
+        weights[i][e] = i * kStep<X> < left ? load_weights(from + i * kStep<X>) : uint4{};
+      }
     }
   }
 
@@ -99,60 +108,142 @@ struct Strip {
   }
 
   __device__ __forceinline__ void multiply_step(int step, const uint4 (&x)[kLoads]) {
-    const uint4& w = weights[step];
-    if constexpr (kMatrix) {
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        const uint4 low = x[2 * m], high = 2 * m + 1 < kLoads ? x[(2 * m + 1) % kLoads] : uint4{};
-        multiply_add(sums[2 * step % kChains][m], {low.x, high.x, low.y, high.y}, w.x, w.y, X{});
-        multiply_add(sums[(2 * step + 1) % kChains][m], {low.z, high.z, low.w, high.w}, w.z, w.w, X{});
-      }
-    } else {
+    for (int e = 0; e < Eights; ++e) {
+      const uint4& w = weights[step][e];
+      if constexpr (kMatrix) {
 #pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-        float& sum = sums[0][0][r];
-        sum += __uint_as_float(w.x) * __uint_as_float(x[r].x);
-        sum += __uint_as_float(w.y) * __uint_as_float(x[r].y);
-        sum += __uint_as_float(w.z) * __uint_as_float(x[r].z);
-        sum += __uint_as_float(w.w) * __uint_as_float(x[r].w);
+        for (int m = 0; m < kTiles; ++m) {
+          const uint4 low = x[2 * m], high = 2 * m + 1 < kLoads ? x[(2 * m + 1) % kLoads] : uint4{};
+          multiply_add(sums[2 * step % kChains][e][m], {low.x, high.x, low.y, high.y}, w.x, w.y, X{});
+          multiply_add(sums[(2 * step + 1) % kChains][e][m], {low.z, high.z, low.w, high.w}, w.z, w.w, X{});
+        }
+      } else {
+#pragma unroll
+        for (int r = 0; r < Rows; ++r) {
+          float& sum = sums[0][e][0][r];
+          sum += __uint_as_float(w.x) * __uint_as_float(x[r].x);
+          sum += __uint_as_float(w.y) * __uint_as_float(x[r].y);
+          sum += __uint_as_float(w.z) * __uint_as_float(x[r].z);
+          sum += __uint_as_float(w.w) * __uint_as_float(x[r].w);
+        }
       }
     }
   }
 
   // Reads W and x of a part of K longer than what is held; the held steps have been read.
-  __device__ __forceinline__ void multiply_all(const X* row, const X* x, int64_t x_stride, int T, int K) {
+  __device__ __forceinline__ void multiply_all(const X* row, int64_t stride, int64_t rows, const X* x,
+                                               int64_t x_stride, int T, int K) {
     multiply(x, x_stride, T, K);
     for (int k = kSpan; k < K; k += kSpan) {
-      read_weights(row ? row + k : nullptr, K - k);
+      read_weights(row + k, stride, rows, K - k);
       multiply(x + k, x_stride, T, K - k);
     }
   }
 
-  // Hands the sums to shared memory [Rows][kStripRows].
+  // Hands the sums to shared memory [Rows][kWidth].
   __device__ __forceinline__ void give(float* to) {
     const int t = threadIdx.x % 4, g = threadIdx.x % 32 / 4;
-    if constexpr (kMatrix) {
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
+    for (int e = 0; e < Eights; ++e) {
+      if constexpr (kMatrix) {
 #pragma unroll
-        for (int c = 1; c < kChains; ++c) {
+        for (int m = 0; m < kTiles; ++m) {
+          float(&sum)[4] = sums[0][e][m];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) sums[0][m][i] += sums[c][m][i];
+          for (int c = 1; c < kChains; ++c) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[i] += sums[c][e][m][i];
+          }
+          float* at = to + (16 * m + g) * kWidth + 8 * e + 2 * t;
+          *reinterpret_cast<float2*>(at) = {sum[0], sum[1]};
+          if (Rows > 8) *reinterpret_cast<float2*>(at + 8 * kWidth) = {sum[2], sum[3]};
         }
-        float* at = to + (16 * m + g) * kStripRows + 2 * t;
-        *reinterpret_cast<float2*>(at) = {sums[0][m][0], sums[0][m][1]};
-        if (Rows > 8) *reinterpret_cast<float2*>(at + 8 * kStripRows) = {sums[0][m][2], sums[0][m][3]};
-      }
-    } else {
+      } else {
 #pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-        float sum = sums[0][0][r];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (t == 0) to[r * kStripRows + g] = sum;
+        for (int r = 0; r < Rows; ++r) {
+          float sum = sums[0][e][0][r];
+          sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+          sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+          if (t == 0) to[r * kWidth + 8 * e + g] = sum;
+        }
       }
     }
   }
 };
+
+struct RowsArgs {
+  const void *x, *w;
+  int64_t N, x_stride, w_stride;
+  int T, K, part;  // values of K of a warp
+};
+
+// Blocks of (32, parts of K, strips) threads: the warps of a strip share K out, and their sums are added in
+// one order. What becomes of a sum is the epilogue's, whose members are the kernel's arguments:
+//   Held                    what a thread holds for one column n of the result
+//   read_parameters(held, n)     before the previous kernel's end: what no kernel writes
+//   read_inputs(held, t, n)      after it
+//   write(held, t, n, sum)
+template <class X, int Rows, int Eights, int Depth, class Epilogue>
+__global__ void __launch_bounds__(Depth > 6 ? 512 : 256, Depth > 6 ? 1 : 3)
+    linear_rows_kernel(const RowsArgs a, const Epilogue epilogue) {
+  using Sums = Strip<X, Rows, Eights, Depth>;
+  extern __shared__ float shared[];
+  const int parts = blockDim.y, part = threadIdx.y, strip = threadIdx.z;
+  float* given = shared + strip * parts * Sums::kSums;
+  const int64_t n0 = (int64_t{blockIdx.x} * blockDim.z + strip) * Sums::kWidth, rows = a.N - n0;
+  const int begin = part * a.part, K = min(a.K - begin, a.part);
+  const X* w = static_cast<const X*>(a.w) + (n0 + threadIdx.x / 4) * a.w_stride + begin;
+  Sums sums;
+  sums.read_weights(w, a.w_stride, rows, K);
+  let_next_start();
+  // The strip's results that are this thread's: i0, i0 + 32 parts ..., of one column.
+  const int i0 = part * 32 + threadIdx.x, column = i0 % Sums::kWidth;
+  const int64_t n = n0 + column;
+  typename Epilogue::Held held;
+  if (column < rows) epilogue.read_parameters(held, n);
+  grid_dependency_wait();
+  if (column < rows && i0 < a.T * Sums::kWidth) epilogue.read_inputs(held, i0 / Sums::kWidth, n);
+  sums.multiply_all(w, a.w_stride, rows, static_cast<const X*>(a.x) + begin, a.x_stride, a.T, K);
+  sums.give(given + part * Sums::kSums);
+  __syncthreads();
+  if (column >= rows) return;
+  for (int i = i0; i < a.T * Sums::kWidth; i += parts * 32) {
+    const int t = i / Sums::kWidth;
+    if (i != i0) epilogue.read_inputs(held, t, n);
+    float sum = 0;
+#pragma unroll 8
+    for (int p = 0; p < parts; ++p) sum += given[p * Sums::kSums + i];
+    epilogue.write(held, t, n, sum);
+  }
+}
+
+// Few warps a strip where they can hold all of K: more kernels then fit on the card side by side, so that the
+// next one's weights are on their way before this one ends.
+template <class X, int Rows, int Eights, int Depth, int MaxParts, class Epilogue>
+void launch_rows(RowsArgs a, const Epilogue& epilogue) {
+  const int steps = (a.K + kStep<X> - 1) / kStep<X>;
+  int parts = 1;
+  while (parts < MaxParts && parts * Depth < steps) parts *= 2;
+  a.part = (steps + parts - 1) / parts * kStep<X>;
+  const int strips = std::max(1, 4 / parts);
+  const int64_t rows = int64_t{strips} * 8 * Eights;
+  launch({.grid = dim3(static_cast<unsigned>((a.N + rows - 1) / rows)),
+          .block = dim3(32, static_cast<unsigned>(parts), static_cast<unsigned>(strips)),
+          .shared_bytes = sizeof(float) * Rows * 8 * Eights * static_cast<size_t>(parts * strips),
+          .overlaps_previous = true},
+         linear_rows_kernel<X, Rows, Eights, Depth, Epilogue>, a, epilogue);
+}
+
+// Of up to 8 rows.
+template <class X, class Epilogue>
+void launch_eight_rows(const RowsArgs& a, const Epilogue& epilogue) {
+  if constexpr (sizeof(X) == 2) {
+    a.K <= 48 * kStep<X> ? launch_rows<X, 8, 1, 6, 8>(a, epilogue)
+                         : launch_rows<X, 8, 1, 10, 16>(a, epilogue);
+  } else {
+    a.T == 1 ? launch_rows<X, 1, 1, 10, 16>(a, epilogue) : launch_rows<X, 8, 1, 10, 16>(a, epilogue);
+  }
+}
 
 }  // namespace ssm::cuda

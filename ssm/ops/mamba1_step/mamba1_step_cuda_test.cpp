@@ -27,18 +27,22 @@ Tensor channels_contiguous(const Tensor& x) {
 }
 
 struct Case {
-  int64_t T, E, N, R, S;
+  int64_t T, M, E, N, R, S;
   DType dtype, state_dtype;
-  Tensor xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, conv_state, ssm_state;  // on the host
+  Tensor x, in_proj, in_bias, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, conv_state,
+      ssm_state;  // on the host
   std::vector<int32_t> slots;
   float eps = 0;
 
   explicit Case(Rng& rng) {
-    T = 1 + rng.below(8), E = 8 * (1 + rng.below(rng.below(4) ? 60 : 900)), N = 4 * (1 + rng.below(8));
+    T = 1 + rng.below(8), M = 8 * (1 + rng.below(40)), E = 8 * (1 + rng.below(rng.below(4) ? 60 : 300)),
+    N = 4 * (1 + rng.below(8));
     R = 8 * (1 + rng.below(rng.below(4) ? 8 : 40)), S = T + rng.below(4);
     dtype = kTypes[rng.below(3)], state_dtype = rng.below(2) ? DType::f32 : kTypes[rng.below(3)];
     if (rng.below(3) == 0) eps = 1e-6f;
-    xz = rounded(test::random_normal({T, 2 * E}, rng), dtype);
+    x = rounded(test::random_normal({T, M}, rng), dtype);
+    in_proj = rounded(test::random_normal({2 * E, M}, rng, 1 / std::sqrt(static_cast<float>(M))), dtype);
+    if (rng.below(3) == 0) in_bias = test::random_normal({2 * E}, rng, 0.3f);
     conv_weight = test::random_normal({E, 4}, rng, 0.5f);
     if (rng.below(2)) conv_bias = test::random_normal({E}, rng, 0.2f);
     const float scale = 1 / std::sqrt(static_cast<float>(E));
@@ -55,7 +59,9 @@ struct Case {
     slots.resize(T);
   }
   Mamba1StepArgs upload() const {
-    return {.xz = on_card(xz, dtype),
+    return {.x = on_card(x, dtype),
+            .in_proj = on_card(in_proj, dtype),
+            .in_bias = on_card(in_bias),
             .conv_weight = on_card(channels_contiguous(conv_weight)).transpose(0, 1),
             .conv_bias = on_card(conv_bias),
             .x_proj = on_card(x_proj, dtype),
@@ -66,18 +72,20 @@ struct Case {
             .norm_eps = eps};
   }
   // What one op hands to the next is rounded to the activations' type.
-  Doubles handed(const Doubles& x) const {
-    Tensor t = Tensor::empty({std::ssize(x)});
-    for (size_t i = 0; i < x.size(); ++i) t.data<float>()[i] = static_cast<float>(x[i]);
+  Doubles handed(const Doubles& values) const {
+    Tensor t = Tensor::empty({std::ssize(values)});
+    std::copy(values.begin(), values.end(), t.data<float>());
     return to_doubles(rounded(t, dtype));
   }
   // y of row t; the states' rows as they then are.
   Doubles expected(int64_t t, Doubles& window, Doubles& h) const {
-    const Doubles row = to_doubles(xz.slice(0, t, t + 1));
-    const Doubles u = reference::causal_conv1d<double>(
+    const Doubles row =
+        handed(reference::linear<double>(to_doubles(x.slice(0, t, t + 1)), to_doubles(in_proj),
+                                         in_bias.defined() ? to_doubles(in_bias) : Doubles{}, 1, 2 * E, M));
+    const Doubles u = handed(reference::causal_conv1d<double>(
         {row.begin(), row.begin() + E}, to_doubles(conv_weight),
-        conv_bias.defined() ? to_doubles(conv_bias) : Doubles{}, Activation::silu, E, 4, window);
-    const Doubles p = handed(reference::linear<double>(handed(u), to_doubles(x_proj), {}, 1, R + 2 * N, E));
+        conv_bias.defined() ? to_doubles(conv_bias) : Doubles{}, Activation::silu, E, 4, window));
+    const Doubles p = handed(reference::linear<double>(u, to_doubles(x_proj), {}, 1, R + 2 * N, E));
     Doubles dt(p.begin(), p.begin() + R), B(p.begin() + R, p.begin() + R + N), C(p.begin() + R + N, p.end());
     if (eps > 0) {
       for (Doubles* v : {&dt, &B, &C}) *v = reference::rms_norm<double>(*v, {}, std::ssize(*v), 1, eps);
@@ -95,8 +103,8 @@ struct Case {
          .delta_bias = to_doubles(dt_bias)},
         h);
   }
-  // In 16 bits a sum may round u' or dt, B, C to a neighbour of the reference's.
-  double bound() const { return dtype == DType::f32 ? 2e-5 : 2e-5 + 2 * test::rounding_of(dtype); }
+  // In 16 bits a sum may round u, u' or dt, B, C to a neighbour of the reference's, half a unit or one away.
+  double bound() const { return 2e-5 + (dtype == DType::f32 ? 0 : 5 * test::rounding_of(dtype)); }
   std::string name() const {
     return fmt::format("T {} E {} N {} R {} {} state {} eps {}", T, E, N, R, name_of(dtype),
                        name_of(state_dtype), eps);
@@ -111,7 +119,7 @@ TEST(Mamba1StepCuda, EqualsTheOpsItFuses) {
     const Case c(rng);
     const Mamba1StepArgs args = c.upload();
     const SequenceBatch batch = SequenceBatch::steps(c.slots);
-    if (!has_mamba1_step(args, batch, kCuda)) continue;
+    if (!has_mamba1_step(args, batch)) continue;
     ++taken;
     const Tensor conv_state = on_card(c.conv_state), ssm_state = on_card(c.ssm_state, c.state_dtype);
     const Tensor y = mamba1_step(args, batch, conv_state, ssm_state).to(kCpu);
@@ -124,7 +132,8 @@ TEST(Mamba1StepCuda, EqualsTheOpsItFuses) {
         const Doubles expected = c.expected(t, window, state);
         EXPECT_LT(test::relative_error(y.slice(0, t, t + 1), expected), c.bound()) << c.name();
       }
-      EXPECT_EQ(test::relative_error(windows.select(0, s), window), 0) << c.name();
+      EXPECT_LT(test::relative_error(windows.select(0, s), window), at == c.slots.end() ? 1e-30 : c.bound())
+          << c.name();
       EXPECT_LT(test::relative_error(h.select(0, s), state), c.bound() + test::rounding_of(c.state_dtype))
           << c.name();
     }
