@@ -19,9 +19,9 @@
 namespace ssm::cpu {
 namespace {
 
-constexpr int64_t kFewRows = 5;    // up to here the weights' way from memory counts
-constexpr int64_t kManyRows = 96;  // from here on repacking them pays
-constexpr int64_t kAhead = 4096;   // elements fetched ahead of those
+constexpr int kFewRows = 5;           // up to here the weights' way from memory counts
+constexpr int64_t kFewRowsPiece = 8;  // rows of W
+constexpr int64_t kManyRows = 96;     // from here on repacking them pays
 
 SSM_AVX512_BF16 inline __m512bh load(const BFloat16* p) {
   return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
@@ -74,40 +74,76 @@ SSM_AVX512_BF16 __attribute__((noinline)) void tile(const BFloat16* x, int64_t x
   }
 }
 
-// Few rows: the weights come from memory, one row after another so that the hardware's prefetcher follows,
-// and the accumulators of an output lie along K instead.
+// Few rows: what counts is the weights' way from memory. A thread reads its rows of W as two streams, each in
+// the order of memory, which the hardware's prefetcher follows: faster than one stream or four, and than any
+// distance of prefetching by hand. out[i] holds the results of rows first, first + 1, second and second + 1.
 template <int MR>
 SSM_AVX512_BF16 __attribute__((noinline)) void few_rows_tile(const BFloat16* x, int64_t x_stride,
                                                              const std::array<const BFloat16*, 4>& w,
-                                                             int64_t K, float (*out)[8]) {
-  constexpr int kAlongK = 4;
+                                                             int64_t K, float (*out)[4]) {
   __m512 sum[MR][4];
-  for (int j = 0; j < 4; ++j) {
-    const BFloat16* row = w[static_cast<size_t>(j)];
-    __m512 acc[MR][kAlongK];
+  for (size_t j = 0; j < 2; ++j) {
+    const BFloat16* const row[2] = {w[j], w[j + 2]};
+    __m512 acc[MR][2][2];  // stream, half of a step along K
     for (int i = 0; i < MR; ++i) {
-      for (int s = 0; s < kAlongK; ++s) acc[i][s] = _mm512_setzero_ps();
+      for (auto& a : acc[i]) a[0] = a[1] = _mm512_setzero_ps();
     }
     int64_t k = 0;
-    for (; k + 32 * kAlongK <= K; k += 32 * kAlongK) {
-      for (int s = 0; s < kAlongK; ++s) {
-        const __m512bh wv = load(row + k + 32 * s);
-        __builtin_prefetch(row + k + 32 * s + kAhead);
-        for (int i = 0; i < MR; ++i)
-          acc[i][s] = _mm512_dpbf16_ps(acc[i][s], load(x + i * x_stride + k + 32 * s), wv);
+    for (; k + 64 <= K; k += 64) {
+      for (int half = 0; half < 2; ++half) {
+        const __m512bh w0 = load(row[0] + k + 32 * half), w1 = load(row[1] + k + 32 * half);
+        for (int i = 0; i < MR; ++i) {
+          const __m512bh xs = load(x + i * x_stride + k + 32 * half);
+          acc[i][0][half] = _mm512_dpbf16_ps(acc[i][0][half], xs, w0);
+          acc[i][1][half] = _mm512_dpbf16_ps(acc[i][1][half], xs, w1);
+        }
       }
     }
     for (; k < K; k += 32) {
       const auto mask = static_cast<__mmask32>(K - k >= 32 ? ~0u : (1u << (K - k)) - 1);
-      const __m512bh wv = load(row + k, mask);
-      for (int i = 0; i < MR; ++i)
-        acc[i][0] = _mm512_dpbf16_ps(acc[i][0], load(x + i * x_stride + k, mask), wv);
+      const __m512bh w0 = load(row[0] + k, mask), w1 = load(row[1] + k, mask);
+      for (int i = 0; i < MR; ++i) {
+        const __m512bh xs = load(x + i * x_stride + k, mask);
+        acc[i][0][0] = _mm512_dpbf16_ps(acc[i][0][0], xs, w0);
+        acc[i][1][0] = _mm512_dpbf16_ps(acc[i][1][0], xs, w1);
+      }
     }
     for (int i = 0; i < MR; ++i) {
-      sum[i][j] = _mm512_add_ps(_mm512_add_ps(acc[i][0], acc[i][1]), _mm512_add_ps(acc[i][2], acc[i][3]));
+      for (size_t s = 0; s < 2; ++s) sum[i][j + 2 * s] = _mm512_add_ps(acc[i][s][0], acc[i][s][1]);
     }
   }
   for (int i = 0; i < MR; ++i) _mm_storeu_ps(out[i], fold4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
+}
+
+template <int MR>
+void few_rows_columns(const BFloat16* x, const Tensor& w, const float* bias, float* y, int64_t begin,
+                      int64_t end) {
+  const int64_t N = w.size(0), K = w.size(1), middle = begin + (end - begin + 1) / 2;
+  for (int64_t i = 0; i < middle - begin; i += 2) {
+    const int64_t column[4] = {begin + i, begin + i + 1, middle + i, middle + i + 1};
+    const int64_t limit[4] = {middle, middle, end, end};
+    std::array<const BFloat16*, 4> rows;
+    for (size_t j = 0; j < 4; ++j) {
+      rows[j] = w.data<BFloat16>() + std::min(column[j], limit[j] - 1) * w.stride(0);
+    }
+    float out[MR][4];
+    few_rows_tile<MR>(x, K, rows, K, out);
+    for (int r = 0; r < MR; ++r) {
+      for (int j = 0; j < 4; ++j) {
+        if (column[j] >= limit[j]) continue;
+        y[r * N + column[j]] = bias ? out[r][j] + bias[column[j]] : out[r][j];
+      }
+    }
+  }
+}
+
+void few_rows(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y) {
+  const int64_t N = w.size(0);
+  parallel_for(N, kFewRowsPiece, [&](int64_t begin, int64_t end) {
+    with_constant<kFewRows>(static_cast<int>(x.size(0)), [&](auto mr) {
+      few_rows_columns<decltype(mr)::value>(x.data<BFloat16>(), w, bias, y.data<float>(), begin, end);
+    });
+  });
 }
 
 // Many rows: 32 rows of W are laid out in pairs along K, so that a tile needs no fold at its end.
@@ -214,6 +250,7 @@ SSM_AVX512_BF16 void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
 
 void linear_bf16_dot(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y) {
   if (x.size(0) >= kManyRows) return many_rows(x, w, bias, y);
+  if (x.size(0) <= kFewRows) return few_rows(x, w, bias, y);
   const int64_t T = y.size(0), N = w.size(0), K = w.size(1), w_stride = w.stride(0);
   const BFloat16* weights = w.data<BFloat16>();
   for_each_panel(T, N, K * 2, [&](int64_t row0, int64_t row1, int64_t column0, int64_t column1) {
@@ -226,7 +263,6 @@ void linear_bf16_dot(const Tensor& x, const Tensor& w, const float* bias, const 
         with_constant<kTileRows>(rows, [&](auto mr) {
           constexpr int MR = decltype(mr)::value;
           const BFloat16* tile_x = x.data<BFloat16>() + row * K;
-          if (MR <= kFewRows && T <= kFewRows) return few_rows_tile<MR>(tile_x, K, w_rows, K, out);
           tile<MR, kTileColumns>(tile_x, K, w_rows, row == row0 ? step * w_stride : 0, K, out);
         });
         float* to = y.data<float>() + row * N + column;
