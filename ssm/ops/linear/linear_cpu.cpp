@@ -54,9 +54,9 @@ HWY_INLINE void load_blocks(const TW* const* rows, int64_t k, V* out) {
     out[0] = hn::ConcatLowerLower(d, b, a);
     out[1] = hn::ConcatUpperUpper(d, b, a);
   } else {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
     const V a = load_f32(d, rows[0] + k), b = load_f32(d, rows[1] + k);
     const V c = load_f32(d, rows[2] + k), e = load_f32(d, rows[3] + k);
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
     const __m512 ab0 = _mm512_shuffle_f32x4(a.raw, b.raw, 0x44),
                  ab1 = _mm512_shuffle_f32x4(a.raw, b.raw, 0xEE);
     const __m512 ce0 = _mm512_shuffle_f32x4(c.raw, e.raw, 0x44),
