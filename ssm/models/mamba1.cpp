@@ -2,6 +2,7 @@
 
 #include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/ops/linear/linear.h"
+#include "ssm/ops/mamba1_step/mamba1_step.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 #include "ssm/ops/selective_scan/selective_scan.h"
 
@@ -36,6 +37,20 @@ Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
 }
 
 Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {
+  if (state.conv.defined() && batch.is_step()) {
+    const Mamba1StepArgs step{.x = x,
+                              .in_proj = std::get<Tensor>(in_proj_.weight),
+                              .in_bias = in_proj_.bias,
+                              .conv_weight = conv1d_.weight.select(1, 0),
+                              .conv_bias = conv1d_.bias,
+                              .x_proj = std::get<Tensor>(x_proj_.weight),
+                              .dt_proj = std::get<Tensor>(dt_proj_.weight),
+                              .dt_bias = dt_proj_.bias,
+                              .A = A_,
+                              .D = D_,
+                              .norm_eps = dt_b_c_eps_};
+    if (has_mamba1_step(step, batch)) return out_proj_(mamba1_step(step, batch, state.conv, state.ssm));
+  }
   const Tensor xz = in_proj_(x);                                    // [T, 2E]
   const Tensor z = xz.slice(1, E_, 2 * E_);                         // [T, E]
   const Tensor u = conv1d_(xz.slice(1, 0, E_), batch, state.conv);  // [T, E]

@@ -1,6 +1,7 @@
 #include "ssm/models/mamba2.h"
 
 #include "ssm/ops/elementwise/elementwise.h"
+#include "ssm/ops/mamba2_step/mamba2_step.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 #include "ssm/ops/ssd_scan/ssd_scan.h"
 
@@ -36,6 +37,24 @@ Mamba2Mixer::Mamba2Mixer(const nlohmann::json& config, DType compute)
 }
 
 Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {
+  if (state.conv.defined() && batch.is_step()) {
+    const Mamba2StepArgs step{.u = x,
+                              .in_proj = std::get<Tensor>(in_proj_.weight),
+                              .in_bias = in_proj_.bias,
+                              .conv_weight = conv1d_.weight.select(1, 0),
+                              .conv_bias = conv1d_.bias,
+                              .A = A_,
+                              .dt_bias = dt_bias_,
+                              .D = D_,
+                              .norm_weight = norm_.weight,
+                              .groups = G_,
+                              .dt_min = dt_min_,
+                              .dt_max = dt_max_,
+                              .norm_eps = norm_.eps};
+    if (has_mamba2_step(step, batch, state.ssm)) {
+      return out_proj_(mamba2_step(step, batch, state.conv, state.ssm));
+    }
+  }
   const int64_t GN = G_ * N_, C = E_ + 2 * GN;
   const Tensor zxBCdt = in_proj_(x);                                           // [T, E + C + H]
   const Tensor z = zxBCdt.slice(1, 0, E_);                                     // [T, E]

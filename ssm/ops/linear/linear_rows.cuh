@@ -12,6 +12,7 @@
 
 #include "ssm/core/cuda.h"
 #include "ssm/ops/cuda/launch.cuh"
+#include "ssm/ops/cuda/mma.cuh"
 #include "ssm/ops/cuda/types.cuh"
 
 namespace ssm::cuda {
@@ -28,21 +29,6 @@ __device__ __forceinline__ uint4 load_weights(const void* p) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
-}
-
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                             __nv_bfloat16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                             __half) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Sums of a strip with up to Rows rows of x: in 16 bits 8, 16 or 32, in f32 any small number. In 16 bits tile
@@ -115,8 +101,8 @@ struct Strip {
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
           const uint4 low = x[2 * m], high = 2 * m + 1 < kLoads ? x[(2 * m + 1) % kLoads] : uint4{};
-          multiply_add(sums[2 * step % kChains][e][m], {low.x, high.x, low.y, high.y}, w.x, w.y, X{});
-          multiply_add(sums[(2 * step + 1) % kChains][e][m], {low.z, high.z, low.w, high.w}, w.z, w.w, X{});
+          mma<X>(sums[2 * step % kChains][e][m], {low.x, high.x, low.y, high.y}, w.x, w.y);
+          mma<X>(sums[(2 * step + 1) % kChains][e][m], {low.z, high.z, low.w, high.w}, w.z, w.w);
         }
       } else {
 #pragma unroll
@@ -185,7 +171,7 @@ struct RowsArgs {
 //   read_inputs(held, t, n)      after it
 //   write(held, t, n, sum)
 template <class X, int Rows, int Eights, int Depth, class Epilogue>
-__global__ void __launch_bounds__(Depth > 6 ? 512 : 256, Depth > 6 ? 1 : 3)
+__global__ void __launch_bounds__(Depth == 6 ? 256 : 512, Depth == 6 ? 3 : 1)
     linear_rows_kernel(const RowsArgs a, const Epilogue epilogue) {
   using Sums = Strip<X, Rows, Eights, Depth>;
   extern __shared__ float shared[];
