@@ -3,6 +3,7 @@
 
 Needs torch, safetensors and transformers. Values follow simple formulas that the tests repeat.
 """
+
 import collections
 import json
 import pathlib
@@ -64,24 +65,48 @@ def original_folder():
     for i in range(1):
         layer = f"backbone.layers.{i}."
         for name, shape in {
-            "norm.weight": (d,), "mixer.in_proj.weight": (2 * e, d), "mixer.conv1d.weight": (e, 1, k),
-            "mixer.conv1d.bias": (e,), "mixer.x_proj.weight": (r + 2 * n, e), "mixer.dt_proj.weight": (e, r),
-            "mixer.dt_proj.bias": (e,), "mixer.A_log": (e, n), "mixer.D": (e,), "mixer.out_proj.weight": (d, e),
+            "norm.weight": (d,),
+            "mixer.in_proj.weight": (2 * e, d),
+            "mixer.conv1d.weight": (e, 1, k),
+            "mixer.conv1d.bias": (e,),
+            "mixer.x_proj.weight": (r + 2 * n, e),
+            "mixer.dt_proj.weight": (e, r),
+            "mixer.dt_proj.bias": (e,),
+            "mixer.A_log": (e, n),
+            "mixer.D": (e,),
+            "mixer.out_proj.weight": (d, e),
         }.items():
             state[layer + name] = ramp(*shape, dtype=torch.float16)
     state["backbone.norm_f.weight"] = ramp(d)
     state["lm_head.weight"] = state["backbone.embedding.weight"]
     torch.save(state, folder / "pytorch_model.bin")
-    config = {"d_model": d, "n_layer": 1, "vocab_size": 13, "ssm_cfg": {"d_state": n}, "rms_norm": True,
-              "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
+    config = {
+        "d_model": d,
+        "n_layer": 1,
+        "vocab_size": 13,
+        "ssm_cfg": {"d_state": n},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 8,
+    }
     (folder / "config.json").write_text(json.dumps(config))
 
 
 def transformers_folders():
     torch.manual_seed(0)
     mamba2 = transformers.Mamba2Config(
-        hidden_size=8, num_heads=2, head_dim=8, n_groups=1, state_size=4, num_hidden_layers=1, vocab_size=16,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0)
+        hidden_size=8,
+        num_heads=2,
+        head_dim=8,
+        n_groups=1,
+        state_size=4,
+        num_hidden_layers=1,
+        vocab_size=16,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     model = transformers.Mamba2ForCausalLM(mamba2).half()
     model.save_pretrained(OUT / "sharded", max_shard_size=600)
     falcon = transformers.FalconMambaConfig(hidden_size=8, state_size=4, num_hidden_layers=1, vocab_size=16)
@@ -93,6 +118,7 @@ def transformers_folders():
 class Evil:
     def __reduce__(self):
         import os
+
         return (os.system, ("exit 1",))
 
 
@@ -103,8 +129,10 @@ def evil_zip():
 
 
 def compressed_zip():
-    with zipfile.ZipFile(OUT / "state_dict.bin") as source, \
-            zipfile.ZipFile(OUT / "compressed.bin", "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(OUT / "state_dict.bin") as source,
+        zipfile.ZipFile(OUT / "compressed.bin", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for entry in source.infolist():
             target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry), zipfile.ZIP_DEFLATED)
 
@@ -115,8 +143,10 @@ def main():
     torch.save(module_state(), OUT / "state_dict.bin")
     torch.save(mixed_state(), OUT / "mixed.bin")
     torch.save(mixed_state(), OUT / "legacy.bin", _use_new_zipfile_serialization=False)
-    torch.save({"model": module_state(), "step": 3, "loss": 0.5, "done": False, "none": None, "lists": [1, [2]]},
-               OUT / "checkpoint.bin")
+    torch.save(
+        {"model": module_state(), "step": 3, "loss": 0.5, "done": False, "none": None, "lists": [1, [2]]},
+        OUT / "checkpoint.bin",
+    )
     torch.save(module_state(), OUT / "protocol4.bin", pickle_protocol=4)
     tag = torch.serialization.location_tag
     torch.serialization.location_tag = lambda storage: "cuda:0"

@@ -66,7 +66,10 @@ def base_tokenizer():
     trainer = trainers.BpeTrainer(
         vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tok.train_from_iterator([t for t in TEXTS if len(t) < 200 and "MASK" not in t] + ["the day and the night and the end 1000 2000"] * 4, trainer)
+    tok.train_from_iterator(
+        [t for t in TEXTS if len(t) < 200 and "MASK" not in t] + ["the day and the night and the end 1000 2000"] * 4,
+        trainer,
+    )
     return json.loads(tok.to_str())
 
 
@@ -74,25 +77,58 @@ def char_tokenizer():
     """A small BPE tokenizer over characters with byte tokens, in the way of Llama's."""
     chars = sorted(set("abcdefghijklmnopqrstuvwxyzHIW.,'\u2581\u00e9"))
     pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + chars
-    merges = [("\u2581", "a"), ("\u2581", "t"), ("h", "e"), ("l", "l"), ("\u2581t", "he"), ("a", "a"),
-              ("aa", "aa"), ("\u2581", "\u2581"), ("i", "n"), ("a", "n"), ("an", "d"), ("\u2581", "and")]
+    merges = [
+        ("\u2581", "a"),
+        ("\u2581", "t"),
+        ("h", "e"),
+        ("l", "l"),
+        ("\u2581t", "he"),
+        ("a", "a"),
+        ("aa", "aa"),
+        ("\u2581", "\u2581"),
+        ("i", "n"),
+        ("a", "n"),
+        ("an", "d"),
+        ("\u2581", "and"),
+    ]
     pieces += ["".join(m) for m in merges]
     vocab = {p: i for i, p in enumerate(pieces)}
     special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     return {
-        "version": "1.0", "truncation": None, "padding": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
         "added_tokens": [dict(id=i, content=pieces[i], **special) for i in range(3)],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "\u2581"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
-        "pre_tokenizer": None, "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-                  "vocab": vocab, "merges": [" ".join(m) for m in merges]},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [" ".join(m) for m in merges],
+        },
     }
 
 
@@ -109,15 +145,16 @@ def sequence(*parts):
 
 
 def added(content, id, **flags):
-    token = dict(id=id, content=content, single_word=False, lstrip=False, rstrip=False, normalized=False,
-                 special=False)
+    token = dict(id=id, content=content, single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
     token.update(flags)
     return token
 
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-          r"|\s+(?!\S)|\s+")
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 BEHAVIORS = ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
 
 
@@ -126,36 +163,86 @@ def configurations():
     yield "plain", "bytes", {}
     for form in ["NFC", "NFD", "NFKC", "NFKD"]:
         yield form, "bytes", {"normalizer": {"type": form}}
-    yield "NFD then NFC", "bytes", {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "NFC"}]}}
+    yield (
+        "NFD then NFC",
+        "bytes",
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "NFC"}]}},
+    )
     yield "prefix space", "bytes", {"pre_tokenizer": byte_level(add_prefix_space=True)}
     yield "no regex", "bytes", {"pre_tokenizer": byte_level(use_regex=False)}
-    yield "use_regex absent", "bytes", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}}
-    yield "FalconMamba", "bytes", {"pre_tokenizer": sequence(
-        {"type": "Punctuation", "behavior": "Contiguous"}, byte_level(),
-        {"type": "Digits", "individual_digits": False}, split("[0-9][0-9][0-9]"))}
+    yield (
+        "use_regex absent",
+        "bytes",
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}},
+    )
+    yield (
+        "FalconMamba",
+        "bytes",
+        {
+            "pre_tokenizer": sequence(
+                {"type": "Punctuation", "behavior": "Contiguous"},
+                byte_level(),
+                {"type": "Digits", "individual_digits": False},
+                split("[0-9][0-9][0-9]"),
+            )
+        },
+    )
     for behavior in BEHAVIORS:
-        yield f"Punctuation {behavior}", "bytes", {"pre_tokenizer": sequence(
-            {"type": "Punctuation", "behavior": behavior}, byte_level(use_regex=False))}
+        yield (
+            f"Punctuation {behavior}",
+            "bytes",
+            {"pre_tokenizer": sequence({"type": "Punctuation", "behavior": behavior}, byte_level(use_regex=False))},
+        )
         for invert in [False, True]:
-            yield f"Split e {behavior} {invert}", "bytes", {"pre_tokenizer": sequence(
-                split("e", behavior, invert, "String"), byte_level(use_regex=False))}
-            yield f"Split regex {behavior} {invert}", "bytes", {"pre_tokenizer": sequence(
-                split(r"\s+|[\S&&[^\w]]", behavior, invert), byte_level(use_regex=False))}
+            yield (
+                f"Split e {behavior} {invert}",
+                "bytes",
+                {"pre_tokenizer": sequence(split("e", behavior, invert, "String"), byte_level(use_regex=False))},
+            )
+            yield (
+                f"Split regex {behavior} {invert}",
+                "bytes",
+                {"pre_tokenizer": sequence(split(r"\s+|[\S&&[^\w]]", behavior, invert), byte_level(use_regex=False))},
+            )
     yield "Punctuation default", "bytes", {"pre_tokenizer": sequence({"type": "Punctuation"}, byte_level())}
     for single in [False, True]:
-        yield f"Digits {single}", "bytes", {"pre_tokenizer": sequence(
-            {"type": "Digits", "individual_digits": single}, byte_level())}
+        yield (
+            f"Digits {single}",
+            "bytes",
+            {"pre_tokenizer": sequence({"type": "Digits", "individual_digits": single}, byte_level())},
+        )
     yield "Split GPT-2", "bytes", {"pre_tokenizer": sequence(split(GPT2), byte_level(use_regex=False))}
-    yield "Split GPT-2 removed", "bytes", {"pre_tokenizer": sequence(split(GPT2, "Removed", True), byte_level(use_regex=False))}
+    yield (
+        "Split GPT-2 removed",
+        "bytes",
+        {"pre_tokenizer": sequence(split(GPT2, "Removed", True), byte_level(use_regex=False))},
+    )
     yield "Split Llama 3", "bytes", {"pre_tokenizer": sequence(split(LLAMA3), byte_level(use_regex=False))}
     yield "Split lines", "bytes", {"pre_tokenizer": sequence(split(r"^.|\d{2}|\W$|\h{3}"), byte_level(use_regex=False))}
-    yield "Split after ByteLevel", "bytes", {"pre_tokenizer": sequence(byte_level(), split("\u0120", "MergedWithNext", False, "String"), split(r"[\u0120\u00e2]", "Isolated"))}
+    yield (
+        "Split after ByteLevel",
+        "bytes",
+        {
+            "pre_tokenizer": sequence(
+                byte_level(), split("\u0120", "MergedWithNext", False, "String"), split(r"[\u0120\u00e2]", "Isolated")
+            )
+        },
+    )
     yield "ignore_merges", "bytes", {"model.ignore_merges": True}
-    yield "ignore_merges, no regex", "bytes", {"model.ignore_merges": True, "pre_tokenizer": byte_level(use_regex=False)}
+    yield (
+        "ignore_merges, no regex",
+        "bytes",
+        {"model.ignore_merges": True, "pre_tokenizer": byte_level(use_regex=False)},
+    )
 
     def tokens(**flags):
-        return [added("<|endoftext|>", 330, special=True, **flags), added("MASK", 331, **flags),
-                added("  ", 332, **flags), added("    ", 333, **flags), added("f\u00e9", 334, **flags)]
+        return [
+            added("<|endoftext|>", 330, special=True, **flags),
+            added("MASK", 331, **flags),
+            added("  ", 332, **flags),
+            added("    ", 333, **flags),
+            added("f\u00e9", 334, **flags),
+        ]
 
     for flag in ["none", "single_word", "lstrip", "rstrip", "normalized"]:
         patch = {"added_tokens": tokens(**({} if flag == "none" else {flag: True}))}
@@ -171,7 +258,11 @@ def configurations():
     for scheme in ["always", "first", "never"]:
         for cut in [True, False]:
             metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": cut}
-            yield f"Metaspace {scheme} {cut}", "chars", {"normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace}
+            yield (
+                f"Metaspace {scheme} {cut}",
+                "chars",
+                {"normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace},
+            )
 
 
 def patched(base, patch):
@@ -219,10 +310,19 @@ def small_sentencepiece(kind):
     sentences = ["the cat and the dog sat on the mat", "a cat and a hat and the rat in the house"] * 8
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences), model_writer=file, model_type=kind, vocab_size=300,
-            hard_vocab_limit=False, byte_fallback=True, normalization_rule_name="identity",
-            remove_extra_whitespaces=False, user_defined_symbols=["[UD]"], control_symbols=["[INST]", "[/INST]"],
-            num_threads=1, minloglevel=2)
+            sentence_iterator=iter(sentences),
+            model_writer=file,
+            model_type=kind,
+            vocab_size=300,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["[UD]"],
+            control_symbols=["[INST]", "[/INST]"],
+            num_threads=1,
+            minloglevel=2,
+        )
     dump(f"sentencepiece-{kind}.json", of_sentencepiece(path))
 
 

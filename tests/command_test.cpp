@@ -280,6 +280,22 @@ TEST(CommandInfo, NamesWhatAModelIs) {
   EXPECT_EQ(tiny["threads"], 1);
 }
 
+TEST(CommandInfo, TakesTheThreadsFromTheEnvironmentUnlessTold) {
+  const auto threads = [](const std::string& variable, std::vector<std::string> flags) {
+    flags.insert(flags.begin(), {"info", kTiny, "--json"});
+    Command command(std::move(flags));
+    command.environment = {{"OMP_NUM_THREADS", variable}};
+    return command.run().json().at("threads").get<int>();
+  };
+  EXPECT_EQ(threads("3", {}), 3);
+  EXPECT_EQ(threads("5,2", {}), 5);
+  EXPECT_EQ(threads("3", {"--threads", "2"}), 2);
+  const int cpus = threads("", {});
+  EXPECT_GE(cpus, 1);
+  for (const char* nonsense : {"0", "-3", "many", "3x", "99999999999"})
+    EXPECT_EQ(threads(nonsense, {}), cpus);
+}
+
 TEST(CommandChat, ReadsLinesAndKeepsAState) {
   TempFolder folder;
   const std::string state = folder / "state";

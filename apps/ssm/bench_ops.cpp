@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <vector>
 
@@ -58,13 +59,16 @@ class Suite {
   static constexpr int64_t kWidths[][2] = {{3072, 768}, {768, 1536}, {10240, 2560}, {2560, 5120}};
 
   Tensor random(const Shape& shape, float scale = 1.0f, float mean = 0.0f, bool parameter = false) const {
-    Tensor t = Tensor::empty(shape);
+    const DType dtype = parameter ? DType::f32 : activation_dtype(dtype_, device_);
     Rng rng(shape.numel());
-    std::vector<float> block(1 << 16);
-    for (float& x : block) x = mean + scale * rng.normal();
-    for (int64_t i = 0; i < t.numel(); ++i)
-      t.data<float>()[i] = block[static_cast<size_t>((i + (i >> 16)) & 0xffff)];
-    return (parameter ? t : t.to(activation_dtype(dtype_, device_))).to(device_);
+    Tensor block =
+        Tensor::empty({std::min<int64_t>(shape.numel(), 99991)});  // a prime: no row repeats another
+    for (float& x : block.values<float>()) x = mean + scale * rng.normal();
+    block = block.to(dtype);
+    const Tensor t = Tensor::empty(shape, dtype);
+    for (size_t at = 0; at < t.bytes(); at += block.bytes())
+      std::memcpy(t.raw() + at, block.raw(), std::min(block.bytes(), t.bytes() - at));
+    return t.to(device_);
   }
   Tensor parameter(const Shape& shape, float scale, float mean) const {
     return random(shape, scale, mean, true);

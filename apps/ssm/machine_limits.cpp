@@ -16,6 +16,7 @@ namespace ssm::app {
 namespace {
 
 constexpr int64_t kBufferBytes = int64_t{1} << 30;  // beyond the last level cache of any server
+constexpr int64_t kCardBytes = int64_t{256} << 20;  // beyond a card's
 constexpr int64_t kBlockWords = 1 << 16;
 constexpr int kRuns = 7;
 constexpr double kRoundSeconds = 2e-3;  // of a card's graph, at least
@@ -61,11 +62,11 @@ double read_bandwidth() {
 }
 
 double copy_bandwidth(Device device) {
-  const Tensor from = Tensor::zeros({kBufferBytes}, DType::u8, device);
-  const Tensor to = Tensor::zeros({kBufferBytes}, DType::u8, device);
+  const Tensor from = Tensor::zeros({kCardBytes}, DType::u8, device);
+  const Tensor to = Tensor::zeros({kCardBytes}, DType::u8, device);
   const double seconds =
       seconds_of(device, [&](int) { copy_bytes(to.raw(), device, from.raw(), device, from.bytes()); });
-  return 2.0 * static_cast<double>(kBufferBytes) / seconds;
+  return 2.0 * static_cast<double>(kCardBytes) / seconds;
 }
 
 double median(std::vector<double>& values) {

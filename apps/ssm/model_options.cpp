@@ -35,7 +35,7 @@ void add_machine_flags(CLI::App& verb, ModelOptions& options) {
   verb.add_option("--state-dtype", options.state_dtype, "How SSM states are kept on a card: f32, bf16 or f16")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->option_text("NAME");
-  verb.add_option("--threads", options.threads, "CPU threads; without it one a CPU")
+  verb.add_option("--threads", options.threads, "CPU threads; without it OMP_NUM_THREADS, or one a CPU")
       ->transform(integer_between(1, 1024))
       ->option_text("N");
 }

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <condition_variable>
+#include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -14,11 +17,29 @@
 namespace ssm {
 namespace {
 
+constexpr int kMaxThreads = 1024;  // that an environment may ask for
+
 int available_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// OMP_NUM_THREADS, or the first number of its list; 0 where it is absent or nonsense.
+int threads_of_environment() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  if (text == nullptr) return 0;
+  int n = 0;
+  const std::string_view value(text);
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), n);
+  const bool whole = error == std::errc() && (end == value.data() + value.size() || *end == ',');
+  return whole && n > 0 && n <= kMaxThreads ? n : 0;
+}
+
+int default_threads() {
+  const int asked = threads_of_environment();
+  return asked > 0 ? asked : available_cpus();
 }
 
 inline void cpu_pause() {
@@ -40,7 +61,7 @@ class Pool {
   ~Pool() { stop(); }
 
   int threads() {
-    if (threads_ == 0) threads_ = available_cpus();
+    if (threads_ == 0) threads_ = default_threads();
     return threads_;
   }
 

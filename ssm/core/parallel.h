@@ -8,7 +8,7 @@
 
 namespace ssm {
 
-int num_threads();            // at least 1; at first the number of CPUs this process may use
+int num_threads();  // at least 1; at first OMP_NUM_THREADS, else the number of CPUs this process may use
 void set_num_threads(int n);  // 0 restores that; not while a parallel_for runs
 
 namespace detail {

@@ -2,8 +2,12 @@
 
 #include <cstring>
 
+#include "ssm/core/parallel.h"
+
 namespace ssm {
 namespace {
+
+constexpr int64_t kConvertGrain = 1 << 16;  // elements a thread converts at a time
 
 Shape contiguous_strides(const Shape& shape) {
   Shape strides = shape;
@@ -136,6 +140,12 @@ Tensor Tensor::to(DType dtype) const {
       using To = decltype(to_zero);
       const From* source = data<From>();
       To* target = t.data<To>();
+      if (contiguous()) {
+        parallel_for(numel(), kConvertGrain, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) target[i] = from_float<To>(to_float(source[i]));
+        });
+        return;
+      }
       for_each_offset(shape_, *this, [&](int64_t i, int64_t offset) {
         target[i] = from_float<To>(to_float(source[offset]));
       });

@@ -164,22 +164,29 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_forward_kernel(const C
   const int64_t begin = chunk.begin - first, end = chunk.end - first;
 
   if constexpr (kK > 0) {
-    float row[kK - 1 + kAhead][V];  // the kK - 1 inputs before those just loaded, then these
+    // The next rows are under way while those before them are used.
+    Pack<T, V> next[kAhead];
+    const auto load_next = [&](int64_t t) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (t + i < end) next[i] = load_pack<V>(in.x + (t + i) * in.x_stride);
+      }
+    };
+    load_next(begin);
+    float row[kK - 1 + kAhead][V];  // the kK - 1 inputs before the next, then these
 #pragma unroll
     for (int j = 0; j < kK - 1; ++j) in.read(begin - (kK - 1) + j, row[j]);
     for (int64_t t = begin; t < end; t += kAhead) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (t + i < end) load<V>(row[kK - 1 + i], in.x + (t + i) * in.x_stride);
-      }
+      for (int i = 0; i < kAhead; ++i) widen<V>(row[kK - 1 + i], next[i]);
+      load_next(t + kAhead);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (t + i >= end) break;
         float sum[V];
         copy(sum, bias);
 #pragma unroll
         for (int k = 0; k < kK; ++k) add_product(sum, weight[k], row[i + k]);
-        finish_row<V, T>(a, first + t + i, c, sum);
+        if (t + i < end) finish_row<V, T>(a, first + t + i, c, sum);
       }
 #pragma unroll
       for (int j = 0; j < kK - 1; ++j) copy(row[j], row[kAhead + j]);

@@ -77,29 +77,27 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_forward_kernel(const C
   const float* logits = a.logits + row * a.stride;
   const int64_t begin = rank * a.part, end = min(begin + a.part, a.vocab);
   Summary mine;
-  int64_t i = begin;
-  if (a.vectors) {
-    constexpr int64_t kStep = int64_t{kThreads} * 4 * kLoads;
-    for (; i + kStep <= end; i += kStep) {
-      float x[4 * kLoads];
-      int32_t ids[4 * kLoads];
+  const int64_t packs_end = a.vectors ? begin + (max(end, begin) - begin) / 4 * 4 : begin;
+  for (int64_t i = begin + threadIdx.x * 4; i < packs_end; i += kThreads * 4 * kLoads) {
+    float x[4 * kLoads];
+    int32_t ids[4 * kLoads];
 #pragma unroll
-      for (int k = 0; k < kLoads; ++k) {
-        const int64_t at = i + (k * kThreads + threadIdx.x) * 4;
-        const float4 v = __ldcs(reinterpret_cast<const float4*>(logits + at));
-        x[4 * k] = v.x, x[4 * k + 1] = v.y, x[4 * k + 2] = v.z, x[4 * k + 3] = v.w;
+    for (int k = 0; k < kLoads; ++k) {
+      const int64_t at = i + k * kThreads * 4;
+      float4 v{-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+      if (at < packs_end) v = __ldcs(reinterpret_cast<const float4*>(logits + at));
+      x[4 * k] = v.x, x[4 * k + 1] = v.y, x[4 * k + 2] = v.z, x[4 * k + 3] = v.w;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) ids[4 * k + j] = static_cast<int32_t>(at + j);
-      }
-      mine.add(x, ids);
+      for (int j = 0; j < 4; ++j) ids[4 * k + j] = static_cast<int32_t>(at + j);
     }
+    mine.add(x, ids);
   }
-  for (; i < end; i += kThreads * kLoads) {
+  for (int64_t i = packs_end + threadIdx.x; i < end; i += kThreads * kLoads) {
     float x[kLoads];
     int32_t ids[kLoads];
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      const int64_t at = i + k * kThreads + threadIdx.x;
+      const int64_t at = i + k * kThreads;
       x[k] = at < end ? logits[at] : -INFINITY;
       ids[k] = static_cast<int32_t>(at);
     }
@@ -124,7 +122,8 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_forward_kernel(const C
   if (mine.id < 0 || target < -1 || target >= a.vocab) {
     nll = std::numeric_limits<float>::quiet_NaN();
   } else if (target >= 0) {
-    nll = static_cast<float>(mine.highest + log(static_cast<double>(mine.sum)) - logits[target]);
+    const double above = static_cast<double>(mine.highest) - logits[target];
+    nll = static_cast<float>(above + log(static_cast<double>(mine.sum)));
   }
   a.nll[row] = nll;
 }

@@ -11,6 +11,14 @@ namespace ssm::cuda {
 // The most blocks that every card with clusters takes; 1 where there are none.
 inline unsigned largest_cluster() { return properties().major >= 9 ? 8 : 1; }
 
+inline cudaLaunchAttribute cluster_attribute(unsigned cluster) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
 // launch() of a grid whose blocks with neighbouring x form clusters of `cluster`, which divides the grid's x.
 template <class... Parameters, class... Args>
 void launch_clusters(unsigned cluster, const Launch& how, void (*kernel)(Parameters...), Args&&... args) {
@@ -20,15 +28,27 @@ void launch_clusters(unsigned cluster, const Launch& how, void (*kernel)(Paramet
   config.blockDim = how.block;
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = stream();
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = cluster;
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2]{cluster_attribute(cluster), {}};
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   config.attrs = attributes;
   config.numAttrs = how.overlaps_previous ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Args>(args))...), "a kernel launch");
+}
+
+// How many clusters of such a launch the card runs at once.
+template <class... Parameters>
+int most_clusters(unsigned cluster, const Launch& how, void (*kernel)(Parameters...)) {
+  cudaLaunchAttribute attribute = cluster_attribute(cluster);
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "cudaOccupancyMaxActiveClusters");
+  return count;
 }
 
 __device__ __forceinline__ unsigned cluster_size() {

@@ -50,16 +50,27 @@ __device__ __forceinline__ __half from_f32<__half>(float x) {
 }
 
 // N elements moved as one access: the address must be a multiple of N * sizeof(T), at most 16 bytes.
+// As a value it is what was read, not yet widened: under a condition, a widening behind each load would wait
+// for it before the next load starts.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Pack {
   T values[N];
 };
 
 template <int N, class T>
-__device__ __forceinline__ void load(float (&to)[N], const T* from) {
-  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
+__device__ __forceinline__ Pack<T, N> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void widen(float (&to)[N], const Pack<T, N>& pack) {
 #pragma unroll
   for (int i = 0; i < N; ++i) to[i] = to_f32(pack.values[i]);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void load(float (&to)[N], const T* from) {
+  widen<N>(to, load_pack<N>(from));
 }
 
 template <int N, class T>

@@ -43,6 +43,9 @@ TEST(EmbeddingCuda, ReplaysWithOtherIds) {
   Rng rng(2);
   const Tensor weight = test::random_normal({100, 64}, rng), ids = Tensor::zeros({4}, DType::i32, kCuda);
   const Weight table{weight.to(kCuda)};
+  Arena arena;
+  const ArenaScope scope(&arena);
+  embedding(ids, table);  // takes its result's memory, as none can be taken while capturing
   Tensor y;
   const Graph graph([&] { y = embedding(ids, table); });
   for (int trial = 0; trial < 5; ++trial) {

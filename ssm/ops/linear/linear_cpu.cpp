@@ -1,9 +1,9 @@
 #include "ssm/ops/linear/linear_cpu.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "ssm/ops/linear/linear_blocks.h"
+#include "ssm/ops/simd/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ssm/ops/linear/linear_cpu.cpp"
@@ -15,118 +15,233 @@
 HWY_BEFORE_NAMESPACE();
 namespace ssm::HWY_NAMESPACE {
 
-// The sums of four vectors' lanes, as one 128-bit vector.
+struct Panel {};  // scratch
+
+// The sum of each 128-bit block of four vectors: block j of the result holds those of a, b, c and e.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::Full128<float>> fold4(D d, V a, V b, V c, V e) {
+HWY_INLINE V fold4(D d, V a, V b, V c, V e) {
   const hn::Repartition<double, D> d64;
   const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
   const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
   const auto x = hn::BitCast(d64, ab), y = hn::BitCast(d64, ce);
-  const V abce =
-      hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, x, y)), hn::BitCast(d, hn::InterleaveUpper(d64, x, y)));
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    return abce;
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, x, y)),
+                 hn::BitCast(d, hn::InterleaveUpper(d64, x, y)));
+}
+
+using D4 = hn::Full128<float>;  // a step along K: the four partial sums of an output
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+constexpr int64_t kLanes = hn::MaxLanes(D());
+constexpr int64_t kBlocks = kLanes / 4;                                      // of four lanes
+constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64;  // 32, or 16
+
+// The last n < 4 of a row, zeros after them.
+template <class T>
+HWY_INLINE hn::Vec<D4> load_last(const T* p, int64_t n) {
+  T padded[4] = {};
+  std::copy_n(p, n, padded);
+  return load_f32(D4(), padded);
+}
+
+// out[q] = the steps of four at k + 4 q of kBlocks rows, one row a block.
+template <class TW>
+HWY_INLINE void load_blocks(const TW* const* rows, int64_t k, V* out) {
+  const D d;
+  if constexpr (kBlocks == 1) {
+    out[0] = load_f32(d, rows[0] + k);
+  } else if constexpr (kBlocks == 2) {
+    const V a = load_f32(d, rows[0] + k), b = load_f32(d, rows[1] + k);
+    out[0] = hn::ConcatLowerLower(d, b, a);
+    out[1] = hn::ConcatUpperUpper(d, b, a);
   } else {
-    const hn::Half<D> dh;
-    const auto half = hn::Add(hn::LowerHalf(dh, abce), hn::UpperHalf(dh, abce));
-    if constexpr (hn::MaxLanes(D()) == 8) {
-      return half;
-    } else {
-      const hn::Half<decltype(dh)> dq;
-      return hn::Add(hn::LowerHalf(dq, half), hn::UpperHalf(dq, half));
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+    const V a = load_f32(d, rows[0] + k), b = load_f32(d, rows[1] + k);
+    const V c = load_f32(d, rows[2] + k), e = load_f32(d, rows[3] + k);
+    const __m512 ab0 = _mm512_shuffle_f32x4(a.raw, b.raw, 0x44),
+                 ab1 = _mm512_shuffle_f32x4(a.raw, b.raw, 0xEE);
+    const __m512 ce0 = _mm512_shuffle_f32x4(c.raw, e.raw, 0x44),
+                 ce1 = _mm512_shuffle_f32x4(c.raw, e.raw, 0xEE);
+    out[0] = V{_mm512_shuffle_f32x4(ab0, ce0, 0x88)};
+    out[1] = V{_mm512_shuffle_f32x4(ab0, ce0, 0xDD)};
+    out[2] = V{_mm512_shuffle_f32x4(ab1, ce1, 0x88)};
+    out[3] = V{_mm512_shuffle_f32x4(ab1, ce1, 0xDD)};
+#endif
+  }
+}
+
+// The last steps, fewer than kBlocks: n elements in all. Returns how many.
+template <class TW>
+HWY_INLINE int64_t load_last_blocks(const TW* const* rows, int64_t k, int64_t n, V* out) {
+  const D4 d4;
+  int64_t steps = 0;
+  for (; n > 0; k += 4, n -= 4, ++steps) {
+    HWY_ALIGN float lanes[kLanes];
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      hn::Store(n >= 4 ? load_f32(d4, rows[b] + k) : load_last(rows[b] + k, n), d4, lanes + 4 * b);
+    }
+    out[steps] = hn::Load(D(), lanes);
+  }
+  return steps;
+}
+
+// The same of a row of x, for all blocks.
+HWY_INLINE V load_x(const float* p, int64_t n) {
+  if (HWY_LIKELY(n >= 4)) return hn::LoadDup128(D(), p);
+  HWY_ALIGN float padded[4] = {};
+  std::copy_n(p, n, padded);
+  return hn::LoadDup128(D(), padded);
+}
+
+// Few rows of x: a thread reads its columns [begin, end) as four streams of W in the order of memory, which
+// the hardware's prefetcher follows, kDepth rows of each at a time.
+constexpr int kFewRows = kManyRegisters ? 8 : 4;
+constexpr int64_t kDepth = kBlocks == 4 ? 2 : 1;
+template <int MR, class TW>
+HWY_NOINLINE void few_rows(const float* HWY_RESTRICT x, int64_t x_stride, const TW* w, int64_t w_stride,
+                           int64_t K, int64_t N, int64_t begin, int64_t end, const float* bias, float* y) {
+  const D d;
+  constexpr int64_t kColumns = 4 * kDepth, kGroups = kColumns / kBlocks;
+  const int64_t stream = (end - begin + 3) / 4;
+  for (int64_t i = 0; i < stream; i += kDepth) {
+    const TW* row[kColumns];
+    for (int64_t j = 0; j < kColumns; ++j) {
+      row[j] = w + std::min(begin + j % 4 * stream + i + j / 4, end - 1) * w_stride;
+    }
+    V acc[MR][kGroups], wv[kGroups][kBlocks];
+    SSM_UNROLL for (int r = 0; r < MR; ++r) {
+      SSM_UNROLL for (int64_t g = 0; g < kGroups; ++g) acc[r][g] = hn::Zero(d);
+    }
+    int64_t k = 0;
+    for (; k + kLanes <= K; k += kLanes) {
+      SSM_UNROLL for (int64_t g = 0; g < kGroups; ++g) load_blocks(row + g * kBlocks, k, wv[g]);
+      SSM_UNROLL for (int64_t q = 0; q < kBlocks; ++q) {
+        SSM_UNROLL for (int r = 0; r < MR; ++r) {
+          const V xs = hn::LoadDup128(d, x + r * x_stride + k + 4 * q);
+          SSM_UNROLL for (int64_t g = 0; g < kGroups; ++g) acc[r][g] = hn::MulAdd(xs, wv[g][q], acc[r][g]);
+        }
+      }
+    }
+    if (k < K) {
+      SSM_UNROLL for (int64_t g = 0; g < kGroups; ++g) {
+        V last[kBlocks];
+        const int64_t steps = load_last_blocks(row + g * kBlocks, k, K - k, last);
+        for (int64_t q = 0; q < steps; ++q) {
+          SSM_UNROLL for (int r = 0; r < MR; ++r) {
+            const V xs = load_x(x + r * x_stride + k + 4 * q, K - k - 4 * q);
+            acc[r][g] = hn::MulAdd(xs, last[q], acc[r][g]);
+          }
+        }
+      }
+    }
+    SSM_UNROLL for (int r = 0; r < MR; ++r) {
+      HWY_ALIGN float lanes[4 * kColumns], out[kColumns];
+      SSM_UNROLL for (int64_t g = 0; g < kGroups; ++g) hn::Store(acc[r][g], d, lanes + g * kLanes);
+      const auto part = [&](int64_t j) HWY_ATTR { return hn::Load(D4(), lanes + 4 * j); };
+      for (int64_t j = 0; j < kColumns; j += 4) {
+        hn::Store(fold4(D4(), part(j), part(j + 1), part(j + 2), part(j + 3)), D4(), out + j);
+      }
+      for (int64_t j = 0; j < kColumns; ++j) {
+        const int64_t row_of_stream = i + j / 4, column = begin + j % 4 * stream + row_of_stream;
+        if (row_of_stream >= stream || column >= end) continue;
+        y[r * N + column] = bias ? out[j] + bias[column] : out[j];
+      }
     }
   }
 }
 
-// Lanes past the end are zero.
-template <class D, class T>
-HWY_INLINE hn::Vec<D> load_tail(D d, const T* p, int64_t n) {
-  T padded[hn::MaxLanes(D())] = {};
-  for (int64_t i = 0; i < n; ++i) padded[i] = p[i];
-  return load_f32(d, padded);
-}
+// Many rows of x: as many rows of W as a vector has lanes, as a panel: for each four along K, four vectors;
+// block b of vector v belongs to column 4 b + v, so that one fold gives the outputs side by side.
+constexpr int kPanelRows = kManyRegisters ? 6 : 3;
+constexpr int64_t panel_floats(int64_t K) { return (K + 3) / 4 * 4 * kLanes; }
 
-// out[i][j] = sum_k x[i, k] w[j][k]. The weights `ahead` elements further on are fetched meanwhile: rows are
-// too short for the hardware's prefetcher to get going.
-template <int MR, int NR, class TW>
-HWY_NOINLINE void tile(const float* HWY_RESTRICT x, int64_t x_stride, const std::array<const TW*, NR>& w,
-                       int64_t ahead, int64_t K, float (*HWY_RESTRICT out)[8]) {
-  const hn::ScalableTag<float> d;
-  using V = hn::Vec<decltype(d)>;
-  constexpr int64_t kLanes = hn::MaxLanes(decltype(d)());
-  V acc[MR][NR];
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NR; ++j) acc[i][j] = hn::Zero(d);
+// Columns past `columns` repeat the last one.
+template <class TW>
+HWY_NOINLINE void pack_panel(const TW* w, int64_t w_stride, int64_t columns, int64_t K,
+                             float* HWY_RESTRICT panel) {
+  const D d;
+  const TW* row[4][kBlocks];
+  SSM_UNROLL for (int64_t v = 0; v < 4; ++v) {
+    for (int64_t b = 0; b < kBlocks; ++b) row[v][b] = w + std::min(4 * b + v, columns - 1) * w_stride;
   }
+  V steps[kBlocks];
   int64_t k = 0;
   for (; k + kLanes <= K; k += kLanes) {
-    V xs[MR];
-    for (int i = 0; i < MR; ++i) xs[i] = hn::LoadU(d, x + i * x_stride + k);
-    for (int j = 0; j < NR; ++j) {
-      const V wv = load_f32(d, w[j] + k);
-      if (ahead != 0) __builtin_prefetch(w[j] + k + ahead);
-      for (int i = 0; i < MR; ++i) acc[i][j] = hn::MulAdd(xs[i], wv, acc[i][j]);
+    SSM_UNROLL for (int64_t v = 0; v < 4; ++v) {
+      load_blocks(row[v], k, steps);
+      SSM_UNROLL for (int64_t q = 0; q < kBlocks; ++q)
+          hn::Store(steps[q], d, panel + (k + 4 * q + v) * kLanes);
     }
   }
-  if (k < K) {
-    for (int j = 0; j < NR; ++j) {
-      const V wv = load_tail(d, w[j] + k, K - k);
-      for (int i = 0; i < MR; ++i)
-        acc[i][j] = hn::MulAdd(load_tail(d, x + i * x_stride + k, K - k), wv, acc[i][j]);
-    }
-  }
-  const hn::Full128<float> d4;
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NR; j += 4) {
-      hn::StoreU(fold4(d, acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3]), d4, out[i] + j);
-    }
+  for (int64_t v = 0; k < K && v < 4; ++v) {
+    const int64_t n = load_last_blocks(row[v], k, K - k, steps);
+    for (int64_t q = 0; q < n; ++q) hn::Store(steps[q], d, panel + (k + 4 * q + v) * kLanes);
   }
 }
 
-inline void store_tile(const float (*out)[8], int rows, int64_t columns, const float* bias, float* y,
-                       int64_t stride) {
-  for (int i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) y[i * stride + j] = bias ? out[i][j] + bias[j] : out[i][j];
+template <int MR>
+HWY_INLINE void panel_step(const float* HWY_RESTRICT x, int64_t x_stride, const float* HWY_RESTRICT panel,
+                           V (&acc)[MR][4]) {
+  const D d;
+  V xs[MR];
+  SSM_UNROLL for (int i = 0; i < MR; ++i) xs[i] = hn::LoadDup128(d, x + i * x_stride);
+  SSM_UNROLL for (int v = 0; v < 4; ++v) {
+    const V w = hn::Load(d, panel + v * kLanes);
+    SSM_UNROLL for (int i = 0; i < MR; ++i) acc[i][v] = hn::MulAdd(xs[i], w, acc[i][v]);
+  }
+}
+
+// `next` is fetched meanwhile, a line a step.
+template <int MR>
+HWY_NOINLINE void panel_tile(const float* HWY_RESTRICT x, int64_t x_stride, const float* HWY_RESTRICT panel,
+                             int64_t K, int64_t columns, const float* bias, const char* next, float* y,
+                             int64_t N) {
+  const D d;
+  V acc[MR][4];
+  SSM_UNROLL for (int i = 0; i < MR; ++i) { SSM_UNROLL for (int v = 0; v < 4; ++v) acc[i][v] = hn::Zero(d); }
+  int64_t k = 0;
+  for (; k + 4 <= K; k += 4) {
+    __builtin_prefetch(next + k * 16, 0, 2);
+    panel_step(x + k, x_stride, panel + k * kLanes, acc);
+  }
+  if (k < K) {
+    HWY_ALIGN float last[MR * 4] = {};
+    SSM_UNROLL for (int i = 0; i < MR; ++i) std::copy_n(x + i * x_stride + k, K - k, last + 4 * i);
+    panel_step(last, 4, panel + k * kLanes, acc);
+  }
+  SSM_UNROLL for (int i = 0; i < MR; ++i) {
+    V sum = fold4(d, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+    const auto n = static_cast<size_t>(columns);
+    if (bias) sum = hn::Add(sum, load_n_f32(d, bias, n));
+    store_n_f32(d, sum, y + i * N, n);
   }
 }
 
 template <class TW>
 void linear_rows(const float* x, int64_t x_stride, const TW* w, int64_t w_stride, int64_t K, int64_t T,
                  int64_t N, const float* bias, float* y) {
+  if (T <= kFewRows) {
+    return parallel_for(N, cpu::kFewRowsPiece, [&](int64_t begin, int64_t end) {
+      cpu::with_constant<kFewRows>(static_cast<int>(T), [&](auto mr) {
+        constexpr int MR = decltype(mr)::value;
+        few_rows<MR>(x, x_stride, w, w_stride, K, N, begin, end, bias, y);
+      });
+    });
+  }
   cpu::for_each_panel(T, N, K * 4, [&](int64_t row0, int64_t row1, int64_t column0, int64_t column1) {
-    // Many rows: 16-bit weights are widened once for all of them, into L1.
-    thread_local std::vector<float> widened;
-    const bool widen = !std::is_same_v<TW, float> && row1 - row0 > 2 * cpu::kTileRows;
-    const int64_t step = row1 - row0 == 1 ? 8 : 4;
-    for (int64_t column = column0; column < column1; column += step) {
-      const int64_t columns = std::min(step, column1 - column);
-      if (widen) {
-        widened.resize(static_cast<size_t>(4 * K));
-        for (int64_t j = 0; j < columns; ++j) {
-          const TW* from = w + (column + j) * w_stride;
-          float* to = widened.data() + j * K;
-          const hn::ScalableTag<float> d;
-          const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-          int64_t k = 0;
-          for (; k + lanes <= K; k += lanes) hn::StoreU(load_f32(d, from + k), d, to + k);
-          for (; k < K; ++k) to[k] = to_float(from[k]);
-        }
-      }
-      cpu::for_each_row_tile<cpu::kTileRows>(row0, row1, [&](int64_t row, int rows) {
-        float out[cpu::kTileRows][8];
-        cpu::with_constant<cpu::kTileRows>(rows, [&](auto mr) {
-          constexpr int MR = decltype(mr)::value, NR = MR == 1 ? 8 : 4;
-          const float* tile_x = x + row * x_stride;
-          if (widen) {
-            if constexpr (MR > 1) {
-              tile<MR, NR>(tile_x, x_stride, cpu::tile_columns<NR>(widened.data(), K, 0, columns), 0, K, out);
-            }
-          } else if (MR > 1 || step == 8) {
-            tile<MR, NR>(tile_x, x_stride, cpu::tile_columns<NR>(w, w_stride, column, column1),
-                         row == row0 ? NR * w_stride : 0, K, out);
-          }
+    float* const panel = cpu::thread_scratch<Panel>(panel_floats(K));
+    for (int64_t column = column0; column < column1; column += kLanes) {
+      const int64_t columns = std::min(kLanes, column1 - column);
+      const TW* const from = w + column * w_stride;
+      pack_panel(from, w_stride, columns, K, panel);
+      // The next panel's weights, as far as the tiles' steps reach.
+      const char* next = reinterpret_cast<const char*>(from + kLanes * w_stride);
+      const char* const next_end = next + kLanes * K * static_cast<int64_t>(sizeof(TW));
+      cpu::for_each_row_tile<kPanelRows>(row0, row1, [&](int64_t row, int rows) {
+        cpu::with_constant<kPanelRows>(rows, [&](auto mr) {
+          panel_tile<decltype(mr)::value>(x + row * x_stride, x_stride, panel, K, columns,
+                                          bias ? bias + column : nullptr, next, y + row * N + column, N);
         });
-        store_tile(out, rows, columns, bias ? bias + column : nullptr, y + row * N + column, N);
+        next = next + K * 16 < next_end ? next + K * 16 : reinterpret_cast<const char*>(panel);
       });
     }
   });

@@ -67,21 +67,27 @@ TEST(Linear, ManyRowsInBf16EqualTheReference) {
 
 TEST(Linear, ARowIsBitEqualWhateverTheBatchAndTheThreads) {
   Rng rng(4);
-  for (int trial = 0; trial < 60; ++trial) {
-    const int64_t T = 1 + rng.below(120), N = 1 + rng.below(100), K = 1 + rng.below(900);
-    for (const DType dtype : {DType::f32, DType::bf16}) {
-      const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(dtype);
-      const Tensor bias = test::random_normal({N}, rng);
-      set_num_threads(1);
-      const Tensor whole = linear(x, Weight{w}, bias);
-      set_num_threads(static_cast<int>(2 + rng.below(4)));
-      EXPECT_TRUE(test::same_bits(linear(x, Weight{w}, bias), whole));
-      const int64_t begin = rng.below(T), end = begin + 1 + rng.below(T - begin);
-      EXPECT_TRUE(
-          test::same_bits(linear(x.slice(0, begin, end), Weight{w}, bias), whole.slice(0, begin, end)))
-          << begin << ":" << end << " of " << T << " x " << N << " x " << K;
+  test::for_each_target([&] {
+    for (int trial = 0; trial < 60; ++trial) {
+      const int64_t T = 1 + rng.below(120), N = 1 + rng.below(100), K = 1 + rng.below(900);
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(dtype);
+        const Tensor bias = test::random_normal({N}, rng);
+        set_num_threads(1);
+        const Tensor whole = linear(x, Weight{w}, bias);
+        set_num_threads(static_cast<int>(2 + rng.below(4)));
+        EXPECT_TRUE(test::same_bits(linear(x, Weight{w}, bias), whole));
+        // Few rows and many take different kernels.
+        for (const int64_t rows : {int64_t{1}, 1 + rng.below(12), 1 + rng.below(T)}) {
+          const int64_t begin = rng.below(std::max<int64_t>(1, T - rows + 1)),
+                        end = std::min(T, begin + rows);
+          EXPECT_TRUE(
+              test::same_bits(linear(x.slice(0, begin, end), Weight{w}, bias), whole.slice(0, begin, end)))
+              << begin << ":" << end << " of " << T << " x " << N << " x " << K << " " << name_of(dtype);
+        }
+      }
     }
-  }
+  });
   set_num_threads(0);
 }
 

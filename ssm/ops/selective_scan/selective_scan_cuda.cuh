@@ -44,7 +44,7 @@ __device__ __forceinline__ void store_state(void* state, DType type, int64_t i, 
 inline bool is_multiple(int64_t a, int64_t b) { return a % b == 0; }
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
-void selective_scan_forward(const SelectiveScanOperands& s, DType type);
+void selective_scan_forward(const SelectiveScanOperands& s, DType type, int64_t longest);
 void selective_scan_step(const SelectiveScanOperands& s, DType type);  // one token a sequence
 
 }  // namespace ssm::cuda

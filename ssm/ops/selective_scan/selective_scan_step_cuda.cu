@@ -34,12 +34,15 @@ __global__ void __launch_bounds__(kThreads) selective_scan_step_kernel(const Ste
   const int64_t b = blockIdx.x / a.channel_blocks;
   const int64_t e = (blockIdx.x % a.channel_blocks * kThreads + threadIdx.x) * V;
   const bool idle = e >= s.E;
-  float A[kGroup][V], h[kGroup][V], D[V], bias[V];
-  if (!idle) {  // parameters: no kernel writes them
+  float A[kGroup][V], D[V], bias[V];
+  const auto load_As = [&](int n0) {
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
-      if (j < s.N) load_A<V>(a, e, j, A[j]);
+      if (n0 + j < s.N) load_A<V>(a, e, n0 + j, A[j]);
     }
+  };
+  if (!idle) {  // parameters: no kernel writes them
+    load_As(0);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       D[i] = s.D ? s.D[e + i] : 0.0f;
@@ -49,24 +52,20 @@ __global__ void __launch_bounds__(kThreads) selective_scan_step_kernel(const Ste
   grid_dependency_wait();
   let_next_start();
   S* state = s.state ? static_cast<S*>(s.state) + s.batch.slots[b] * s.N * s.E + e : nullptr;
+  Pack<S, V> loaded[kGroup];
   const auto load_states = [&](int n0) {
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
-      if (n0 + j >= s.N) break;
-      if (state) {
-        load<V>(h[j], state + (n0 + j) * s.E);
-      } else {
-#pragma unroll
-        for (int i = 0; i < V; ++i) h[j][i] = 0.0f;
-      }
+      loaded[j] = Pack<S, V>{};
+      if (state && n0 + j < s.N) loaded[j] = load_pack<V>(state + (n0 + j) * s.E);
     }
   };
-  float u[V], delta[V], z[V], sum[V];
+  Pack<T, V> packs[3] = {};
   if (!idle) {
-    load<V>(u, static_cast<const T*>(s.u) + b * s.u_stride + e);
-    load<V>(delta, static_cast<const T*>(s.delta) + b * s.delta_stride + e);
-    if (s.z) load<V>(z, static_cast<const T*>(s.z) + b * s.z_stride + e);
     load_states(0);
+    packs[0] = load_pack<V>(static_cast<const T*>(s.u) + b * s.u_stride + e);
+    packs[1] = load_pack<V>(static_cast<const T*>(s.delta) + b * s.delta_stride + e);
+    if (s.z) packs[2] = load_pack<V>(static_cast<const T*>(s.z) + b * s.z_stride + e);
   }
   for (int n = threadIdx.x; n < s.N; n += kThreads) {
     B[n] = to_f32(static_cast<const T*>(s.B)[b * s.B_stride + n]);
@@ -74,6 +73,10 @@ __global__ void __launch_bounds__(kThreads) selective_scan_step_kernel(const Ste
   }
   __syncthreads();
   if (idle) return;
+  float u[V], delta[V], z[V], sum[V];
+  widen<V>(u, packs[0]);
+  widen<V>(delta, packs[1]);
+  widen<V>(z, packs[2]);
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     delta[i] += bias[i];
@@ -86,19 +89,18 @@ __global__ void __launch_bounds__(kThreads) selective_scan_step_kernel(const Ste
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       if (n0 + j >= s.N) break;
+      float h[V];
+      widen<V>(h, loaded[j]);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        h[j][i] = fmaf(exp2_fast(delta[i] * A[j][i]), h[j][i], u[i] * B[n0 + j]);
-        sum[i] = fmaf(C[n0 + j], h[j][i], sum[i]);
+        h[i] = fmaf(exp2_fast(delta[i] * A[j][i]), h[i], u[i] * B[n0 + j]);
+        sum[i] = fmaf(C[n0 + j], h[i], sum[i]);
       }
-      if (state) store<V>(state + (n0 + j) * s.E, h[j]);
+      if (state) store<V>(state + (n0 + j) * s.E, h);
     }
     if (n0 + kGroup < s.N) {
       load_states(n0 + kGroup);
-#pragma unroll
-      for (int j = 0; j < kGroup; ++j) {
-        if (n0 + kGroup + j < s.N) load_A<V>(a, e, n0 + kGroup + j, A[j]);
-      }
+      load_As(n0 + kGroup);
     }
   }
 #pragma unroll

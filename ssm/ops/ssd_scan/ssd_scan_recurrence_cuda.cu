@@ -1,5 +1,5 @@
-// The recurrence as it stands, token after token, in f32 on the plain units: activations in f32, for which the
-// tensor cores are not exact enough, and state sizes that their tiles do not take. The decay of a step is
+// The recurrence as it stands, token after token, in f32 on the plain units: activations in f32, for which
+// the tensor cores are not exact enough, and state sizes that their tiles do not take. The decay of a step is
 // applied as h + h expm1(dt A): rounding is then relative to what a step forgets, and does not add up over a
 // long memory.
 #include <algorithm>
@@ -60,7 +60,8 @@ __device__ __forceinline__ int index_of(int i, int lane) {
   return i / kRun * kRun * kLanes + lane * kRun + i % kRun;
 }
 
-// Sums v[p] over the 16 lanes along N; lanes 4 p of the half warp then have the sum of v[p'] (see the return).
+// Sums v[p] over the 16 lanes along N; lanes 4 p of the half warp then have the sum of v[p'] (see the
+// return).
 __device__ __forceinline__ float sum_over_lanes(const float (&v)[4], int lane) {
   const bool upper = lane & 8, odd = lane & 4;
   const float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[2], 8);
@@ -70,8 +71,8 @@ __device__ __forceinline__ float sum_over_lanes(const float (&v)[4], int lane) {
   return sum + __shfl_xor_sync(0xffffffffu, sum, 1);  // of channel lane / 4
 }
 
-// One block a segment, head and 64 channels; N rows [n_begin, n_begin + 16 R). Where N has more rows than 256,
-// launches follow one another and `partial` [T, H*P] carries the sums of y.
+// One block a segment, head and 64 channels; N rows [n_begin, n_begin + 16 R). Where N has more rows than
+// 256, launches follow one another and `partial` [T, H*P] carries the sums of y.
 template <int R, bool kStatesOnly>
 __global__ void __launch_bounds__(kThreads)
     ssd_scan_recurrence_kernel(const SsdView a, int n_begin, float* partial) {
@@ -127,8 +128,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     for (int i = tid; i < count * kChannels; i += blockDim.x) {
       const int t = i / kChannels, p = i % kChannels;
-      sx[t][p] =
-          p < p_count ? load_as_f32(a.x, a.dtype, (begin + t) * a.x_stride + channel + p) : 0.0f;
+      sx[t][p] = p < p_count ? load_as_f32(a.x, a.dtype, (begin + t) * a.x_stride + channel + p) : 0.0f;
     }
     for (int t = tid; t < count; t += blockDim.x) {
       const float raw = load_as_f32(a.dt, a.dtype, (begin + t) * a.dt_stride + head);

@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(kThreads) ssd_scan_step_kernel(const SsdView a
   const int64_t group_column = int64_t{head / (a.H / a.G)} * a.N;
   const X* const B = static_cast<const X*>(a.B) + token * a.B_stride + group_column;
   const X* const C = static_cast<const X*>(a.C) + token * a.C_stride + group_column;
-  S* const state = a.state ? static_cast<S*>(a.state) +
-                                 (a.batch.slots[b] * int64_t{a.H} + head) * a.N * int64_t{a.P} + p
-                           : nullptr;
+  S* const state =
+      a.state ? static_cast<S*>(a.state) + (a.batch.slots[b] * int64_t{a.H} + head) * a.N * int64_t{a.P} + p
+              : nullptr;
   const float dt = ssd_step_size(a, to_f32(static_cast<const X*>(a.dt)[token * a.dt_stride + head]), head);
   const float decay = expf(dt * A);
   float x[V] = {}, y[V] = {};

@@ -1,0 +1,23 @@
+// Asynchronous copies into shared memory (cp.async).
+#pragma once
+
+#include <cstdint>
+
+namespace ssm::cuda {
+
+// 16 bytes to shared memory, past L1; zeros where not `there`. Both addresses are multiples of 16.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all but the last `kLeft` committed groups of this thread.
+template <int kLeft>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+}  // namespace ssm::cuda

@@ -1,0 +1,559 @@
+// The scan over many tokens. What it costs is exp: N a channel and token, 16 a clock and multiprocessor, so
+// everything else is arranged around keeping that unit fed.
+//
+// A block walks one chunk of a sequence's time for kWidth channels, kRows tokens (a tile) after another. Its
+// warps have two trades, and a barrier a tile keeps them in step:
+// - helpers bring u, delta, z, B and C of coming tiles into shared memory (cp.async), prepare the next tile
+//   (softplus, delta u, B and C in f32, once for all states) and finish the last one (D u, silu(z));
+// - scanners take the recurrence over the prepared tile. A thread keeps kStates states of two channels in
+//   registers; kLanes neighbouring lanes share those channels and sum y among themselves.
+//
+// Where channels and sequences do not fill the card, time is split into chunks, their length a function of
+// the shapes only. A first pass finds what each chunk adds to the state, from its end backwards,
+//   last[e, n] = sum_t exp(A[e, n] R[t, e]) delta'[t, e] u[t, e] B[t, n],   R[t, e] = sum_{s > t} delta'[s, e],
+// and may stop where exp(A R) is below 2^-kForgotten for all channels of a block: what was there is
+// forgotten. A second pass (one thread a channel and state) carries states over the chunks,
+// h' = exp(A R) h + last, and the third is the whole scan of each chunk from its true first state.
+#include <algorithm>
+
+#include "ssm/core/cuda.h"
+#include "ssm/ops/cuda/async_copy.cuh"
+#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/ops/selective_scan/selective_scan_cuda.cuh"
+
+namespace ssm::cuda {
+
+int g_passes = 3, g_forget = 1;  // DEV
+int64_t g_chunk = 0;             // DEV
+int g_variant = 0;  // DEV
+
+namespace {
+
+constexpr int kTrade = 128;         // threads of each trade
+constexpr int kBlockStates = 16;    // states of a channel that a block scans at once; more are taken in turn
+constexpr int kLanes = 4;           // that share two channels
+constexpr int kStates = kBlockStates / kLanes;   // of a thread, for each of its two channels
+constexpr int kWidth = kTrade / kLanes * 2;      // channels of a block
+constexpr int kRows = 16;           // of a tile
+constexpr int kStages = 4;          // the tile being finished, the scanned, the prepared, and one on its way
+constexpr int kPitch = kWidth + 16; // of sums: two rows that a warp writes fall into different banks
+constexpr float kForgotten = 48.0f;
+
+enum class Pass { carry, whole };
+
+struct ForwardArgs {
+  SelectiveScanOperands s;
+  int64_t channel_blocks;
+  int64_t chunk_length;
+  bool split;                // a chunk's first state stands in `carry`
+  bool vectors, BC_vectors;  // rows of u, delta, z, y / of B, C can be accessed 16 bytes at a time
+  float* carry;              // [chunk numbers, N, E] or null
+  float* delta_sum;          // [chunk numbers, E] or null
+};
+
+template <class T>
+struct Tiles {
+  T raw[kStages][3][kRows][kWidth];           // u, delta, z
+  T raw_BC[kStages][2][kRows][kBlockStates];  // B, C
+  float4 delta[2][kRows / 4][kWidth];         // of four tokens: delta'
+  float4 delta_u[2][kRows / 4][kWidth];       // delta' u
+  float BC[2][kRows][kLanes][2][kStates];
+  float y[2][kRows][kPitch];                  // sum_n C h
+};
+
+__device__ __forceinline__ void helpers_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kTrade) : "memory"); }
+
+// [rows, columns] of a matrix into [kRows, kColumns] of shared memory, zeros around them.
+template <int kColumns, class T>
+__device__ __forceinline__ void copy_tile(T* to, const void* from, int64_t stride, int rows, int columns,
+                                          bool vectors, int thread) {
+  constexpr int V = 16 / sizeof(T);
+#pragma unroll
+  for (int i = thread; i < kRows * kColumns / V; i += kTrade) {
+    const int t = i / (kColumns / V), c = i % (kColumns / V) * V;
+    const T* source = static_cast<const T*>(from) + t * stride + c;
+    if (vectors) {
+      const bool there = t < rows && c < columns;
+      copy_async(to + i * V, there ? source : from, there);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) to[i * V + j] = t < rows && c + j < columns ? source[j] : from_f32<T>(0.0f);
+    }
+  }
+}
+
+// 2^x on the FMA pipe, for the share of exponentials that is worth taking off the special-function unit: the
+// nearest integer goes to the exponent, the rest through a polynomial (relative error 9e-8).
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  x = fminf(fmaxf(x, -126.0f), 126.0f);
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float t = x + magic, r = x - (t - magic);
+  float p = 1.326472391e-03f;
+  p = fmaf(p, r, 9.671512869e-03f);
+  p = fmaf(p, r, 5.550733754e-02f);
+  p = fmaf(p, r, 2.402224208e-01f);
+  p = fmaf(p, r, 6.931469776e-01f);
+  p = fmaf(p, r, 1.0f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(t) << 23));
+}
+
+__device__ __forceinline__ float element(const float4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// What a block works on.
+struct Piece {
+  int64_t number;        // of the chunk
+  Chunk chunk;
+  bool last;             // of its sequence
+  int64_t e0;            // first channel
+  int width;             // channels
+  int64_t tiles;
+  __device__ Piece(const ForwardArgs& a)
+      : number(blockIdx.x / a.channel_blocks),
+        chunk(chunk_of(a.s.batch, number, a.chunk_length)),
+        last(chunk.sequence >= 0 && chunk.end == a.s.batch.offsets[chunk.sequence + 1]),
+        e0(blockIdx.x % a.channel_blocks * kWidth),
+        width(static_cast<int>(min(int64_t{kWidth}, a.s.E - e0))),
+        tiles((chunk.end - chunk.begin + kRows - 1) / kRows) {}
+  __device__ int64_t first_row(int64_t tile) const { return chunk.begin + tile * kRows; }
+  __device__ int rows(int64_t tile) const {
+    return static_cast<int>(min(int64_t{kRows}, chunk.end - first_row(tile)));
+  }
+};
+
+// A helper thread has a pair of channels throughout.
+template <class T, Pass kPass, bool kMany>
+struct Helper {
+  static constexpr int kPairs = kWidth / 2;
+  const ForwardArgs& a;
+  const Piece& piece;
+  Tiles<T>& tiles;
+  int thread, c;
+  float bias[2], D[2];
+
+  __device__ __forceinline__ Helper(const ForwardArgs& args, const Piece& of, Tiles<T>& in)
+      : a(args), piece(of), tiles(in), thread(threadIdx.x - kTrade), c(thread % kPairs * 2) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      bias[j] = a.s.delta_bias && c + j < piece.width ? a.s.delta_bias[piece.e0 + c + j] : 0.0f;
+      D[j] = a.s.D && c + j < piece.width ? a.s.D[piece.e0 + c + j] : 0.0f;
+    }
+  }
+
+  // Tiles are counted in the order in which they are scanned.
+  __device__ __forceinline__ int64_t in_time(int64_t i) const {
+    return kPass == Pass::whole ? i : piece.tiles - 1 - i;
+  }
+
+  __device__ __forceinline__ void copy_in(int64_t i) const {
+    if (i < piece.tiles) {
+      const SelectiveScanOperands& s = a.s;
+      const int64_t t = piece.first_row(in_time(i));
+      const int rows = piece.rows(in_time(i)), stage = static_cast<int>(i % kStages);
+      const auto copy = [&](int which, const void* x, int64_t stride) {
+        copy_tile<kWidth>(tiles.raw[stage][which][0], static_cast<const T*>(x) + t * stride + piece.e0, stride,
+                          rows, piece.width, a.vectors, thread);
+      };
+      copy(0, s.u, s.u_stride);
+      copy(1, s.delta, s.delta_stride);
+      if (kPass == Pass::whole && s.z) copy(2, s.z, s.z_stride);
+      const auto copy_BC = [&](int which, const void* x, int64_t stride) {
+        copy_tile<kBlockStates>(tiles.raw_BC[stage][which][0], static_cast<const T*>(x) + t * stride, stride, rows,
+                                s.N, a.BC_vectors, thread);
+      };
+      if (!kMany) copy_BC(0, s.B, s.B_stride);
+      if (!kMany && kPass == Pass::whole) copy_BC(1, s.C, s.C_stride);
+    }
+    commit_copies();
+  }
+
+  // After the sequence's end delta is 0, which leaves the states as they are.
+  __device__ __forceinline__ void prepare(int64_t i) const {
+    if (i >= piece.tiles) return;
+    const int rows = piece.rows(in_time(i)), stage = static_cast<int>(i % kStages), side = i & 1;
+    static_assert(kTrade / kPairs * 4 == kRows);
+    const int q = thread / kPairs;
+    float delta[2][4], delta_u[2][4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      float u[2], d[2];
+      load<2>(u, &tiles.raw[stage][0][q * 4 + k][c]);
+      load<2>(d, &tiles.raw[stage][1][q * 4 + k][c]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        d[j] += bias[j];
+        if (a.s.delta_softplus) d[j] = softplus(d[j]);
+        delta[j][k] = q * 4 + k < rows ? d[j] : 0.0f;
+        delta_u[j][k] = delta[j][k] * u[j];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      tiles.delta[side][q][c + j] = make_float4(delta[j][0], delta[j][1], delta[j][2], delta[j][3]);
+      tiles.delta_u[side][q][c + j] = make_float4(delta_u[j][0], delta_u[j][1], delta_u[j][2], delta_u[j][3]);
+    }
+    if (kMany) return;
+    // B and C: those of a lane's states side by side.
+    static_assert(kRows * kBlockStates / 2 == kTrade);
+    const int t = thread / (kBlockStates / 2), n = thread % (kBlockStates / 2) * 2;
+    float* to = tiles.BC[side][t][n / kStates][0] + n % kStates;
+#pragma unroll
+    for (int which = 0; which < (kPass == Pass::whole ? 2 : 1); ++which) {
+      float x[2];
+      load<2>(x, &tiles.raw_BC[stage][which][t][n]);
+      store<2>(to + which * kStates, x);
+    }
+  }
+
+  __device__ __forceinline__ void finish(int64_t i) const {
+    const SelectiveScanOperands& s = a.s;
+    const int rows = piece.rows(i), stage = static_cast<int>(i % kStages), side = i & 1;
+    T* const y = static_cast<T*>(s.y) + piece.first_row(i) * s.y_stride + piece.e0 + c;
+#pragma unroll
+    for (int k = 0; k < kRows * kPairs / kTrade; ++k) {
+      const int row = thread / kPairs + k * (kTrade / kPairs);
+      float sum[2], u[2], z[2];
+      load<2>(sum, &tiles.y[side][row][c]);
+      load<2>(u, &tiles.raw[stage][0][row][c]);
+      if (s.z) load<2>(z, &tiles.raw[stage][2][row][c]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        sum[j] = fmaf(D[j], u[j], sum[j]);
+        if (s.z) sum[j] *= silu(z[j]);
+      }
+      if (row >= rows) continue;
+      if (a.vectors) {
+        if (c < piece.width) store<2>(y + row * s.y_stride, sum);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (c + j < piece.width) y[row * s.y_stride + j] = from_f32<T>(sum[j]);
+        }
+      }
+    }
+  }
+};
+
+// A scanner thread has states [lane * kStates, + kStates) of each kBlockStates of two channels. A lane's first
+// channel is the second one's of its neighbour, so that in a sum over lanes each ends with its own first.
+template <class T, Pass kPass, bool kMany, int kVariant>
+struct Scanner {
+  static constexpr bool kWhole = kPass == Pass::whole;
+  const ForwardArgs& a;
+  const Piece& piece;
+  Tiles<T>& tiles;
+  int lane, channel[2];
+  int64_t slot;
+  float* carry;
+  float A[2][kStates], h[2][kStates];
+  float R[2] = {0.0f, 0.0f};                // of the carry pass
+  float slowest[2] = {-1e30f, -1e30f};  // largest A
+
+  __device__ __forceinline__ Scanner(const ForwardArgs& args, const Piece& of, Tiles<T>& in)
+      : a(args), piece(of), tiles(in), lane(threadIdx.x % kLanes) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) channel[i] = threadIdx.x / kLanes * 2 + (i ^ (lane & 1));
+    slot = a.s.state ? a.s.batch.slots[piece.chunk.sequence] * a.s.N * a.s.E + piece.e0 : 0;
+    carry = a.carry ? a.carry + piece.number * a.s.N * a.s.E + piece.e0 : nullptr;
+  }
+
+  template <class F>
+  __device__ __forceinline__ void for_states(int n0, F&& f) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < kStates; ++j) {
+        const int n = n0 + lane * kStates + j;
+        if (n < a.s.N && channel[i] < piece.width) f(i, j, n, n * a.s.E + channel[i]);
+      }
+    }
+  }
+  // `first`: of the piece, as the initial state says; otherwise what an earlier tile left.
+  __device__ __forceinline__ void load_states(int n0, bool first) {
+#pragma unroll
+    for (int i = 0; i < 2 * kStates; ++i) A[i / kStates][i % kStates] = h[i / kStates][i % kStates] = 0.0f;
+    for_states(n0, [&](int i, int j, int n, int64_t at) {
+      A[i][j] = kLog2e * a.s.A[(piece.e0 + channel[i]) * a.s.A_channel_stride + n * a.s.A_state_stride];
+      slowest[i] = fmaxf(slowest[i], A[i][j]);
+      if (!first || (kWhole && a.split)) {
+        h[i][j] = carry[at];
+      } else if (kWhole && a.s.state) {
+        h[i][j] = load_state(a.s.state, a.s.state_type, slot + at);
+      }
+    });
+  }
+  __device__ __forceinline__ void store_states(int n0, bool final) const {
+    for_states(n0, [&](int i, int j, int, int64_t at) {
+      if (!kWhole || (kMany && !final)) carry[at] = h[i][j];
+      if (kWhole && final && piece.last && a.s.state) store_state(a.s.state, a.s.state_type, slot + at, h[i][j]);
+    });
+  }
+
+  // B or C of a lane's states at a token.
+  __device__ __forceinline__ void load_row(float (&to)[kStates], int which, int side, int64_t t, int row,
+                                           int n0) const {
+    if constexpr (!kMany) {
+      load<kStates>(to, tiles.BC[side][row][lane][which]);
+    } else {
+      const int64_t stride = which ? a.s.C_stride : a.s.B_stride;
+      const int n = n0 + lane * kStates;
+      const T* from = static_cast<const T*>(which ? a.s.C : a.s.B) + min(t + row, piece.chunk.end - 1) * stride + n;
+#pragma unroll
+      for (int j = 0; j < kStates; ++j) to[j] = n + j < a.s.N ? to_f32(from[j]) : 0.0f;
+    }
+  }
+
+  // h = exp(delta A) h + delta u B and the sums of C h, token after token.
+  __device__ __forceinline__ void scan(int side, int64_t t, int n0) {
+#pragma unroll (kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
+    for (int q = 0; q < kRows / 4; ++q) {
+      float4 delta[2], delta_u[2];
+      float part[4][2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        delta[i] = tiles.delta[side][q][channel[i]], delta_u[i] = tiles.delta_u[side][q][channel[i]];
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        float B[kStates], C[kStates];
+        load_row(B, 0, side, t, q * 4 + k, n0);
+        load_row(C, 1, side, t, q * 4 + k, n0);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+          for (int j = 0; j < kStates; ++j) {
+            const bool polynomial = j == kStates - 1 && ((kVariant & 4) || ((kVariant & 1) && i == 1));
+            const float decay = polynomial ? exp2_polynomial(element(delta[i], k) * A[i][j]) : exp2_fast(element(delta[i], k) * A[i][j]);
+            h[i][j] = fmaf(decay, h[i][j], element(delta_u[i], k) * B[j]);
+            part[k][i] = j == 0 ? C[0] * h[i][0] : fmaf(C[j], h[i][j], part[k][i]);
+          }
+        }
+      }
+      // Sums over the lanes: each ends with its first channel, of every second token.
+      constexpr unsigned kAll = 0xffffffffu;
+      float own[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) own[k] = part[k][0] + __shfl_xor_sync(kAll, part[k][1], 1);
+      const int odd = lane >> 1;
+#pragma unroll
+      for (int k = 0; k < 4; k += 2) {
+        const float keep = odd ? own[k + 1] : own[k], send = odd ? own[k] : own[k + 1];
+        const float sum = keep + __shfl_xor_sync(kAll, send, 2);
+        float& y = tiles.y[side][q * 4 + k + odd][channel[0]];
+        y = kMany && n0 > 0 ? y + sum : sum;
+      }
+    }
+  }
+
+  // h += exp(A R) delta u B from the last token to the first. `after` is R before this tile.
+  __device__ __forceinline__ void scan_back(int side, int64_t t, int n0, const float (&after)[2]) {
+    R[0] = after[0], R[1] = after[1];
+#pragma unroll (kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
+    for (int q = kRows / 4 - 1; q >= 0; --q) {
+      float4 delta[2], delta_u[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        delta[i] = tiles.delta[side][q][channel[i]], delta_u[i] = tiles.delta_u[side][q][channel[i]];
+      }
+#pragma unroll
+      for (int k = 3; k >= 0; --k) {
+        float B[kStates];
+        load_row(B, 0, side, t, q * 4 + k, n0);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+          for (int j = 0; j < kStates; ++j) {
+            h[i][j] = fmaf(exp2_fast(R[i] * A[i][j]), element(delta_u[i], k) * B[j], h[i][j]);
+          }
+          R[i] += element(delta[i], k);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void scan_tile(int64_t i) {
+    const int side = i & 1;
+    const int64_t t = piece.first_row(kWhole ? i : piece.tiles - 1 - i);
+    const float after[2] = {R[0], R[1]};
+    for (int n0 = 0; n0 < (kMany ? a.s.N : 1); n0 += kBlockStates) {
+      if (kMany) load_states(n0, i == 0);
+      if constexpr (kWhole) {
+        scan(side, t, n0);
+      } else {
+        scan_back(side, t, n0, after);
+      }
+      if (kMany) store_states(n0, i + 1 == piece.tiles);
+    }
+  }
+
+  // Whether what lies before the tokens seen has no weight any more.
+  __device__ __forceinline__ bool forgotten() const {
+    return a.s.delta_softplus && R[0] * slowest[0] < -kForgotten && R[1] * slowest[1] < -kForgotten;
+  }
+};
+
+// kMany: more than kBlockStates states. Their h stands in `carry` and comes to registers once a tile.
+template <class T, Pass kPass, bool kMany, int kVariant>
+__global__ void __launch_bounds__(2 * kTrade, 2) selective_scan_forward_kernel(const __grid_constant__ ForwardArgs a) {
+  constexpr bool kWhole = kPass == Pass::whole;
+  extern __shared__ float4 shared[];
+  Tiles<T>& tiles = *reinterpret_cast<Tiles<T>*>(shared);
+  grid_dependency_wait();
+  let_next_start();
+  const Piece piece(a);
+  if (piece.chunk.sequence < 0 || (!kWhole && piece.last)) return;  // nobody follows a last chunk
+  if (threadIdx.x >= kTrade) {
+    const Helper<T, kPass, kMany> helper(a, piece, tiles);
+    helper.copy_in(0);
+    helper.copy_in(1);
+    wait_for_copies<1>();
+    helpers_barrier();
+    helper.prepare(0);
+    __syncthreads();
+    for (int64_t i = 0; i < piece.tiles; ++i) {
+      helper.copy_in(i + 2);
+      if (kWhole && i > 0) helper.finish(i - 1);
+      wait_for_copies<1>();
+      helpers_barrier();
+      helper.prepare(i + 1);
+      if (kWhole) {
+        __syncthreads();
+      } else if (__syncthreads_and(true)) {
+        break;
+      }
+    }
+    wait_for_copies<0>();
+    if (kWhole) helper.finish(piece.tiles - 1);
+  } else {
+    Scanner<T, kPass, kMany, kVariant> scanner(a, piece, tiles);
+    if (!kMany) scanner.load_states(0, true);
+    __syncthreads();
+    bool forgotten = false;
+    for (int64_t i = 0; i < piece.tiles && !forgotten; ++i) {
+      scanner.scan_tile(i);
+      if (kWhole) {
+        __syncthreads();
+      } else {
+        forgotten = __syncthreads_and(scanner.forgotten());
+      }
+    }
+    if (!kMany) scanner.store_states(0, true);
+    if (!kWhole && scanner.lane < 2 && scanner.channel[0] < piece.width) {
+      // A sum that no state outlives need not be complete.
+      a.delta_sum[piece.number * a.s.E + piece.e0 + scanner.channel[0]] = forgotten ? 1e30f : scanner.R[0];
+    }
+  }
+}
+
+// Turns what each chunk adds to the state into its true first state.
+__global__ void __launch_bounds__(kTrade) selective_scan_carry_kernel(const ForwardArgs a) {
+  constexpr int kAhead = 8;
+  const SelectiveScanOperands& s = a.s;
+  const int64_t e = int64_t{blockIdx.x} * kTrade + threadIdx.x, n = blockIdx.y, b = blockIdx.z;
+  const float A = e < s.E ? kLog2e * s.A[e * s.A_channel_stride + n * s.A_state_stride] : 0.0f;
+  grid_dependency_wait();
+  let_next_start();
+  if (e >= s.E) return;
+  const int64_t at = n * s.E + e, begin = s.batch.offsets[b], end = s.batch.offsets[b + 1];
+  const int64_t first = begin / a.chunk_length + b, chunks = (end - begin + a.chunk_length - 1) / a.chunk_length;
+  float h = s.state ? load_state(s.state, s.state_type, s.batch.slots[b] * s.N * s.E + at) : 0.0f;
+  for (int64_t c0 = 0; c0 < chunks; c0 += kAhead) {
+    float decay[kAhead], added[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const bool followed = c0 + j + 1 < chunks;
+      decay[j] = followed ? exp2_fast(A * a.delta_sum[(first + c0 + j) * s.E + e]) : 0.0f;
+      added[j] = followed ? a.carry[(first + c0 + j) * s.N * s.E + at] : 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (c0 + j < chunks) a.carry[(first + c0 + j) * s.N * s.E + at] = h;
+      h = fmaf(decay[j], h, added[j]);
+    }
+  }
+}
+
+template <class T, Pass kPass, bool kMany, int kVariant>
+void launch_pass(const ForwardArgs& a) {
+  const auto kernel = selective_scan_forward_kernel<T, kPass, kMany, kVariant>;
+  static const bool allowed = allow_shared_bytes(kernel, sizeof(Tiles<T>));
+  static_cast<void>(allowed);
+  const int64_t blocks = chunk_numbers(a.s.batch, a.chunk_length) * a.channel_blocks;
+  launch({.grid = dim3(static_cast<unsigned>(blocks)),
+          .block = dim3(2 * kTrade),
+          .shared_bytes = sizeof(Tiles<T>),
+          .overlaps_previous = true},
+         kernel, a);
+}
+
+template <class T, bool kMany, int kVariant = 0>
+void launch_forward(ForwardArgs& a) {
+  const SelectiveScanOperands& s = a.s;
+  const int64_t numbers = chunk_numbers(s.batch, a.chunk_length);
+  Tensor carry, delta_sum;
+  if (a.split || kMany) {
+    carry = Tensor::empty({numbers, s.N, s.E}, DType::f32, kCuda);
+    a.carry = carry.data<float>();
+  }
+  if (a.split) {
+    delta_sum = Tensor::empty({numbers, s.E}, DType::f32, kCuda);
+    a.delta_sum = delta_sum.data<float>();
+    if (g_passes & 1) launch_pass<T, Pass::carry, kMany, kVariant>(a);
+    const dim3 grid(static_cast<unsigned>((s.E + kTrade - 1) / kTrade), static_cast<unsigned>(s.N),
+                    static_cast<unsigned>(s.batch.size));
+    if (g_passes & 2)
+    launch({.grid = grid, .block = dim3(kTrade), .overlaps_previous = true}, selective_scan_carry_kernel, a);
+  }
+  if (g_passes & 2)
+  launch_pass<T, Pass::whole, kMany, kVariant>(a);
+}
+
+// Rows of a chunk; more than there are: time is not split. About two blocks a multiprocessor run at a time.
+int64_t chunk_length_of(const SelectiveScanOperands& s, int64_t longest, int64_t channel_blocks) {
+  const int64_t slots = 2 * properties().multiprocessors;
+  const int64_t work = s.batch.total * channel_blocks;
+  if (work >= longest * slots / 2) return s.batch.total + 1;
+  const int64_t length = std::max<int64_t>((work + slots - 1) / slots, 8 * kRows);
+  return (length + kRows - 1) / kRows * kRows;
+}
+
+}  // namespace
+
+void selective_scan_forward(const SelectiveScanOperands& s, DType type, int64_t longest) {
+  const int64_t V = 16 / static_cast<int64_t>(size_of(type));
+  const auto vectors_of = [&](const void* p, int64_t stride) {
+    return is_aligned(p, 16) && is_multiple(stride, V);
+  };
+  ForwardArgs a{.s = s,
+                .channel_blocks = (s.E + kWidth - 1) / kWidth,
+                .chunk_length = 0,
+                .split = false,
+                .vectors = is_multiple(s.E, V) && vectors_of(s.u, s.u_stride) &&
+                           vectors_of(s.delta, s.delta_stride) && vectors_of(s.z, s.z_stride) &&
+                           vectors_of(s.y, s.y_stride),
+                .BC_vectors = is_multiple(s.N, V) && vectors_of(s.B, s.B_stride) && vectors_of(s.C, s.C_stride),
+                .carry = nullptr,
+                .delta_sum = nullptr};
+  a.chunk_length = g_chunk ? g_chunk : chunk_length_of(s, longest, a.channel_blocks);
+  a.split = a.chunk_length < longest;
+  if (!a.split) a.chunk_length = s.batch.total + 1;
+  dispatch(type, "selective_scan", [&](auto zero) {
+    using T = decltype(zero);
+    if (s.N > kBlockStates) {
+      launch_forward<T, true>(a);
+    } else {
+#ifdef SSM_SCAN_DEV
+      if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        if (g_variant == 1) return launch_forward<T, false, 1>(a);
+        if (g_variant == 2) return launch_forward<T, false, 2>(a);
+        if (g_variant == 4) return launch_forward<T, false, 4>(a);
+        if (g_variant == 8) return launch_forward<T, false, 8>(a);
+      }
+#endif
+      launch_forward<T, false>(a);
+    }
+  });
+}
+
+}  // namespace ssm::cuda
