@@ -7,9 +7,13 @@
 #include <algorithm>
 #include <cstring>
 #include <ctime>
+#include <numeric>
+#include <vector>
 
+#include "ssm/core/allocator.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/tensor.h"
+#include "ssm/ops/sequence_batch.h"
 
 namespace ssm::test {
 
@@ -50,6 +54,28 @@ void bench_bytes(benchmark::State& state, int64_t bytes, const Op& op) {
   const double per_second = static_cast<double>(bytes * state.iterations()) / seconds;
   state.counters["GB/s"] = per_second * 1e-9;
   state.counters["of_copy"] = per_second / copy_bandwidth(bytes);
+}
+
+// Sequences of `length` tokens each, in slots 0, 1, 2, ...
+inline SequenceBatch equal_batch(int64_t sequences, int64_t length) {
+  std::vector<int32_t> slots(static_cast<size_t>(sequences));
+  std::iota(slots.begin(), slots.end(), 0);
+  return SequenceBatch(std::vector<int64_t>(slots.size(), length), slots);
+}
+
+// The seconds of all iterations of op(), each with its memory from one arena, as a step of the runtime has
+// it.
+template <class Op>
+double seconds_in_arena(benchmark::State& state, const Op& op) {
+  Arena arena;
+  double seconds = 0;
+  for (auto _ : state) {
+    const double start = seconds_now();
+    const ArenaScope scope(&arena);
+    benchmark::DoNotOptimize(op().raw());
+    seconds += seconds_now() - start;
+  }
+  return seconds;
 }
 
 }  // namespace ssm::test

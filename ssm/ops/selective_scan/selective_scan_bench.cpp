@@ -6,9 +6,9 @@
 
 #include <atomic>
 #include <chrono>
-#include <numeric>
 
 #include "ssm/core/parallel.h"
+#include "ssm/ops/bench_util.h"
 #include "ssm/ops/selective_scan/selective_scan_cases.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -69,20 +69,11 @@ double exps_per_second() {
 void selective_scan_bench(benchmark::State& state) {
   static const double limit = exps_per_second();
   const int64_t length = state.range(0), sequences = state.range(1), E = 1536, N = 16;
-  std::vector<int32_t> slots(static_cast<size_t>(sequences));
-  std::iota(slots.begin(), slots.end(), 0);
-  const SequenceBatch batch(std::vector<int64_t>(slots.size(), length), slots);
+  const SequenceBatch batch = test::equal_batch(sequences, length);
   Rng rng(1);
   const SelectiveScanArgs args = test::selective_scan_case(batch.total(), E, N, rng);
   const Tensor h = Tensor::zeros({sequences, N, E});
-  Arena arena;
-  double seconds = 0;
-  for (auto _ : state) {
-    const auto start = std::chrono::steady_clock::now();
-    const ArenaScope scope(&arena);
-    benchmark::DoNotOptimize(selective_scan(args, batch, h).raw());
-    seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
+  const double seconds = test::seconds_in_arena(state, [&] { return selective_scan(args, batch, h); });
   const double tokens = static_cast<double>(state.iterations() * batch.total());
   state.counters["tokens/s"] = tokens / seconds;
   state.counters["of_exp_limit"] = tokens * static_cast<double>(E * N) / limit / seconds;

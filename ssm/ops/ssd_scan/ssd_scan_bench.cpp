@@ -6,9 +6,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <numeric>
 
 #include "ssm/core/parallel.h"
+#include "ssm/ops/bench_util.h"
 #include "ssm/ops/ssd_scan/ssd_scan.h"
 #include "ssm/ops/ssd_scan/ssd_scan_cases.h"
 
@@ -86,20 +86,11 @@ void ssd_scan_bench(benchmark::State& state) {
   static const double fma_limit = fmas_per_second(), copy_limit = copied_bytes_per_second();
   const int64_t length = state.range(0), sequences = state.range(1);
   const int64_t H = 24, P = 64, G = 1, N = 128;
-  std::vector<int32_t> slots(static_cast<size_t>(sequences));
-  std::iota(slots.begin(), slots.end(), 0);
-  const SequenceBatch batch(std::vector<int64_t>(slots.size(), length), slots);
+  const SequenceBatch batch = test::equal_batch(sequences, length);
   Rng rng(1);
   const SsdScanArgs args = test::ssd_scan_case(batch.total(), H, P, G, N, rng);
   const Tensor h = Tensor::zeros({sequences, H, N, P});
-  Arena arena;
-  double seconds = 0;
-  for (auto _ : state) {
-    const auto start = std::chrono::steady_clock::now();
-    const ArenaScope scope(&arena);
-    benchmark::DoNotOptimize(ssd_scan(args, batch, h).raw());
-    seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
+  const double seconds = test::seconds_in_arena(state, [&] { return ssd_scan(args, batch, h); });
   const auto calls = static_cast<double>(state.iterations());
   const auto tokens = calls * static_cast<double>(batch.total());
   state.counters["tokens/s"] = tokens / seconds;
