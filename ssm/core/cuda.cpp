@@ -80,10 +80,6 @@ void copy(void* to, const void* from, size_t bytes, bool to_host) {
   if (to_host) SSM_CUDA_CHECK(cudaStreamSynchronize(s));
 }
 
-void copy_later(void* to, const void* from, size_t bytes) {
-  SSM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()));
-}
-
 void zero(void* to, size_t bytes) { SSM_CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, stream())); }
 void synchronize() { SSM_CUDA_CHECK(cudaStreamSynchronize(stream())); }
 

@@ -33,7 +33,6 @@ const Properties& properties();  // throws Error when there is no working card
 cudaStream_t stream();           // the same
 
 void copy(void* to, const void* from, size_t bytes, bool to_host);
-void copy_later(void* to, const void* from, size_t bytes);  // to pinned memory, without waiting
 void zero(void* to, size_t bytes);
 void synchronize();
 DeviceMemory memory();

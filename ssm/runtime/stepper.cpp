@@ -1,16 +1,24 @@
 #include "ssm/runtime/stepper.h"
 
 #include <bit>
-#include <cstring>
 
-#include "ssm/core/cuda.h"
+#include "ssm/core/mailbox.h"
 
 namespace ssm {
 
 struct Stepper::Batch {
-  int64_t size;
+  Batch(const Tensor& ids_, const Tensor& slots_, const Tensor& rows_)
+      : ids(ids_),
+        slots(slots_),
+        rows(rows_),
+        sequences(SequenceBatch::steps_on_device(slots_)),
+        mailbox(ids_.size(0)) {}
+
+  int64_t size() const { return ids.size(0); }
+
   Tensor ids, slots, rows;  // of the card: [B] i32, [B] i32, [B, sizeof(SamplingRow)] u8
-  std::shared_ptr<std::byte> host_ids;
+  SequenceBatch sequences;
+  Mailbox mailbox;  // brings the ids to the host
   std::optional<Graph> graph;
   std::vector<Input> expected;  // what the card holds now, for a batch that goes on
 };
@@ -22,28 +30,24 @@ Stepper::~Stepper() = default;
 
 void Stepper::enqueue(const Batch& batch) const {
   ArenaScope scope(&arena_);
-  const Tensor h =
-      model_.model->hidden(batch.ids, SequenceBatch::steps_on_device(batch.slots), pool_.state());
+  const Tensor h = model_.model->hidden(batch.ids, batch.sequences, pool_.state());
   sample(model_.model->logits(h), model_.usable_vocab(), batch.rows, seen_, batch.ids);
 }
 
 Stepper::Batch& Stepper::batch_for(int64_t size) {
   std::unique_ptr<Batch>& batch = batches_[size];
   if (batch) return *batch;
-  auto made = std::make_unique<Batch>();
-  made->size = size;
   const std::vector<int32_t> ids(static_cast<size_t>(size), 0);
   const std::vector<int32_t> slots(static_cast<size_t>(size), pool_.scratch_slot());
   const std::vector<SamplingParams> params(static_cast<size_t>(size), SamplingParams{.temperature = 0});
   const std::vector<int64_t> positions(static_cast<size_t>(size), 0);
-  made->ids = Tensor::from_values<int32_t>(ids, {size}).to(kCuda);
-  made->slots = Tensor::from_values<int32_t>(slots, {size}).to(kCuda);
-  made->rows = sampling_rows(params, slots, positions).to(kCuda);
-  made->host_ids = cuda::allocate_pinned(made->ids.bytes());
+  auto made = std::make_unique<Batch>(Tensor::from_values<int32_t>(ids, {size}).to(kCuda),
+                                      Tensor::from_values<int32_t>(slots, {size}).to(kCuda),
+                                      sampling_rows(params, slots, positions).to(kCuda));
   enqueue(*made);  // on the scratch slot: what is made at first use must not fall into the capture
   made->graph.emplace([&] {
     enqueue(*made);
-    cuda::copy_later(made->host_ids.get(), made->ids.raw(), made->ids.bytes());
+    made->mailbox.enqueue(made->ids);
   });
   batch = std::move(made);
   return *batch;
@@ -60,7 +64,7 @@ void Stepper::upload(std::span<const Input> inputs, Batch& batch) const {
     params.push_back(input.next.params);
     positions.push_back(input.next.position);
   }
-  const auto size = static_cast<size_t>(batch.size);
+  const auto size = static_cast<size_t>(batch.size());
   ids.resize(size, 0);
   slots.resize(size, pool_.scratch_slot());
   params.resize(size, {.temperature = 0});
@@ -79,9 +83,8 @@ std::vector<int32_t> Stepper::step(std::span<const Input> inputs) {
     upload(inputs, batch);
   }
   batch.graph->replay();
-  synchronize(kCuda);
   std::vector<int32_t> ids(count);
-  std::memcpy(ids.data(), batch.host_ids.get(), count * sizeof(int32_t));
+  batch.mailbox.take(ids);
   for (size_t i = 0; i < count; ++i) {
     batch.expected[i].id = ids[i];
     ++batch.expected[i].next.position;

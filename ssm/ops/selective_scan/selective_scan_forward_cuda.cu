@@ -10,7 +10,8 @@
 //
 // Where channels and sequences do not fill the card, time is split into chunks, their length a function of
 // the shapes only. A first pass finds what each chunk adds to the state, from its end backwards,
-//   last[e, n] = sum_t exp(A[e, n] R[t, e]) delta'[t, e] u[t, e] B[t, n],   R[t, e] = sum_{s > t} delta'[s, e],
+//   last[e, n] = sum_t exp(A[e, n] R[t, e]) delta'[t, e] u[t, e] B[t, n],   R[t, e] = sum_{s > t} delta'[s,
+//   e],
 // and may stop where exp(A R) is below 2^-kForgotten for all channels of a block: what was there is
 // forgotten. A second pass (one thread a channel and state) carries states over the chunks,
 // h' = exp(A R) h + last, and the third is the whole scan of each chunk from its true first state.
@@ -25,18 +26,18 @@ namespace ssm::cuda {
 
 int g_passes = 3, g_forget = 1;  // DEV
 int64_t g_chunk = 0;             // DEV
-int g_variant = 0;  // DEV
+int g_variant = 0;               // DEV
 
 namespace {
 
-constexpr int kTrade = 128;         // threads of each trade
-constexpr int kBlockStates = 16;    // states of a channel that a block scans at once; more are taken in turn
-constexpr int kLanes = 4;           // that share two channels
-constexpr int kStates = kBlockStates / kLanes;   // of a thread, for each of its two channels
-constexpr int kWidth = kTrade / kLanes * 2;      // channels of a block
-constexpr int kRows = 16;           // of a tile
-constexpr int kStages = 4;          // the tile being finished, the scanned, the prepared, and one on its way
-constexpr int kPitch = kWidth + 16; // of sums: two rows that a warp writes fall into different banks
+constexpr int kTrade = 128;       // threads of each trade
+constexpr int kBlockStates = 16;  // states of a channel that a block scans at once; more are taken in turn
+constexpr int kLanes = 4;         // that share two channels
+constexpr int kStates = kBlockStates / kLanes;  // of a thread, for each of its two channels
+constexpr int kWidth = kTrade / kLanes * 2;     // channels of a block
+constexpr int kRows = 16;                       // of a tile
+constexpr int kStages = 4;           // the tile being finished, the scanned, the prepared, and one on its way
+constexpr int kPitch = kWidth + 16;  // of sums: two rows that a warp writes fall into different banks
 constexpr float kForgotten = 48.0f;
 
 enum class Pass { carry, whole };
@@ -58,10 +59,12 @@ struct Tiles {
   float4 delta[2][kRows / 4][kWidth];         // of four tokens: delta'
   float4 delta_u[2][kRows / 4][kWidth];       // delta' u
   float BC[2][kRows][kLanes][2][kStates];
-  float y[2][kRows][kPitch];                  // sum_n C h
+  float y[2][kRows][kPitch];  // sum_n C h
 };
 
-__device__ __forceinline__ void helpers_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kTrade) : "memory"); }
+__device__ __forceinline__ void helpers_barrier() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kTrade) : "memory");
+}
 
 // [rows, columns] of a matrix into [kRows, kColumns] of shared memory, zeros around them.
 template <int kColumns, class T>
@@ -103,11 +106,11 @@ __device__ __forceinline__ float element(const float4& v, int i) {
 
 // What a block works on.
 struct Piece {
-  int64_t number;        // of the chunk
+  int64_t number;  // of the chunk
   Chunk chunk;
-  bool last;             // of its sequence
-  int64_t e0;            // first channel
-  int width;             // channels
+  bool last;   // of its sequence
+  int64_t e0;  // first channel
+  int width;   // channels
   int64_t tiles;
   __device__ Piece(const ForwardArgs& a)
       : number(blockIdx.x / a.channel_blocks),
@@ -152,15 +155,15 @@ struct Helper {
       const int64_t t = piece.first_row(in_time(i));
       const int rows = piece.rows(in_time(i)), stage = static_cast<int>(i % kStages);
       const auto copy = [&](int which, const void* x, int64_t stride) {
-        copy_tile<kWidth>(tiles.raw[stage][which][0], static_cast<const T*>(x) + t * stride + piece.e0, stride,
-                          rows, piece.width, a.vectors, thread);
+        copy_tile<kWidth>(tiles.raw[stage][which][0], static_cast<const T*>(x) + t * stride + piece.e0,
+                          stride, rows, piece.width, a.vectors, thread);
       };
       copy(0, s.u, s.u_stride);
       copy(1, s.delta, s.delta_stride);
       if (kPass == Pass::whole && s.z) copy(2, s.z, s.z_stride);
       const auto copy_BC = [&](int which, const void* x, int64_t stride) {
-        copy_tile<kBlockStates>(tiles.raw_BC[stage][which][0], static_cast<const T*>(x) + t * stride, stride, rows,
-                                s.N, a.BC_vectors, thread);
+        copy_tile<kBlockStates>(tiles.raw_BC[stage][which][0], static_cast<const T*>(x) + t * stride, stride,
+                                rows, s.N, a.BC_vectors, thread);
       };
       if (!kMany) copy_BC(0, s.B, s.B_stride);
       if (!kMany && kPass == Pass::whole) copy_BC(1, s.C, s.C_stride);
@@ -235,8 +238,9 @@ struct Helper {
   }
 };
 
-// A scanner thread has states [lane * kStates, + kStates) of each kBlockStates of two channels. A lane's first
-// channel is the second one's of its neighbour, so that in a sum over lanes each ends with its own first.
+// A scanner thread has states [lane * kStates, + kStates) of each kBlockStates of two channels. A lane's
+// first channel is the second one's of its neighbour, so that in a sum over lanes each ends with its own
+// first.
 template <class T, Pass kPass, bool kMany, int kVariant>
 struct Scanner {
   static constexpr bool kWhole = kPass == Pass::whole;
@@ -247,7 +251,7 @@ struct Scanner {
   int64_t slot;
   float* carry;
   float A[2][kStates], h[2][kStates];
-  float R[2] = {0.0f, 0.0f};                // of the carry pass
+  float R[2] = {0.0f, 0.0f};            // of the carry pass
   float slowest[2] = {-1e30f, -1e30f};  // largest A
 
   __device__ __forceinline__ Scanner(const ForwardArgs& args, const Piece& of, Tiles<T>& in)
@@ -286,7 +290,8 @@ struct Scanner {
   __device__ __forceinline__ void store_states(int n0, bool final) const {
     for_states(n0, [&](int i, int j, int, int64_t at) {
       if (!kWhole || (kMany && !final)) carry[at] = h[i][j];
-      if (kWhole && final && piece.last && a.s.state) store_state(a.s.state, a.s.state_type, slot + at, h[i][j]);
+      if (kWhole && final && piece.last && a.s.state)
+        store_state(a.s.state, a.s.state_type, slot + at, h[i][j]);
     });
   }
 
@@ -298,7 +303,8 @@ struct Scanner {
     } else {
       const int64_t stride = which ? a.s.C_stride : a.s.B_stride;
       const int n = n0 + lane * kStates;
-      const T* from = static_cast<const T*>(which ? a.s.C : a.s.B) + min(t + row, piece.chunk.end - 1) * stride + n;
+      const T* from =
+          static_cast<const T*>(which ? a.s.C : a.s.B) + min(t + row, piece.chunk.end - 1) * stride + n;
 #pragma unroll
       for (int j = 0; j < kStates; ++j) to[j] = n + j < a.s.N ? to_f32(from[j]) : 0.0f;
     }
@@ -306,7 +312,7 @@ struct Scanner {
 
   // h = exp(delta A) h + delta u B and the sums of C h, token after token.
   __device__ __forceinline__ void scan(int side, int64_t t, int n0) {
-#pragma unroll (kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
+#pragma unroll(kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
     for (int q = 0; q < kRows / 4; ++q) {
       float4 delta[2], delta_u[2];
       float part[4][2];
@@ -324,7 +330,8 @@ struct Scanner {
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
             const bool polynomial = j == kStates - 1 && ((kVariant & 4) || ((kVariant & 1) && i == 1));
-            const float decay = polynomial ? exp2_polynomial(element(delta[i], k) * A[i][j]) : exp2_fast(element(delta[i], k) * A[i][j]);
+            const float decay = polynomial ? exp2_polynomial(element(delta[i], k) * A[i][j])
+                                           : exp2_fast(element(delta[i], k) * A[i][j]);
             h[i][j] = fmaf(decay, h[i][j], element(delta_u[i], k) * B[j]);
             part[k][i] = j == 0 ? C[0] * h[i][0] : fmaf(C[j], h[i][j], part[k][i]);
           }
@@ -349,7 +356,7 @@ struct Scanner {
   // h += exp(A R) delta u B from the last token to the first. `after` is R before this tile.
   __device__ __forceinline__ void scan_back(int side, int64_t t, int n0, const float (&after)[2]) {
     R[0] = after[0], R[1] = after[1];
-#pragma unroll (kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
+#pragma unroll(kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
     for (int q = kRows / 4 - 1; q >= 0; --q) {
       float4 delta[2], delta_u[2];
 #pragma unroll
@@ -395,7 +402,8 @@ struct Scanner {
 
 // kMany: more than kBlockStates states. Their h stands in `carry` and comes to registers once a tile.
 template <class T, Pass kPass, bool kMany, int kVariant>
-__global__ void __launch_bounds__(2 * kTrade, 2) selective_scan_forward_kernel(const __grid_constant__ ForwardArgs a) {
+__global__ void __launch_bounds__(2 * kTrade, 2)
+    selective_scan_forward_kernel(const __grid_constant__ ForwardArgs a) {
   constexpr bool kWhole = kPass == Pass::whole;
   extern __shared__ float4 shared[];
   Tiles<T>& tiles = *reinterpret_cast<Tiles<T>*>(shared);
@@ -456,7 +464,8 @@ __global__ void __launch_bounds__(kTrade) selective_scan_carry_kernel(const Forw
   let_next_start();
   if (e >= s.E) return;
   const int64_t at = n * s.E + e, begin = s.batch.offsets[b], end = s.batch.offsets[b + 1];
-  const int64_t first = begin / a.chunk_length + b, chunks = (end - begin + a.chunk_length - 1) / a.chunk_length;
+  const int64_t first = begin / a.chunk_length + b,
+                chunks = (end - begin + a.chunk_length - 1) / a.chunk_length;
   float h = s.state ? load_state(s.state, s.state_type, s.batch.slots[b] * s.N * s.E + at) : 0.0f;
   for (int64_t c0 = 0; c0 < chunks; c0 += kAhead) {
     float decay[kAhead], added[kAhead];
@@ -503,10 +512,10 @@ void launch_forward(ForwardArgs& a) {
     const dim3 grid(static_cast<unsigned>((s.E + kTrade - 1) / kTrade), static_cast<unsigned>(s.N),
                     static_cast<unsigned>(s.batch.size));
     if (g_passes & 2)
-    launch({.grid = grid, .block = dim3(kTrade), .overlaps_previous = true}, selective_scan_carry_kernel, a);
+      launch({.grid = grid, .block = dim3(kTrade), .overlaps_previous = true}, selective_scan_carry_kernel,
+             a);
   }
-  if (g_passes & 2)
-  launch_pass<T, Pass::whole, kMany, kVariant>(a);
+  if (g_passes & 2) launch_pass<T, Pass::whole, kMany, kVariant>(a);
 }
 
 // Rows of a chunk; more than there are: time is not split. About two blocks a multiprocessor run at a time.
@@ -525,16 +534,16 @@ void selective_scan_forward(const SelectiveScanOperands& s, DType type, int64_t 
   const auto vectors_of = [&](const void* p, int64_t stride) {
     return is_aligned(p, 16) && is_multiple(stride, V);
   };
-  ForwardArgs a{.s = s,
-                .channel_blocks = (s.E + kWidth - 1) / kWidth,
-                .chunk_length = 0,
-                .split = false,
-                .vectors = is_multiple(s.E, V) && vectors_of(s.u, s.u_stride) &&
-                           vectors_of(s.delta, s.delta_stride) && vectors_of(s.z, s.z_stride) &&
-                           vectors_of(s.y, s.y_stride),
-                .BC_vectors = is_multiple(s.N, V) && vectors_of(s.B, s.B_stride) && vectors_of(s.C, s.C_stride),
-                .carry = nullptr,
-                .delta_sum = nullptr};
+  ForwardArgs a{
+      .s = s,
+      .channel_blocks = (s.E + kWidth - 1) / kWidth,
+      .chunk_length = 0,
+      .split = false,
+      .vectors = is_multiple(s.E, V) && vectors_of(s.u, s.u_stride) && vectors_of(s.delta, s.delta_stride) &&
+                 vectors_of(s.z, s.z_stride) && vectors_of(s.y, s.y_stride),
+      .BC_vectors = is_multiple(s.N, V) && vectors_of(s.B, s.B_stride) && vectors_of(s.C, s.C_stride),
+      .carry = nullptr,
+      .delta_sum = nullptr};
   a.chunk_length = g_chunk ? g_chunk : chunk_length_of(s, longest, a.channel_blocks);
   a.split = a.chunk_length < longest;
   if (!a.split) a.chunk_length = s.batch.total + 1;
