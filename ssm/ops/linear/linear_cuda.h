@@ -7,7 +7,7 @@ namespace ssm::cuda {
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y);
 bool multiplies_natively(DType dtype);
 
-// How it is done, for tests and benches: `linear` takes the first that can.
+// How it is done, for tests and benches: `linear` takes the first that can and suits.
 bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias,
                      const Tensor& y);  // linear_rows.cu
 bool linear_some_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);
