@@ -39,7 +39,8 @@ inline double card_seconds(int sets, const std::function<void(int)>& op, int rou
 // Bytes a second, read and written together, of a copy within the card's memory.
 inline double card_copy_bandwidth() {
   constexpr int64_t kBytes = int64_t{256} << 20;
-  const Tensor from = Tensor::zeros({kBytes}, DType::u8, kCuda), to = Tensor::zeros({kBytes}, DType::u8, kCuda);
+  const Tensor from = Tensor::zeros({kBytes}, DType::u8, kCuda),
+               to = Tensor::zeros({kBytes}, DType::u8, kCuda);
   return 2.0 * kBytes / card_seconds(1, [&](int) { copy_bytes(to.raw(), kCuda, from.raw(), kCuda, kBytes); });
 }
 
