@@ -24,10 +24,6 @@
 
 namespace ssm::cuda {
 
-int g_passes = 3, g_forget = 1;  // DEV
-int64_t g_chunk = 0;             // DEV
-int g_variant = 0;               // DEV
-
 namespace {
 
 constexpr int kTrade = 128;       // threads of each trade
@@ -66,38 +62,15 @@ __device__ __forceinline__ void helpers_barrier() {
   asm volatile("bar.sync 1, %0;" ::"n"(kTrade) : "memory");
 }
 
-// [rows, columns] of a matrix into [kRows, kColumns] of shared memory, zeros around them.
+// [rows, columns] of a matrix into [kRows, kColumns] of shared memory, zeros around them, element by element.
 template <int kColumns, class T>
-__device__ __forceinline__ void copy_tile(T* to, const void* from, int64_t stride, int rows, int columns,
-                                          bool vectors, int thread) {
-  constexpr int V = 16 / sizeof(T);
-#pragma unroll
-  for (int i = thread; i < kRows * kColumns / V; i += kTrade) {
-    const int t = i / (kColumns / V), c = i % (kColumns / V) * V;
-    const T* source = static_cast<const T*>(from) + t * stride + c;
-    if (vectors) {
-      const bool there = t < rows && c < columns;
-      copy_async(to + i * V, there ? source : from, there);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) to[i * V + j] = t < rows && c + j < columns ? source[j] : from_f32<T>(0.0f);
-    }
+__device__ __forceinline__ void copy_unaligned(T* to, const void* from, int64_t stride, int rows, int columns,
+                                               int thread) {
+#pragma unroll 1
+  for (int i = thread; i < kRows * kColumns; i += kTrade) {
+    const int t = i / kColumns, c = i % kColumns;
+    to[i] = t < rows && c < columns ? static_cast<const T*>(from)[t * stride + c] : from_f32<T>(0.0f);
   }
-}
-
-// 2^x on the FMA pipe, for the share of exponentials that is worth taking off the special-function unit: the
-// nearest integer goes to the exponent, the rest through a polynomial (relative error 9e-8).
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  x = fminf(fmaxf(x, -126.0f), 126.0f);
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float t = x + magic, r = x - (t - magic);
-  float p = 1.326472391e-03f;
-  p = fmaf(p, r, 9.671512869e-03f);
-  p = fmaf(p, r, 5.550733754e-02f);
-  p = fmaf(p, r, 2.402224208e-01f);
-  p = fmaf(p, r, 6.931469776e-01f);
-  p = fmaf(p, r, 1.0f);
-  return __int_as_float(__float_as_int(p) + (__float_as_int(t) << 23));
 }
 
 __device__ __forceinline__ float element(const float4& v, int i) {
@@ -111,90 +84,156 @@ struct Piece {
   bool last;   // of its sequence
   int64_t e0;  // first channel
   int width;   // channels
-  int64_t tiles;
+  int tiles;
+  int last_rows;  // of the last tile
   __device__ Piece(const ForwardArgs& a)
       : number(blockIdx.x / a.channel_blocks),
         chunk(chunk_of(a.s.batch, number, a.chunk_length)),
         last(chunk.sequence >= 0 && chunk.end == a.s.batch.offsets[chunk.sequence + 1]),
         e0(blockIdx.x % a.channel_blocks * kWidth),
         width(static_cast<int>(min(int64_t{kWidth}, a.s.E - e0))),
-        tiles((chunk.end - chunk.begin + kRows - 1) / kRows) {}
-  __device__ int64_t first_row(int64_t tile) const { return chunk.begin + tile * kRows; }
-  __device__ int rows(int64_t tile) const {
-    return static_cast<int>(min(int64_t{kRows}, chunk.end - first_row(tile)));
-  }
+        tiles(static_cast<int>((chunk.end - chunk.begin + kRows - 1) / kRows)),
+        last_rows(static_cast<int>(chunk.end - chunk.begin - (tiles - 1) * int64_t{kRows})) {}
+  __device__ int64_t first_row(int tile) const { return chunk.begin + int64_t{tile} * kRows; }
 };
 
-// A helper thread has a pair of channels throughout.
+// A helper thread copies the same 16 bytes of each tile's rows and has the same pair of channels throughout.
+// Tiles are counted in the order in which they are scanned.
 template <class T, Pass kPass, bool kMany>
 struct Helper {
+  static constexpr bool kWhole = kPass == Pass::whole;
+  static constexpr int V = 16 / sizeof(T);
   static constexpr int kPairs = kWidth / 2;
+  static constexpr int kCopies = kRows * kWidth / V / kTrade;  // of a thread, an operand and tile
+  static constexpr int kCopyRows = kRows / kCopies;            // between them
+  static constexpr int kBCCopies = kRows * kBlockStates / V;   // threads that copy B; as many copy C
+  static constexpr int kStep = kWhole ? kRows : -kRows;
+
   const ForwardArgs& a;
   const Piece& piece;
   Tiles<T>& tiles;
-  int thread, c;
+  const int thread, row, c;                  // of this thread's pairs
+  const int copy_row, copy_c, BC_row, BC_c;  // of its copies
+  const T *u, *delta, *z, *BC;               // where they come from in the next tile
+  int64_t BC_stride;
+  T* y;  // of the next tile to finish
+  uint32_t raw, raw_BC;
   float bias[2], D[2];
 
   __device__ __forceinline__ Helper(const ForwardArgs& args, const Piece& of, Tiles<T>& in)
-      : a(args), piece(of), tiles(in), thread(threadIdx.x - kTrade), c(thread % kPairs * 2) {
+      : a(args),
+        piece(of),
+        tiles(in),
+        thread(threadIdx.x - kTrade),
+        row(thread / kPairs),
+        c(thread % kPairs * 2),
+        copy_row(thread / (kWidth / V)),
+        copy_c(thread % (kWidth / V) * V),
+        BC_row(thread % kBCCopies / (kBlockStates / V)),
+        BC_c(thread % (kBlockStates / V) * V) {
+    const SelectiveScanOperands& s = a.s;
+    const int64_t t = piece.first_row(kWhole ? 0 : piece.tiles - 1);
+    const auto first = [&](const void* x, int64_t stride) {
+      return static_cast<const T*>(x) + (t + copy_row) * stride + piece.e0 + copy_c;
+    };
+    u = first(s.u, s.u_stride), delta = first(s.delta, s.delta_stride);
+    z = s.z ? first(s.z, s.z_stride) : nullptr;
+    const bool is_C = thread >= kBCCopies;
+    BC_stride = is_C ? s.C_stride : s.B_stride;
+    BC = static_cast<const T*>(is_C ? s.C : s.B) + (t + BC_row) * BC_stride + BC_c;
+    y = static_cast<T*>(s.y) + (t + row) * s.y_stride + piece.e0 + c;
+    raw = shared_address(&tiles.raw[0][0][copy_row][copy_c]);
+    raw_BC = shared_address(&tiles.raw_BC[0][is_C ? 1 : 0][BC_row][BC_c]);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      bias[j] = a.s.delta_bias && c + j < piece.width ? a.s.delta_bias[piece.e0 + c + j] : 0.0f;
-      D[j] = a.s.D && c + j < piece.width ? a.s.D[piece.e0 + c + j] : 0.0f;
+      bias[j] = s.delta_bias && c + j < piece.width ? s.delta_bias[piece.e0 + c + j] : 0.0f;
+      D[j] = s.D && c + j < piece.width ? s.D[piece.e0 + c + j] : 0.0f;
     }
   }
 
-  // Tiles are counted in the order in which they are scanned.
-  __device__ __forceinline__ int64_t in_time(int64_t i) const {
-    return kPass == Pass::whole ? i : piece.tiles - 1 - i;
+  __device__ __forceinline__ int rows_of(int i) const {
+    return i == (kWhole ? piece.tiles - 1 : 0) ? piece.last_rows : kRows;
   }
 
-  __device__ __forceinline__ void copy_in(int64_t i) const {
+  __device__ __forceinline__ void copy(const T*& from, int64_t stride, int which, int stage, int rows) const {
+#pragma unroll
+    for (int k = 0; k < kCopies; ++k) {
+      const bool there = copy_row + k * kCopyRows < rows && copy_c < piece.width;
+      const uint32_t at = (((stage * 3 + which) * kRows + k * kCopyRows) * kWidth) * sizeof(T);
+      copy_async(raw + at, there ? static_cast<const void*>(from + k * kCopyRows * stride) : a.s.u, there);
+    }
+    from += kStep * stride;
+  }
+
+  // Called for one tile after another.
+  __device__ __forceinline__ void copy_in(int i) {
+    const SelectiveScanOperands& s = a.s;
     if (i < piece.tiles) {
-      const SelectiveScanOperands& s = a.s;
-      const int64_t t = piece.first_row(in_time(i));
-      const int rows = piece.rows(in_time(i)), stage = static_cast<int>(i % kStages);
-      const auto copy = [&](int which, const void* x, int64_t stride) {
-        copy_tile<kWidth>(tiles.raw[stage][which][0], static_cast<const T*>(x) + t * stride + piece.e0,
-                          stride, rows, piece.width, a.vectors, thread);
-      };
-      copy(0, s.u, s.u_stride);
-      copy(1, s.delta, s.delta_stride);
-      if (kPass == Pass::whole && s.z) copy(2, s.z, s.z_stride);
-      const auto copy_BC = [&](int which, const void* x, int64_t stride) {
-        copy_tile<kBlockStates>(tiles.raw_BC[stage][which][0], static_cast<const T*>(x) + t * stride, stride,
-                                rows, s.N, a.BC_vectors, thread);
-      };
-      if (!kMany) copy_BC(0, s.B, s.B_stride);
-      if (!kMany && kPass == Pass::whole) copy_BC(1, s.C, s.C_stride);
+      const int rows = rows_of(i), stage = i & (kStages - 1);
+      const int64_t t = piece.first_row(kWhole ? i : piece.tiles - 1 - i);
+      if (a.vectors) {
+        copy(u, s.u_stride, 0, stage, rows);
+        copy(delta, s.delta_stride, 1, stage, rows);
+        if (kWhole && s.z) copy(z, s.z_stride, 2, stage, rows);
+      } else {
+        const auto copy_slowly = [&](int which, const void* x, int64_t stride) {
+          copy_unaligned<kWidth>(tiles.raw[stage][which][0], static_cast<const T*>(x) + t * stride + piece.e0,
+                                 stride, rows, piece.width, thread);
+        };
+        copy_slowly(0, s.u, s.u_stride);
+        copy_slowly(1, s.delta, s.delta_stride);
+        if (kWhole && s.z) copy_slowly(2, s.z, s.z_stride);
+      }
+      if (kMany) {
+      } else if (a.BC_vectors) {
+        if (thread < (kWhole ? 2 : 1) * kBCCopies) {
+          const bool there = BC_row < rows && BC_c < s.N;
+          copy_async(raw_BC + stage * static_cast<uint32_t>(sizeof(tiles.raw_BC[0])), there ? BC : s.B,
+                     there);
+          BC += kStep * BC_stride;
+        }
+      } else {
+        copy_unaligned<kBlockStates>(tiles.raw_BC[stage][0][0], static_cast<const T*>(s.B) + t * s.B_stride,
+                                     s.B_stride, rows, s.N, thread);
+        if (kWhole) {
+          copy_unaligned<kBlockStates>(tiles.raw_BC[stage][1][0], static_cast<const T*>(s.C) + t * s.C_stride,
+                                       s.C_stride, rows, s.N, thread);
+        }
+      }
     }
     commit_copies();
   }
 
   // After the sequence's end delta is 0, which leaves the states as they are.
-  __device__ __forceinline__ void prepare(int64_t i) const {
+  __device__ __forceinline__ void prepare(int i) const {
     if (i >= piece.tiles) return;
-    const int rows = piece.rows(in_time(i)), stage = static_cast<int>(i % kStages), side = i & 1;
+    const int rows = rows_of(i), stage = i & (kStages - 1), side = i & 1;
     static_assert(kTrade / kPairs * 4 == kRows);
-    const int q = thread / kPairs;
-    float delta[2][4], delta_u[2][4];
+    float d[2][4], delta_u[2][4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      float u[2], d[2];
-      load<2>(u, &tiles.raw[stage][0][q * 4 + k][c]);
-      load<2>(d, &tiles.raw[stage][1][q * 4 + k][c]);
+      float of_u[2], of_delta[2];
+      load<2>(of_u, &tiles.raw[stage][0][row * 4 + k][c]);
+      load<2>(of_delta, &tiles.raw[stage][1][row * 4 + k][c]);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        d[j] += bias[j];
-        if (a.s.delta_softplus) d[j] = softplus(d[j]);
-        delta[j][k] = q * 4 + k < rows ? d[j] : 0.0f;
-        delta_u[j][k] = delta[j][k] * u[j];
+        d[j][k] = of_delta[j] + bias[j];
+        delta_u[j][k] = of_u[j];
       }
+    }
+    if (a.s.delta_softplus) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) d[k / 4][k % 4] = softplus(d[k / 4][k % 4]);
+    }
+    if (rows < kRows) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) d[k / 4][k % 4] = row * 4 + k % 4 < rows ? d[k / 4][k % 4] : 0.0f;
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      tiles.delta[side][q][c + j] = make_float4(delta[j][0], delta[j][1], delta[j][2], delta[j][3]);
-      tiles.delta_u[side][q][c + j] = make_float4(delta_u[j][0], delta_u[j][1], delta_u[j][2], delta_u[j][3]);
+      tiles.delta[side][row][c + j] = make_float4(d[j][0], d[j][1], d[j][2], d[j][3]);
+      tiles.delta_u[side][row][c + j] = make_float4(d[j][0] * delta_u[j][0], d[j][1] * delta_u[j][1],
+                                                    d[j][2] * delta_u[j][2], d[j][3] * delta_u[j][3]);
     }
     if (kMany) return;
     // B and C: those of a lane's states side by side.
@@ -202,46 +241,56 @@ struct Helper {
     const int t = thread / (kBlockStates / 2), n = thread % (kBlockStates / 2) * 2;
     float* to = tiles.BC[side][t][n / kStates][0] + n % kStates;
 #pragma unroll
-    for (int which = 0; which < (kPass == Pass::whole ? 2 : 1); ++which) {
+    for (int which = 0; which < (kWhole ? 2 : 1); ++which) {
       float x[2];
       load<2>(x, &tiles.raw_BC[stage][which][t][n]);
       store<2>(to + which * kStates, x);
     }
   }
 
-  __device__ __forceinline__ void finish(int64_t i) const {
+  // Called for one tile after another.
+  __device__ __forceinline__ void finish(int i) {
+    constexpr int kRowStep = kTrade / kPairs;
     const SelectiveScanOperands& s = a.s;
-    const int rows = piece.rows(i), stage = static_cast<int>(i % kStages), side = i & 1;
-    T* const y = static_cast<T*>(s.y) + piece.first_row(i) * s.y_stride + piece.e0 + c;
+    const int rows = rows_of(i), stage = i & (kStages - 1), side = i & 1;
+    float sum[kRows / kRowStep][2];
 #pragma unroll
-    for (int k = 0; k < kRows * kPairs / kTrade; ++k) {
-      const int row = thread / kPairs + k * (kTrade / kPairs);
-      float sum[2], u[2], z[2];
-      load<2>(sum, &tiles.y[side][row][c]);
-      load<2>(u, &tiles.raw[stage][0][row][c]);
-      if (s.z) load<2>(z, &tiles.raw[stage][2][row][c]);
+    for (int k = 0; k < kRows / kRowStep; ++k) {
+      float of_u[2];
+      load<2>(sum[k], &tiles.y[side][row + k * kRowStep][c]);
+      load<2>(of_u, &tiles.raw[stage][0][row + k * kRowStep][c]);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        sum[j] = fmaf(D[j], u[j], sum[j]);
-        if (s.z) sum[j] *= silu(z[j]);
-      }
-      if (row >= rows) continue;
-      if (a.vectors) {
-        if (c < piece.width) store<2>(y + row * s.y_stride, sum);
-      } else {
+      for (int j = 0; j < 2; ++j) sum[k][j] = fmaf(D[j], of_u[j], sum[k][j]);
+    }
+    if (s.z) {
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          if (c + j < piece.width) y[row * s.y_stride + j] = from_f32<T>(sum[j]);
-        }
+      for (int k = 0; k < kRows / kRowStep; ++k) {
+        float of_z[2];
+        load<2>(of_z, &tiles.raw[stage][2][row + k * kRowStep][c]);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) sum[k][j] *= silu(of_z[j]);
       }
     }
+    if (a.vectors) {
+#pragma unroll
+      for (int k = 0; k < kRows / kRowStep; ++k) {
+        if (row + k * kRowStep < rows && c < piece.width) store<2>(y + k * kRowStep * s.y_stride, sum[k]);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < 2 * kRows / kRowStep; ++k) {
+        if (row + k / 2 * kRowStep < rows && c + k % 2 < piece.width)
+          y[k / 2 * kRowStep * s.y_stride + k % 2] = from_f32<T>(sum[k / 2][k % 2]);
+      }
+    }
+    y += kRows * s.y_stride;
   }
 };
 
 // A scanner thread has states [lane * kStates, + kStates) of each kBlockStates of two channels. A lane's
 // first channel is the second one's of its neighbour, so that in a sum over lanes each ends with its own
 // first.
-template <class T, Pass kPass, bool kMany, int kVariant>
+template <class T, Pass kPass, bool kMany>
 struct Scanner {
   static constexpr bool kWhole = kPass == Pass::whole;
   const ForwardArgs& a;
@@ -312,7 +361,7 @@ struct Scanner {
 
   // h = exp(delta A) h + delta u B and the sums of C h, token after token.
   __device__ __forceinline__ void scan(int side, int64_t t, int n0) {
-#pragma unroll(kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
+#pragma unroll 1
     for (int q = 0; q < kRows / 4; ++q) {
       float4 delta[2], delta_u[2];
       float part[4][2];
@@ -329,9 +378,7 @@ struct Scanner {
         for (int i = 0; i < 2; ++i) {
 #pragma unroll
           for (int j = 0; j < kStates; ++j) {
-            const bool polynomial = j == kStates - 1 && ((kVariant & 4) || ((kVariant & 1) && i == 1));
-            const float decay = polynomial ? exp2_polynomial(element(delta[i], k) * A[i][j])
-                                           : exp2_fast(element(delta[i], k) * A[i][j]);
+            const float decay = exp2_fast(element(delta[i], k) * A[i][j]);
             h[i][j] = fmaf(decay, h[i][j], element(delta_u[i], k) * B[j]);
             part[k][i] = j == 0 ? C[0] * h[i][0] : fmaf(C[j], h[i][j], part[k][i]);
           }
@@ -356,7 +403,7 @@ struct Scanner {
   // h += exp(A R) delta u B from the last token to the first. `after` is R before this tile.
   __device__ __forceinline__ void scan_back(int side, int64_t t, int n0, const float (&after)[2]) {
     R[0] = after[0], R[1] = after[1];
-#pragma unroll(kVariant & 2 ? 4 : kVariant & 8 ? 1 : 2)
+#pragma unroll 1
     for (int q = kRows / 4 - 1; q >= 0; --q) {
       float4 delta[2], delta_u[2];
 #pragma unroll
@@ -379,7 +426,7 @@ struct Scanner {
     }
   }
 
-  __device__ __forceinline__ void scan_tile(int64_t i) {
+  __device__ __forceinline__ void scan_tile(int i) {
     const int side = i & 1;
     const int64_t t = piece.first_row(kWhole ? i : piece.tiles - 1 - i);
     const float after[2] = {R[0], R[1]};
@@ -401,7 +448,7 @@ struct Scanner {
 };
 
 // kMany: more than kBlockStates states. Their h stands in `carry` and comes to registers once a tile.
-template <class T, Pass kPass, bool kMany, int kVariant>
+template <class T, Pass kPass, bool kMany>
 __global__ void __launch_bounds__(2 * kTrade, 2)
     selective_scan_forward_kernel(const __grid_constant__ ForwardArgs a) {
   constexpr bool kWhole = kPass == Pass::whole;
@@ -412,14 +459,14 @@ __global__ void __launch_bounds__(2 * kTrade, 2)
   const Piece piece(a);
   if (piece.chunk.sequence < 0 || (!kWhole && piece.last)) return;  // nobody follows a last chunk
   if (threadIdx.x >= kTrade) {
-    const Helper<T, kPass, kMany> helper(a, piece, tiles);
+    Helper<T, kPass, kMany> helper(a, piece, tiles);
     helper.copy_in(0);
     helper.copy_in(1);
     wait_for_copies<1>();
     helpers_barrier();
     helper.prepare(0);
     __syncthreads();
-    for (int64_t i = 0; i < piece.tiles; ++i) {
+    for (int i = 0; i < piece.tiles; ++i) {
       helper.copy_in(i + 2);
       if (kWhole && i > 0) helper.finish(i - 1);
       wait_for_copies<1>();
@@ -434,11 +481,11 @@ __global__ void __launch_bounds__(2 * kTrade, 2)
     wait_for_copies<0>();
     if (kWhole) helper.finish(piece.tiles - 1);
   } else {
-    Scanner<T, kPass, kMany, kVariant> scanner(a, piece, tiles);
+    Scanner<T, kPass, kMany> scanner(a, piece, tiles);
     if (!kMany) scanner.load_states(0, true);
     __syncthreads();
     bool forgotten = false;
-    for (int64_t i = 0; i < piece.tiles && !forgotten; ++i) {
+    for (int i = 0; i < piece.tiles && !forgotten; ++i) {
       scanner.scan_tile(i);
       if (kWhole) {
         __syncthreads();
@@ -483,9 +530,9 @@ __global__ void __launch_bounds__(kTrade) selective_scan_carry_kernel(const Forw
   }
 }
 
-template <class T, Pass kPass, bool kMany, int kVariant>
+template <class T, Pass kPass, bool kMany>
 void launch_pass(const ForwardArgs& a) {
-  const auto kernel = selective_scan_forward_kernel<T, kPass, kMany, kVariant>;
+  const auto kernel = selective_scan_forward_kernel<T, kPass, kMany>;
   static const bool allowed = allow_shared_bytes(kernel, sizeof(Tiles<T>));
   static_cast<void>(allowed);
   const int64_t blocks = chunk_numbers(a.s.batch, a.chunk_length) * a.channel_blocks;
@@ -496,7 +543,7 @@ void launch_pass(const ForwardArgs& a) {
          kernel, a);
 }
 
-template <class T, bool kMany, int kVariant = 0>
+template <class T, bool kMany>
 void launch_forward(ForwardArgs& a) {
   const SelectiveScanOperands& s = a.s;
   const int64_t numbers = chunk_numbers(s.batch, a.chunk_length);
@@ -508,14 +555,12 @@ void launch_forward(ForwardArgs& a) {
   if (a.split) {
     delta_sum = Tensor::empty({numbers, s.E}, DType::f32, kCuda);
     a.delta_sum = delta_sum.data<float>();
-    if (g_passes & 1) launch_pass<T, Pass::carry, kMany, kVariant>(a);
+    launch_pass<T, Pass::carry, kMany>(a);
     const dim3 grid(static_cast<unsigned>((s.E + kTrade - 1) / kTrade), static_cast<unsigned>(s.N),
                     static_cast<unsigned>(s.batch.size));
-    if (g_passes & 2)
-      launch({.grid = grid, .block = dim3(kTrade), .overlaps_previous = true}, selective_scan_carry_kernel,
-             a);
+    launch({.grid = grid, .block = dim3(kTrade), .overlaps_previous = true}, selective_scan_carry_kernel, a);
   }
-  if (g_passes & 2) launch_pass<T, Pass::whole, kMany, kVariant>(a);
+  launch_pass<T, Pass::whole, kMany>(a);
 }
 
 // Rows of a chunk; more than there are: time is not split. About two blocks a multiprocessor run at a time.
@@ -544,7 +589,7 @@ void selective_scan_forward(const SelectiveScanOperands& s, DType type, int64_t 
       .BC_vectors = is_multiple(s.N, V) && vectors_of(s.B, s.B_stride) && vectors_of(s.C, s.C_stride),
       .carry = nullptr,
       .delta_sum = nullptr};
-  a.chunk_length = g_chunk ? g_chunk : chunk_length_of(s, longest, a.channel_blocks);
+  a.chunk_length = chunk_length_of(s, longest, a.channel_blocks);
   a.split = a.chunk_length < longest;
   if (!a.split) a.chunk_length = s.batch.total + 1;
   dispatch(type, "selective_scan", [&](auto zero) {
@@ -552,14 +597,6 @@ void selective_scan_forward(const SelectiveScanOperands& s, DType type, int64_t 
     if (s.N > kBlockStates) {
       launch_forward<T, true>(a);
     } else {
-#ifdef SSM_SCAN_DEV
-      if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-        if (g_variant == 1) return launch_forward<T, false, 1>(a);
-        if (g_variant == 2) return launch_forward<T, false, 2>(a);
-        if (g_variant == 4) return launch_forward<T, false, 4>(a);
-        if (g_variant == 8) return launch_forward<T, false, 8>(a);
-      }
-#endif
       launch_forward<T, false>(a);
     }
   });
