@@ -2,40 +2,87 @@
 #include <algorithm>
 #include <limits>
 
-#include "ssm/ops/ssd_scan/ssd_scan_cuda.cuh"
+#include "ssm/ops/ssd_scan/ssd_scan_tiles.cuh"
 
 namespace ssm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-// Replaces the segments' end states by their beginnings, one thread an element of the state.
-__global__ void __launch_bounds__(kThreads) ssd_scan_state_passing_kernel(const SsdView a) {
+// Replaces the segments' end states by their beginnings, one thread V elements of the state. kAhead segments are
+// read before the first is overwritten: each step would else wait for memory.
+template <int V>
+__global__ void __launch_bounds__(kThreads) ssd_scan_state_passing_kernel(const SsdView a, int blocks) {
+  constexpr int kAhead = 8;
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t elements = int64_t{a.H} * a.N * a.P;
+  const int b = static_cast<int>(blockIdx.x) / blocks;
+  const int64_t i = (int64_t{static_cast<int>(blockIdx.x) % blocks} * kThreads + threadIdx.x) * V;
+  if (i >= elements) return;
+  const int64_t begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
+  if (length <= a.segment && !a.state_through_segments) return;  // a single segment begins where the slot says
+  const int64_t first = begin / a.segment + b;
+  const int count = static_cast<int>((length + a.segment - 1) / a.segment);
+  float* state = a.segment_states + first * elements + i;
+  const float* decay = a.segment_decays + first * a.H + i / (int64_t{a.N} * a.P);
+  float h[V] = {};
+  if (a.state) {
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      h[v] = load_as_f32(a.state, a.state_dtype, a.batch.slots[b] * elements + i + v);
+  }
+  for (int k = 0; k < count; k += kAhead) {
+    float added[kAhead][V], left[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (k + j + 1 >= count) break;  // the last segment's end is not there
+      load<V>(added[j], state + j * elements);
+      left[j] = decay[int64_t{j} * a.H];
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (k + j >= count) break;
+      store<V>(state + j * elements, h);
+      if (k + j + 1 >= count) break;
+#pragma unroll
+      for (int v = 0; v < V; ++v) h[v] = fmaf(h[v], left[j], added[j][v]);
+    }
+    state += kAhead * elements, decay += int64_t{kAhead} * a.H;
+  }
+}
+
+// The state that chunk_scan left in place of a sequence's last segment, to its slot in 16 bits.
+__global__ void __launch_bounds__(kThreads) ssd_scan_narrow_state_kernel(const SsdView a) {
+  grid_dependency_wait();
+  let_next_start();
   const int64_t elements = int64_t{a.H} * a.N * a.P;
   const int64_t per_sequence = (elements + kThreads - 1) / kThreads;
   const int64_t b = blockIdx.x / per_sequence;
   const int64_t i = blockIdx.x % per_sequence * kThreads + threadIdx.x;
+  if (i >= elements) return;
   const int64_t begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
-  if (i >= elements || length <= a.segment) return;  // a single segment begins where the slot says
-  const int64_t first = begin / a.segment + b, count = (length + a.segment - 1) / a.segment;
-  const int64_t head = i / (int64_t{a.N} * a.P);
-  float* state = a.segment_states + first * elements + i;
-  const float* decay = a.segment_decays + first * a.H + head;
-  float h = a.state ? load_as_f32(a.state, a.state_dtype, a.batch.slots[b] * elements + i) : 0.0f;
-  for (int64_t k = 0; k + 1 < count; ++k) {
-    const float added = *state;
-    *state = h;
-    h = fmaf(h, *decay, added);
-    state += elements, decay += a.H;
-  }
-  *state = h;
+  const int64_t last = begin / a.segment + b + (length - 1) / a.segment;
+  store_from_f32(a.state, a.state_dtype, a.batch.slots[b] * elements + i,
+                 a.segment_states[last * elements + i]);
 }
 
 void launch_state_passing(const SsdView& a) {
   const int64_t elements = int64_t{a.H} * a.N * a.P;
+  const bool vectors = is_multiple(int64_t{a.N} * a.P, 4);
+  const int64_t blocks = (elements + kThreads * (vectors ? 4 : 1) - 1) / (kThreads * (vectors ? 4 : 1));
+  launch({.grid = dim3(static_cast<unsigned>(a.batch.size * blocks)),
+          .block = dim3(kThreads),
+          .overlaps_previous = true},
+         vectors ? ssd_scan_state_passing_kernel<4> : ssd_scan_state_passing_kernel<1>, a,
+         static_cast<int>(blocks));
+}
+
+void launch_narrow_state(const SsdView& a) {
+  const int64_t elements = int64_t{a.H} * a.N * a.P;
   const int64_t blocks = a.batch.size * ((elements + kThreads - 1) / kThreads);
-  launch({.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
-         ssd_scan_state_passing_kernel, a);
+  launch({.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads), .overlaps_previous = true},
+         ssd_scan_narrow_state_kernel, a);
 }
 
 // How long segments are to be, in tiles: cutting fills the card, but what is not a sequence's last segment is
@@ -92,9 +139,11 @@ SsdView view_of_args(const SsdScanArgs& args, const SequenceBatch& batch, const 
           .dtype = args.x.dtype(),
           .state_dtype = state.defined() ? state.dtype() : DType::f32,
           .batch = view_of(batch, args.x.device()),
+          .slots = state.defined() ? state.size(0) : 0,
           .segment = 0,
           .segment_states = nullptr,
-          .segment_decays = nullptr};
+          .segment_decays = nullptr,
+          .state_through_segments = false};
 }
 
 }  // namespace
@@ -102,20 +151,24 @@ SsdView view_of_args(const SsdScanArgs& args, const SequenceBatch& batch, const 
 void ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state, const Tensor& y) {
   SsdView a = view_of_args(args, batch, state, y);
   if (batch.is_step()) return launch_ssd_step(a);
-  const SsdBlocks blocks = ssd_recurrence_blocks(a);
-  a.segment = kSsdTile * segment_tiles(batch, blocks, 0.6, 0.5);
+  const bool matrix = takes_ssd_tiles(a);
+  const SsdBlocks blocks = matrix ? ssd_chunk_scan_blocks(a) : ssd_recurrence_blocks(a);
+  a.segment = kSsdTile * segment_tiles(batch, blocks, matrix ? 0.4 : 0.6, matrix ? 1.5 : 0.5);
   int64_t longest = 0;
   for (int64_t b = 0; b < batch.size(); ++b) longest = std::max(longest, batch.length(b));
+  const bool cut = longest > a.segment;
+  a.state_through_segments = matrix && a.state && a.state_dtype != DType::f32;
   Tensor states, decays;
-  if (longest > a.segment) {
+  if (cut || a.state_through_segments) {
     const int64_t segments = chunk_numbers(a.batch, a.segment);
     states = Tensor::empty({segments, a.H, a.N, a.P}, DType::f32, y.device());
     decays = Tensor::empty({segments, a.H}, DType::f32, y.device());
     a.segment_states = states.data<float>(), a.segment_decays = decays.data<float>();
-    launch_ssd_recurrence(a, true);
+    if (cut) matrix ? launch_ssd_chunk_state(a) : launch_ssd_recurrence(a, true);
     launch_state_passing(a);
   }
-  launch_ssd_recurrence(a, false);
+  matrix ? launch_ssd_chunk_scan(a) : launch_ssd_recurrence(a, false);
+  if (a.state_through_segments) launch_narrow_state(a);
 }
 
 }  // namespace ssm::cuda

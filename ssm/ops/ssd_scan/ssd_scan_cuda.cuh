@@ -10,6 +10,7 @@
 
 #include "ssm/core/cuda.h"
 #include "ssm/ops/cuda/batch.cuh"
+#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.h"
@@ -28,16 +29,17 @@ struct SsdView {
   float dt_min, dt_max;
   DType dtype, state_dtype;
   Batch batch;
+  int64_t slots;          // S
   int64_t segment;        // tokens, a multiple of kSsdTile
   float* segment_states;  // [segments, H, N, P], or null where every sequence is one segment
   float* segment_decays;  // [segments, H]: what is left of a state at the segment's end
+  bool state_through_segments;  // a 16-bit state that the tensor cores' kernels find and leave there in f32
 };
 
 inline constexpr int kSsdTile = 64;  // tokens that the tensor-core kernels take at a time
 
-// dt' of a raw value.
-__device__ __forceinline__ float ssd_step_size(const SsdView& a, float raw, int head) {
-  if (a.dt_bias) raw += a.dt_bias[head];
+// dt' of a raw value and its bias.
+__device__ __forceinline__ float ssd_step_size(const SsdView& a, float raw) {
   if (a.dt_softplus) raw = softplus(raw);
   return fminf(fmaxf(raw, a.dt_min), a.dt_max);
 }

@@ -1,10 +1,10 @@
 // ssd_scan on a card against the f64 reference on the rounded operands.
 //
-// Bounds. In f32, and for single steps, the op's 2e-5 and the rounding of the result. The tensor cores of a
-// longer call in 16 bits take rounded factors, each off by at most half a unit: the masked scores and the
-// chunk's first state for y, the decayed x for the state. Their products are summed in f32 over terms of
-// random sign, so that an output is off by about half a unit of the sum's size, and the largest of many by a
-// few units.
+// Bounds. In f32, and for single steps, the op's 2e-5 and the rounding of the result. The tensor cores of a longer
+// call in 16 bits take rounded factors, each off by at most half a unit in the last place: the masked scores and the
+// tile's first state for y, the decayed x for the state. Their products are summed in f32. Terms have random signs
+// here, so that the root mean square of the error is below one unit of that of the result, and the worst of a
+// million elements, beside a head's own size and not the tensor's, within ten for y and five for the state.
 #include <numeric>
 
 #include "ssm/core/graph.h"
@@ -76,8 +76,8 @@ struct Case {
     }
     upload(vary ? rng.below(3) : 0, rng);
   }
-  // From host to card: as tensors of their own, or as columns of one wider tensor, where `kind` 1 keeps
-  // vectors aligned and 2 does not.
+  // From host to card: as tensors of their own, or as columns of one wider tensor, where `kind` 1 keeps vectors
+  // aligned and 2 does not.
   void upload(int64_t kind, Rng& rng) {
     card = host;
     card.A = on_card(host.A), card.D = on_card(host.D), card.dt_bias = on_card(host.dt_bias);
@@ -94,8 +94,7 @@ struct Case {
     for (const auto x : rows) {
       const Tensor& from = host.*x;
       for (int64_t t = 0; t < T; ++t) {
-        std::copy_n(from.data<float>() + t * from.size(1), from.size(1),
-                    wide.data<float>() + t * width + column);
+        std::copy_n(from.data<float>() + t * from.size(1), from.size(1), wide.data<float>() + t * width + column);
       }
       columns.push_back(column);
       column += up(from.size(1)) + gap;
@@ -113,30 +112,44 @@ struct Case {
     return rounded(test::random_normal({slots, size.H, size.N, size.P}, rng), state_dtype);
   }
   double y_bound(bool steps = false) const {
-    return 2e-5 + (dtype == DType::f32 ? 0 : (steps ? 1 : 4) * rounding_of(dtype));
+    return 2e-5 + (dtype == DType::f32 ? 0 : (steps ? 1 : 10) * rounding_of(dtype));
   }
   double state_bound(bool steps = false) const {
-    return 2e-5 + (dtype == DType::f32 || steps ? 0 : 2 * rounding_of(dtype)) +
+    return 2e-5 + (dtype == DType::f32 || steps ? 0 : 5 * rounding_of(dtype)) +
            (state_dtype == DType::f32 ? 0 : rounding_of(state_dtype));
   }
   std::string name() const {
-    return fmt::format("T {} H {} P {} G {} N {} {} state {} stride {}", host.x.size(0), size.H, size.P,
-                       size.G, size.N, name_of(dtype), name_of(state_dtype), card.x.stride(0));
+    return fmt::format("T {} H {} P {} G {} N {} {} state {} stride {}", host.x.size(0), size.H, size.P, size.G,
+                       size.N, name_of(dtype), name_of(state_dtype), card.x.stride(0));
   }
 };
 
+// ||a - b|| / ||b||
+double norm_error(const Tensor& a, const std::vector<double>& b) {
+  const std::vector<double> av = to_doubles(a.to(kCpu));
+  double off = 0, all = 1e-60;
+  for (size_t i = 0; i < b.size(); ++i) off += (av[i] - b[i]) * (av[i] - b[i]), all += b[i] * b[i];
+  return std::sqrt(off / all);
+}
+
 // The largest parts of their bounds that any comparison took, so that a run shows them.
 struct Worst {
-  double y[3] = {}, state[3] = {};
+  double y[3] = {}, state[3] = {}, y_norm[3] = {}, state_norm[3] = {};
   ~Worst() {
     for (const DType type : kTypes) {
       const auto i = static_cast<size_t>(std::find(kTypes, kTypes + 3, type) - kTypes);
-      if (y[i] > 0) fmt::print("  {}: y off by {:.1e}, state by {:.1e}\n", name_of(type), y[i], state[i]);
+      if (y[i] == 0) continue;
+      fmt::print("  {}: y off by {:.1e} at most, {:.1e} in norm; state {:.1e}, {:.1e}\n", name_of(type), y[i], y_norm[i],
+                 state[i], state_norm[i]);
     }
   }
   void take(DType type, double of_y, double of_state) {
     const auto i = static_cast<size_t>(std::find(kTypes, kTypes + 3, type) - kTypes);
     y[i] = std::max(y[i], of_y), state[i] = std::max(state[i], of_state);
+  }
+  void norm(DType type, double of_y, double of_state) {
+    const auto i = static_cast<size_t>(std::find(kTypes, kTypes + 3, type) - kTypes);
+    y_norm[i] = std::max(y_norm[i], of_y), state_norm[i] = std::max(state_norm[i], of_state);
   }
 };
 
@@ -160,7 +173,12 @@ void expect_equal(const Case& c, const std::vector<int64_t>& lengths, Rng& rng, 
     const double state_error = test::relative_error(after.select(0, batch.slot(b)), h);
     EXPECT_LT(y_error, c.y_bound(batch.is_step())) << c.name() << " sequence " << b << " of " << B;
     EXPECT_LT(state_error, c.state_bound(batch.is_step())) << c.name() << " sequence " << b << " of " << B;
+    const double y_norm = norm_error(y.slice(0, batch.offset(b), batch.offset(b + 1)), expected);
+    const double state_norm = norm_error(after.select(0, batch.slot(b)), h);
+    EXPECT_LT(y_norm, 5e-6 + rounding_of(c.dtype)) << c.name();
+    EXPECT_LT(state_norm, 5e-6 + rounding_of(c.dtype) + rounding_of(c.state_dtype)) << c.name();
     worst.take(c.dtype, y_error, c.state_dtype == DType::f32 ? state_error : 0);
+    worst.norm(c.dtype, y_norm, c.state_dtype == DType::f32 ? state_norm : 0);
   }
   for (int64_t s = 0; s < B + 2; ++s) {
     if (used[static_cast<size_t>(s)]) continue;
@@ -210,14 +228,12 @@ TEST(SsdScanCuda, AnAbsentStateIsZeros) {
   SSM_NEED_CUDA();
   Rng rng(34);
   for (int trial = 0; trial < 60; ++trial) {
-    const std::vector<int64_t> lengths = trial % 4 == 0
-                                             ? std::vector<int64_t>{1, 1}
-                                             : std::vector<int64_t>{random_length(rng), 1 + rng.below(3)};
+    const std::vector<int64_t> lengths =
+        trial % 4 == 0 ? std::vector<int64_t>{1, 1} : std::vector<int64_t>{random_length(rng), 1 + rng.below(3)};
     const SequenceBatch batch(lengths, std::vector<int32_t>{4, 2});
     const Case c(batch.total(), random_sizes(rng), kTypes[trial % 3], rng);
     const Tensor zeros = Tensor::zeros({5, c.size.H, c.size.N, c.size.P}, DType::f32, kCuda);
-    EXPECT_TRUE(
-        same_bits(ssd_scan(c.card, batch, Tensor()).to(kCpu), ssd_scan(c.card, batch, zeros).to(kCpu)))
+    EXPECT_TRUE(same_bits(ssd_scan(c.card, batch, Tensor()).to(kCpu), ssd_scan(c.card, batch, zeros).to(kCpu)))
         << c.name();
   }
 }
@@ -297,8 +313,7 @@ TEST(SsdScanCuda, ExtremesStayAccurate) {
     const float huge = type == DType::f16 ? 300.0f : 3e4f;
     for (float& dt : c.host.dt.values<float>()) {
       const int64_t kind = rng.below(8);
-      if (extreme == 0)
-        dt = kind == 0 ? 80.0f : kind == 1 ? -100.0f : kind == 2 ? 5.0f : kind == 3 ? huge : dt;
+      if (extreme == 0) dt = kind == 0 ? 80.0f : kind == 1 ? -100.0f : kind == 2 ? 5.0f : kind == 3 ? huge : dt;
       if (extreme == 1) dt = -14.0f;
       if (extreme == 2) dt = kind == 0 ? huge : -7.0f;
       if (extreme == 3) dt = 20.0f;
@@ -320,7 +335,10 @@ TEST(SsdScanCuda, ACapturedStepReadsItsSlots) {
   const Tensor slots = Tensor::from_values<int32_t>(std::vector<int32_t>{0, 1, 2}, {B}).to(kCuda);
   const SequenceBatch batch = SequenceBatch::steps_on_device(slots);
   Tensor y;
-  ssd_scan(c.card, batch, Tensor());
+  {
+    const ArenaScope scope(&arena);
+    ssd_scan(c.card, batch, Tensor());  // so that the arena has the memory
+  }
   const Graph graph([&] {
     const ArenaScope scope(&arena);
     y = ssd_scan(c.card, batch, state);

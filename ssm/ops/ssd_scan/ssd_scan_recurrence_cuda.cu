@@ -1,9 +1,10 @@
-// The recurrence as it stands, token after token, in f32 on the plain units: activations in f32, for which
-// the tensor cores are not exact enough, and state sizes that their tiles do not take. The decay of a step is
+// The recurrence as it stands, token after token, in f32 on the plain units: activations in f32, for which the
+// tensor cores are not exact enough, and state sizes that their tiles do not take. The decay of a step is
 // applied as h + h expm1(dt A): rounding is then relative to what a step forgets, and does not add up over a
 // long memory.
 #include <algorithm>
 
+#include "ssm/ops/cuda/mma.cuh"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.cuh"
 
 namespace ssm::cuda {
@@ -14,12 +15,10 @@ constexpr int kChannels = 64;  // of a head that a block takes
 constexpr int kLanes = 16;     // along N
 constexpr int kThreads = kLanes * kChannels / 4;
 
-// Kept for each staged token: dt', expm1(dt' A) where it is above -1/2, else exp(dt' A), which of them, and
-// dt' A.
+// Kept for each staged token: dt', expm1(dt' A) where it is above -1/2, else exp(dt' A), and which of them.
 struct Step {
   float dt, decay;
-  int near_one;
-  float log;
+  int near_one, unused;
 };
 
 // h = decay h + u B for R rows of N and 4 channels.
@@ -60,8 +59,7 @@ __device__ __forceinline__ int index_of(int i, int lane) {
   return i / kRun * kRun * kLanes + lane * kRun + i % kRun;
 }
 
-// Sums v[p] over the 16 lanes along N; lanes 4 p of the half warp then have the sum of v[p'] (see the
-// return).
+// Sums v[p] over the 16 lanes along N; lanes 4 p of the half warp then have the sum of v[p'] (see the return).
 __device__ __forceinline__ float sum_over_lanes(const float (&v)[4], int lane) {
   const bool upper = lane & 8, odd = lane & 4;
   const float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[2], 8);
@@ -71,15 +69,56 @@ __device__ __forceinline__ float sum_over_lanes(const float (&v)[4], int lane) {
   return sum + __shfl_xor_sync(0xffffffffu, sum, 1);  // of channel lane / 4
 }
 
-// One block a segment, head and 64 channels; N rows [n_begin, n_begin + 16 R). Where N has more rows than
-// 256, launches follow one another and `partial` [T, H*P] carries the sums of y.
+// What a block keeps of kTokens tokens. Two of them: one is read while the next fills.
+template <int R>
+struct Staged {
+  float B[kTokens][R * kLanes], C[kTokens][R * kLanes], x[kTokens][kChannels];
+  Step steps[kTokens];
+};
+template <int R>
+struct Shared {
+  Staged<R> staged[2];
+  float y[kTokens][kChannels];
+};
+
+// Copies `count` rows of kColumns elements, of which `columns` are there, to shared memory as f32; the rest becomes
+// zeros. f32 is copied asynchronously, in vectors where they are aligned.
+template <int kColumns>
+__device__ __forceinline__ void stage_rows(float (*to)[kColumns], const void* from, DType dtype, int64_t at,
+                                           int64_t stride, int count, int columns, bool vectors) {
+  if (dtype == DType::f32 && vectors) {
+    for (int i = threadIdx.x; i < count * (kColumns / 4); i += blockDim.x) {
+      const int t = i / (kColumns / 4), column = i % (kColumns / 4) * 4;
+      const bool there = column < columns;
+      copy_async(shared_address(&to[t][column]),
+                 static_cast<const float*>(from) + (there ? at + t * stride + column : 0), there);
+    }
+  } else if (dtype == DType::f32) {
+    for (int i = threadIdx.x; i < count * kColumns; i += blockDim.x) {
+      const int t = i / kColumns, column = i % kColumns;
+      const bool there = column < columns;
+      copy_word_async(shared_address(&to[t][column]),
+                      static_cast<const float*>(from) + (there ? at + t * stride + column : 0), there);
+    }
+  } else {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < count * kColumns; i += blockDim.x) {
+      const int t = i / kColumns, column = i % kColumns;
+      to[t][column] = column < columns ? load_as_f32(from, dtype, at + t * stride + column) : 0.0f;
+    }
+  }
+}
+
+// One block a segment, head and 64 channels; N rows [n_begin, n_begin + 16 R). Where N has more rows than 256,
+// launches follow one another and `partial` [T, H*P] carries the sums of y.
 template <int R, bool kStatesOnly>
-__global__ void __launch_bounds__(kThreads)
-    ssd_scan_recurrence_kernel(const SsdView a, int n_begin, float* partial) {
+__global__ void __launch_bounds__(kThreads, 2)
+    ssd_scan_recurrence_kernel(const SsdView a, int n_begin, float* partial, bool vectors) {
   constexpr int kN = R * kLanes;
-  __shared__ __align__(16) float sB[kTokens][kN], sC[kStatesOnly ? 1 : kTokens][kN];
-  __shared__ __align__(16) float sx[kTokens][kChannels], sy[kStatesOnly ? 1 : kTokens][kChannels];
-  __shared__ __align__(16) Step steps[kTokens];
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared<R>& shared = *reinterpret_cast<Shared<R>*>(memory);
+  grid_dependency_wait();
+  let_next_start();
   const int p_tiles = (a.P + kChannels - 1) / kChannels, tiles = a.H * p_tiles;
   const int64_t number = blockIdx.x / tiles;
   const int tile = static_cast<int>(blockIdx.x % tiles);
@@ -91,6 +130,27 @@ __global__ void __launch_bounds__(kThreads)
   if (kStatesOnly && ends.last) return;
 
   const int tid = threadIdx.x, lane = tid % kLanes, p0 = tid / kLanes * 4;
+  const float A = a.A[head], bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
+  const int64_t group_column = int64_t{head / (a.H / a.G)} * a.N + n_begin;
+  const int64_t channel = int64_t{head} * a.P + p_begin;
+  double log_decay = 0;  // of the segment, over this thread's tokens
+  const auto stage = [&](int64_t begin, Staged<R>& to) {
+    const int count = static_cast<int>(min(int64_t{kTokens}, segment.end - begin));
+    stage_rows<kN>(to.B, a.B, a.dtype, begin * a.B_stride + group_column, a.B_stride, count, n_count, vectors);
+    if (!kStatesOnly)
+      stage_rows<kN>(to.C, a.C, a.dtype, begin * a.C_stride + group_column, a.C_stride, count, n_count, vectors);
+    stage_rows<kChannels>(to.x, a.x, a.dtype, begin * a.x_stride + channel, a.x_stride, count, p_count, vectors);
+    commit_copies();
+    if (tid < count) {
+      const float raw = load_as_f32(a.dt, a.dtype, (begin + tid) * a.dt_stride + head);
+      const float dt = ssd_step_size(a, raw + bias), log = dt * A;
+      const bool near_one = log > -0.6931f;
+      to.steps[tid] = {dt, near_one ? expm1f(log) : expf(log), near_one, 0};
+      log_decay += static_cast<double>(log);
+    }
+  };
+  stage(segment.begin, shared.staged[0]);
+
   const int64_t state_row = int64_t{head} * a.N + n_begin, state_of_slot = int64_t{a.H} * a.N * a.P;
   float* const passed =
       a.segment_states ? a.segment_states + number * state_of_slot + state_row * a.P + p_begin : nullptr;
@@ -112,49 +172,29 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  const float A = a.A[head];
-  const int64_t group_column = int64_t{head / (a.H / a.G)} * a.N + n_begin;
-  const int64_t channel = int64_t{head} * a.P + p_begin;
-  double log_decay = 0;  // of the segment; of thread 0
-  for (int64_t begin = segment.begin; begin < segment.end; begin += kTokens) {
+  int turn = 0;
+  for (int64_t begin = segment.begin; begin < segment.end; begin += kTokens, turn ^= 1) {
     const int count = static_cast<int>(min(int64_t{kTokens}, segment.end - begin));
-    __syncthreads();  // the tile before this one was read
-    for (int i = tid; i < count * kN; i += blockDim.x) {
-      const int t = i / kN, n = i % kN;
-      const bool there = n < n_count;
-      sB[t][n] = there ? load_as_f32(a.B, a.dtype, (begin + t) * a.B_stride + group_column + n) : 0.0f;
-      if (!kStatesOnly)
-        sC[t][n] = there ? load_as_f32(a.C, a.dtype, (begin + t) * a.C_stride + group_column + n) : 0.0f;
-    }
-    for (int i = tid; i < count * kChannels; i += blockDim.x) {
-      const int t = i / kChannels, p = i % kChannels;
-      sx[t][p] = p < p_count ? load_as_f32(a.x, a.dtype, (begin + t) * a.x_stride + channel + p) : 0.0f;
-    }
-    for (int t = tid; t < count; t += blockDim.x) {
-      const float raw = load_as_f32(a.dt, a.dtype, (begin + t) * a.dt_stride + head);
-      const float dt = ssd_step_size(a, raw, head), log = dt * A;
-      const bool near_one = log > -0.6931f;
-      steps[t] = {dt, near_one ? expm1f(log) : expf(log), near_one, log};
-    }
+    wait_for_copies<0>();
     __syncthreads();
-    if (kStatesOnly && tid == 0) {
-      for (int t = 0; t < count; ++t) log_decay += static_cast<double>(steps[t].log);
-    }
+    if (begin + kTokens < segment.end) stage(begin + kTokens, shared.staged[turn ^ 1]);
+    const Staged<R>& s = shared.staged[turn];
+#pragma unroll 2
     for (int t = 0; t < count; ++t) {
-      const Step step = steps[t];
+      const Step step = s.steps[t];
       float x[4], b[R];
-      load<4>(x, &sx[t][p0]);
-      read_row<R>(sB[t], lane, b);
+      load<4>(x, &s.x[t][p0]);
+      read_row<R>(s.B[t], lane, b);
       advance<R>(h, step, x, b);
       if constexpr (!kStatesOnly) {
         float c[R], y[4] = {};
-        read_row<R>(sC[t], lane, c);
+        read_row<R>(s.C[t], lane, c);
 #pragma unroll
         for (int i = 0; i < R; ++i)
 #pragma unroll
           for (int p = 0; p < 4; ++p) y[p] = fmaf(c[i], h[i][p], y[p]);
         const float sum = sum_over_lanes(y, lane);
-        if (lane % 4 == 0) sy[t][p0 + lane / 4] = sum;
+        if (lane % 4 == 0) shared.y[t][p0 + lane / 4] = sum;
       }
     }
     if constexpr (!kStatesOnly) {
@@ -163,20 +203,24 @@ __global__ void __launch_bounds__(kThreads)
         const int t = i / kChannels, p = i % kChannels;
         if (p >= p_count) continue;
         const int64_t at = (begin + t) * a.H * a.P + channel + p;
-        float y = sy[t][p];
+        float y = shared.y[t][p];
         if (n_begin > 0) y += partial[at];
         if (n_begin + kN < a.N) {
           partial[at] = y;
           continue;
         }
-        if (a.D) y = fmaf(a.D[a.D_by_channel ? channel + p : head], sx[t][p], y);
+        if (a.D) y = fmaf(a.D[a.D_by_channel ? channel + p : head], s.x[t][p], y);
         store_from_f32(a.y, a.dtype, (begin + t) * a.y_stride + channel + p, y);
       }
     }
   }
 
-  if (kStatesOnly && tid == 0 && p_begin == 0 && n_begin == 0)
-    a.segment_decays[number * a.H + head] = static_cast<float>(exp(log_decay));
+  if (kStatesOnly && p_begin == 0 && n_begin == 0 && tid < 32) {
+    double sum = log_decay;
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (tid == 0) a.segment_decays[number * a.H + head] = static_cast<float>(exp(sum));
+  }
   if (!kStatesOnly && (!ends.last || !a.state)) return;
 #pragma unroll
   for (int i = 0; i < R; ++i) {
@@ -194,12 +238,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int R, bool kStatesOnly>
+void launch_as(const SsdView& a, int n_begin, float* partial) {
+  const auto kernel = ssd_scan_recurrence_kernel<R, kStatesOnly>;
+  static const bool allowed = allow_shared_bytes(kernel, sizeof(Shared<R>));
+  static_cast<void>(allowed);
+  const int threads = std::min(kThreads, (kLanes * ((a.P + 3) / 4) + 31) / 32 * 32);
+  const auto blocks =
+      static_cast<unsigned>(chunk_numbers(a.batch, a.segment) * ssd_recurrence_blocks(a).per_segment);
+  const bool vectors = is_multiple(a.P, 4) && is_multiple(a.N, 4) && is_multiple(a.x_stride, 4) &&
+                       is_multiple(a.B_stride, 4) && is_multiple(a.C_stride, 4) && is_aligned(a.x) &&
+                       is_aligned(a.B) && is_aligned(a.C);
+  launch({.grid = dim3(blocks),
+          .block = dim3(static_cast<unsigned>(threads)),
+          .shared_bytes = sizeof(Shared<R>),
+          .overlaps_previous = true},
+         kernel, a, n_begin, partial, vectors);
+}
+
 template <bool kStatesOnly>
-auto kernel_of(int64_t rows) {
-  if (rows <= 16) return ssd_scan_recurrence_kernel<1, kStatesOnly>;
-  if (rows <= 64) return ssd_scan_recurrence_kernel<4, kStatesOnly>;
-  if (rows <= 128) return ssd_scan_recurrence_kernel<8, kStatesOnly>;
-  return ssd_scan_recurrence_kernel<16, kStatesOnly>;
+void launch_rows(const SsdView& a, int n_begin, float* partial) {
+  const int rows = a.N - n_begin;
+  if (rows <= 16) return launch_as<1, kStatesOnly>(a, n_begin, partial);
+  if (rows <= 64) return launch_as<4, kStatesOnly>(a, n_begin, partial);
+  if (rows <= 128) return launch_as<8, kStatesOnly>(a, n_begin, partial);
+  launch_as<16, kStatesOnly>(a, n_begin, partial);
 }
 
 }  // namespace
@@ -214,14 +277,8 @@ void launch_ssd_recurrence(const SsdView& a, bool states_only) {
   if (a.N > kMostRows && !states_only)
     partial = Tensor::empty({a.batch.total, int64_t{a.H} * a.P}, DType::f32, kCuda);
   float* const sums = partial.defined() ? partial.data<float>() : nullptr;
-  const int threads = std::min(kThreads, (kLanes * ((a.P + 3) / 4) + 31) / 32 * 32);
-  const auto blocks =
-      static_cast<unsigned>(chunk_numbers(a.batch, a.segment) * ssd_recurrence_blocks(a).per_segment);
-  const Launch how{.grid = dim3(blocks), .block = dim3(static_cast<unsigned>(threads))};
-  for (int n = 0; n < a.N; n += kMostRows) {
-    const int64_t rows = a.N > kMostRows ? kMostRows : a.N;
-    launch(how, states_only ? kernel_of<true>(rows) : kernel_of<false>(rows), a, n, sums);
-  }
+  for (int n = 0; n < a.N; n += kMostRows)
+    states_only ? launch_rows<true>(a, n, sums) : launch_rows<false>(a, n, sums);
 }
 
 }  // namespace ssm::cuda

@@ -2,67 +2,103 @@
 #include <algorithm>
 
 #include "ssm/ops/cuda/launch.cuh"
-#include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.cuh"
 
 namespace ssm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+template <int V>
+constexpr int kRowsInFlight = V == 8 ? 4 : 8;
+
+// Asks L2 for a line. It may be asked for before the kernels ahead have ended: L2 is where their writes go.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // One block a sequence, a head and `width` of its channels. A thread has V channels of every `rows`-th row of
-// N; S is the state's type, X the activations'.
+// N, kUnroll of them in flight; S is the state's type, X the activations'. `early`: all blocks are on the card
+// at once, waiting for the kernel before, and meanwhile fetch the state to L2. Elsewhere a block does so for the one
+// that comes `ahead` blocks later, in its place.
 template <int V, class X, class S>
-__global__ void __launch_bounds__(kThreads) ssd_scan_step_kernel(const SsdView a, int width) {
-  constexpr int kUnroll = V == 8 ? 4 : 8;  // rows in flight
-  __shared__ float sums[kThreads * V];
+__global__ void __launch_bounds__(kThreads)
+    ssd_scan_step_kernel(const SsdView a, int width, bool early, int ahead) {
+  constexpr int kUnroll = kRowsInFlight<V>;
+  extern __shared__ float shared[];
   const int parts = (a.P + width - 1) / width;
   const int part = static_cast<int>(blockIdx.x % parts);
   const int head = static_cast<int>(blockIdx.x / parts % a.H);
   const int64_t b = blockIdx.x / (int64_t{parts} * a.H);
-  const int columns = width / V, rows = kThreads / columns;
+  const int columns = width / V, rows = kThreads / columns, slab = rows * kUnroll;
   const int column = threadIdx.x % columns, row = threadIdx.x / columns;
   const int p = part * width + column * V;
   const bool active = row < rows && p < a.P;
+  float* const sB = shared;  // [slab] dt' B
+  float* const sC = sB + slab;
+  float* const sums = sC + slab;  // [rows or warps, width]
+  const int64_t of_head = int64_t{a.N} * a.P;
+  S* const states = a.state ? static_cast<S*>(a.state) + head * of_head + p : nullptr;
   const float A = a.A[head];
+  const float bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
+  if (early && active && states) {
+    const int64_t slot = a.batch.slots[b];  // perhaps the last step's, and then of no use
+    if (slot >= 0 && slot < a.slots) {
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int n = row + u * rows;
+        if (n < a.N) prefetch(states + slot * a.H * of_head + int64_t{n} * a.P);
+      }
+    }
+  }
   grid_dependency_wait();
   let_next_start();
 
-  const int64_t token = b;  // lengths are 1
   const int64_t group_column = int64_t{head / (a.H / a.G)} * a.N;
-  const X* const B = static_cast<const X*>(a.B) + token * a.B_stride + group_column;
-  const X* const C = static_cast<const X*>(a.C) + token * a.C_stride + group_column;
-  S* const state =
-      a.state ? static_cast<S*>(a.state) + (a.batch.slots[b] * int64_t{a.H} + head) * a.N * int64_t{a.P} + p
-              : nullptr;
-  const float dt = ssd_step_size(a, to_f32(static_cast<const X*>(a.dt)[token * a.dt_stride + head]), head);
-  const float decay = expf(dt * A);
+  const X* const B = static_cast<const X*>(a.B) + b * a.B_stride + group_column;
+  const X* const C = static_cast<const X*>(a.C) + b * a.C_stride + group_column;
+  const X* const x_row = static_cast<const X*>(a.x) + b * a.x_stride + int64_t{head} * a.P;
+  S* const state = states ? states + a.batch.slots[b] * a.H * of_head : nullptr;
+  const float raw = to_f32(static_cast<const X*>(a.dt)[b * a.dt_stride + head]);
   float x[V] = {}, y[V] = {};
   if (active) {
-    const X* const from = static_cast<const X*>(a.x) + token * a.x_stride + int64_t{head} * a.P + p;
 #pragma unroll
-    for (int i = 0; i < V; ++i) x[i] = to_f32(from[i]);
-    for (int first = row; first < a.N; first += rows * kUnroll) {
-      float h[kUnroll][V] = {};
-      if (state) {
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          const int n = first + u * rows;
-          if (n < a.N) load<V>(h[u], state + int64_t{n} * a.P);
-        }
-      }
+    for (int i = 0; i < V; ++i) x[i] = to_f32(x_row[p + i]);
+  }
+  const float dt = ssd_step_size(a, raw + bias), decay = expf(dt * A);
+  for (int first = 0; first < a.N; first += slab) {
+    float h[kUnroll][V] = {};
+    if (active && state) {
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int n = first + u * rows;
-        if (n >= a.N) break;
-        const float in = dt * to_f32(B[n]), out = to_f32(C[n]);
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          h[u][i] = fmaf(in, x[i], decay * h[u][i]);
-          y[i] = fmaf(out, h[u][i], y[i]);
-        }
-        if (state) store<V>(state + int64_t{n} * a.P, h[u]);
+        const int n = first + row + u * rows;
+        if (n < a.N) load<V>(h[u], state + int64_t{n} * a.P);
       }
+    }
+    if (ahead > 0 && first == 0) {
+      const int64_t later = blockIdx.x + int64_t{ahead}, later_b = later / a.H;
+      if (later < gridDim.x && a.state) {
+        const auto* const at = static_cast<const unsigned char*>(a.state) +
+                               (a.batch.slots[later_b] * a.H + later % a.H) * of_head * sizeof(S);
+        for (int64_t i = threadIdx.x * 128; i < of_head * static_cast<int64_t>(sizeof(S)); i += kThreads * 128)
+          prefetch(at + i);
+      }
+    }
+    if (first > 0) __syncthreads();  // the slab before this one was read
+    for (int i = threadIdx.x; i < slab; i += kThreads) {
+      const bool there = first + i < a.N;
+      sB[i] = there ? dt * to_f32(B[first + i]) : 0.0f;
+      sC[i] = there ? to_f32(C[first + i]) : 0.0f;
+    }
+    __syncthreads();
+    if (!active) continue;
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int i = row + u * rows;
+      const float in = sB[i], out = sC[i];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        h[u][v] = fmaf(in, x[v], decay * h[u][v]);
+        y[v] = fmaf(out, h[u][v], y[v]);
+      }
+      if (state && first + i < a.N) store<V>(state + int64_t{first + i} * a.P, h[u]);
     }
   }
   // The sum over rows: within a warp where its lanes share columns, then over what is left.
@@ -85,12 +121,9 @@ __global__ void __launch_bounds__(kThreads) ssd_scan_step_kernel(const SsdView a
   for (int i = threadIdx.x; i < width && part * width + i < a.P; i += kThreads) {
     float sum = 0;
     for (int r = 0; r < left; ++r) sum += sums[r * width + i];
-    const int64_t channel = int64_t{head} * a.P + part * width + i;
-    if (a.D) {
-      sum = fmaf(a.D[a.D_by_channel ? channel : head],
-                 to_f32(static_cast<const X*>(a.x)[token * a.x_stride + channel]), sum);
-    }
-    static_cast<X*>(a.y)[token * a.y_stride + channel] = from_f32<X>(sum);
+    const int q = part * width + i;
+    if (a.D) sum = fmaf(a.D[a.D_by_channel ? int64_t{head} * a.P + q : head], to_f32(x_row[q]), sum);
+    static_cast<X*>(a.y)[b * a.y_stride + int64_t{head} * a.P + q] = from_f32<X>(sum);
   }
 }
 
@@ -105,14 +138,21 @@ void launch_ssd_step(const SsdView& a) {
   while (width % (2 * V) == 0 && width > 16 &&
          pairs * ((a.P + width - 1) / width) < properties().multiprocessors)
     width /= 2;
-  const auto blocks = static_cast<unsigned>(pairs * ((a.P + width - 1) / width));
-  const Launch how{.grid = dim3(blocks), .block = dim3(kThreads), .overlaps_previous = true};
+  const int64_t blocks = pairs * ((a.P + width - 1) / width);
+  const bool early = blocks <= int64_t{2} * properties().multiprocessors;
   dispatch(a.dtype, "ssd_scan", [&](auto x_zero) {
     dispatch(a.state_dtype, "ssd_scan", [&](auto state_zero) {
       using X = decltype(x_zero);
       using S = decltype(state_zero);
       constexpr int kVector = 16 / sizeof(S);
-      launch(how, V == 1 ? ssd_scan_step_kernel<1, X, S> : ssd_scan_step_kernel<kVector, X, S>, a, width);
+      const int slab = kThreads / (width / V) * (V == 1 ? kRowsInFlight<1> : kRowsInFlight<kVector>);
+      const Launch how{.grid = dim3(static_cast<unsigned>(blocks)),
+                       .block = dim3(kThreads),
+                       .shared_bytes = sizeof(float) * static_cast<size_t>(2 * slab + kThreads * V),
+                       .overlaps_previous = true};
+      int ahead = early || width < a.P ? 0 : 4 * properties().multiprocessors;
+      launch(how, V == 1 ? ssd_scan_step_kernel<1, X, S> : ssd_scan_step_kernel<kVector, X, S>, a, width,
+             early, ahead);
     });
   });
 }
