@@ -64,7 +64,7 @@ std::string read_ref(const fs::path& file) {
 }  // namespace
 
 fs::path cache_folder() {
-  if (const fs::path cache = from_environment("HF_HUB_CACHE"); !cache.empty()) return cache;
+  if (fs::path cache = from_environment("HF_HUB_CACHE"); !cache.empty()) return cache;
   if (const fs::path home = from_environment("HF_HOME"); !home.empty()) return home / "hub";
   if (const fs::path xdg = from_environment("XDG_CACHE_HOME"); !xdg.empty()) return xdg / "huggingface/hub";
   if (const fs::path home = from_environment("HOME"); !home.empty()) return home / ".cache/huggingface/hub";
