@@ -27,6 +27,8 @@ template <int W>
 struct Tile {
   hn::Vec<hn::ScalableTag<float>> v[kTileRows][W];
 
+  HWY_INLINE Tile() {}  // not the implicit one: it would not be compiled for the target
+
   HWY_INLINE void zero() {
     const hn::ScalableTag<float> d;
     for (auto& row : v) {
