@@ -55,11 +55,18 @@ Generator::Sequence& Generator::start(int32_t slot, std::span<const int32_t> pen
   auto sequence = std::make_unique<Sequence>();
   sequence->index = sequences_.size();
   sequence->slot = slot;
+  const Tensor seen = seen_.select(0, slot);
+  zero_bytes(seen.raw(), seen.device(), seen.bytes());  // of a sequence that had the slot before
   mark_seen(slot, pending);
   sequence->pending.assign(pending.begin(), pending.end());
   sequence->tokens = static_cast<int64_t>(pending.size());
   sequences_.push_back(std::move(sequence));
   return *sequences_.back();
+}
+
+void Generator::clear() {
+  for (const auto& sequence : sequences_) pool_.release(sequence->slot);
+  sequences_.clear();
 }
 
 void Generator::check_ids(std::span<const int32_t> ids) const {

@@ -42,6 +42,10 @@ class Generator {
   size_t add(std::span<const int32_t> prompt);
   size_t add(std::span<const int32_t> prompt, const std::filesystem::path& state);
 
+  // Forgets all sequences; their slots are free again, and the next one has index 0. What was made at first
+  // use (memory, captured steps) stays.
+  void clear();
+
   // The text of sequence `index` goes on with `ids`, as a conversation does; the next run() reads only those.
   // `without_last` first takes back the last id, which was not read yet: an end token, say.
   void extend(size_t index, std::span<const int32_t> ids, bool without_last = false);

@@ -61,6 +61,26 @@ TEST(Generate, ABatchOfUnequalPromptsEqualsEachAlone) {
   }
 }
 
+TEST(Generate, AClearedGeneratorIsAsNew) {
+  const LoadedModel model = golden_model("mamba-default");
+  const GenerateOptions options{.sampling = {.temperature = 1, .repetition_penalty = 1.5f, .seed = 3},
+                                .max_new_tokens = 20,
+                                .stop = {},
+                                .ignore_eos = true};
+  Generator generator(model, 2);
+  generator.add(std::vector<int32_t>{7, 7, 1});
+  generator.add(std::vector<int32_t>{2});
+  const auto first = generator.run(options);
+  for (int round = 0; round < 2; ++round) {
+    generator.clear();
+    EXPECT_EQ(generator.add(std::vector<int32_t>{7, 7, 1}), 0u);
+    generator.add(std::vector<int32_t>{2});
+    const auto again = generator.run(options);
+    EXPECT_EQ(again[0].ids, first[0].ids);
+    EXPECT_EQ(again[1].ids, first[1].ids);
+  }
+}
+
 TEST(Generate, TheSameSeedGivesTheSameTextOnAnyNumberOfThreads) {
   const LoadedModel model = bundled_model();
   const std::vector<int32_t> prompt = model.tokenizer->encode("Once upon a time");

@@ -1,5 +1,5 @@
-// chunk_scan on the tensor cores: y of a segment from the state it begins with, and at the end of a sequence the
-// state it leaves. For each tile of tokens, with the transposed state h^T in registers:
+// chunk_scan on the tensor cores: y of a segment from the state it begins with, and at the end of a sequence
+// the state it leaves. For each tile of tokens, with the transposed state h^T in registers:
 //
 //   S = C B^T                            (bmm; the warps share it among the block's heads)
 //   Y^T = (h^T C^T) reached + x^T M^T    M[t, s] = S[t, s] dt'_s 2^(L_t - L_s) for s <= t
@@ -22,8 +22,8 @@ __device__ __forceinline__ uint32_t score_offset(int t_block, int s_block, int r
                                (vector ^ (row / 4 % 2)) * 16);
 }
 
-// Scores of 16 tokens t against `count` blocks of 16 tokens s from `first` on, masked and decayed for each of the
-// block's heads.
+// Scores of 16 tokens t against `count` blocks of 16 tokens s from `first` on, masked and decayed for each of
+// the block's heads.
 template <class X, int kN, int kMost>
 __device__ __forceinline__ void compute_scores(uint32_t C_tile, uint32_t B_tile, const SsdFactors* factors,
                                                int heads, unsigned char* scores, int t_block, int first,
@@ -225,8 +225,7 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const Ss
   maker.fetch(a, 0, length);
 
   const int64_t of_head = int64_t{a.N} * a.P, slot_at = (ends.slot * a.H + channels.head) * of_head;
-  float* const slot =
-      a.state && !a.state_through_segments ? static_cast<float*>(a.state) + slot_at : nullptr;
+  float* const slot = a.state && !a.state_through_segments ? static_cast<float*>(a.state) + slot_at : nullptr;
   float* const passed =
       a.segment_states ? a.segment_states + (number * a.H + channels.head) * of_head : nullptr;
   const float* const from = ends.whole && !a.state_through_segments ? slot : passed;
@@ -241,8 +240,8 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const Ss
           a.D[a.D_by_channel ? int64_t{channels.head} * a.P + channels.p_begin + p : channels.head];
     }
   }
-  X* const y = static_cast<X*>(a.y) + segment.begin * a.y_stride + int64_t{channels.head} * a.P +
-               channels.p_begin;
+  X* const y =
+      static_cast<X*>(a.y) + segment.begin * a.y_stride + int64_t{channels.head} * a.P + channels.p_begin;
   maker.make(a, factors);
 
   const int own = channels.head - channels.first_head, warp = threadIdx.x / 32;
@@ -257,8 +256,8 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const Ss
     }
     const SsdFactors* const now = factors + stage * channels.heads;
     const uint32_t tiles = shared_address(shared + (L.stages == 2 ? stage : 0) * L.stage);
-    // Ten tiles of scores: (row, first column, how many) of each warp. Eight warps take up to two, and the first
-    // ones, who make the factors, less; four take three, the first one two in two turns.
+    // Ten tiles of scores: (row, first column, how many) of each warp. Eight warps take up to two, and the
+    // first ones, who make the factors, less; four take three, the first one two in two turns.
     const auto part = [&](int t_block, int s_block, int count) {
       compute_scores<X, kN, W == 8 ? 2 : 3>(tiles + L.C, tiles + L.B, now, channels.heads, scores, t_block,
                                             s_block, count);
@@ -274,7 +273,7 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const Ss
     __syncthreads();
     if (channels.p_count > 0) {
       compute_y<X, kN, M, W>(h, a, y + first * a.y_stride, D, now[own], tiles + L.C, tiles + L.x,
-                          shared_address(scores) + own * kScoreBytes, rows, channels.p_count, vectors);
+                             shared_address(scores) + own * kScoreBytes, rows, channels.p_count, vectors);
       update_state<X, kN, M, W>(h, now[own], tiles + L.x, tiles + L.B);
     }
     if (next < length) {
@@ -309,7 +308,8 @@ SsdBlocks ssd_chunk_scan_blocks(const SsdView& a) {
     SSM_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         &resident, kernel_of<decltype(x_zero), n.value, m.value, w.value>(), 32 * w.value,
         Layout(n.value, 16 * m.value * w.value).bytes(units.most_heads())));
-    result = {int64_t{units.blocks_per_group} * a.G, int64_t{std::max(1, resident)} * properties().multiprocessors};
+    result = {int64_t{units.blocks_per_group} * a.G,
+              int64_t{std::max(1, resident)} * properties().multiprocessors};
   });
   return result;
 }
@@ -321,8 +321,9 @@ void launch_ssd_chunk_scan(const SsdView& a) {
         static_cast<unsigned>(chunk_numbers(a.batch, a.segment) * units.blocks_per_group * a.G);
     launch({.grid = dim3(blocks),
             .block = dim3(32 * w.value),
-            .shared_bytes = static_cast<size_t>(Layout(n.value, 16 * m.value * w.value).bytes(units.most_heads())),
-          .overlaps_previous = true},
+            .shared_bytes =
+                static_cast<size_t>(Layout(n.value, 16 * m.value * w.value).bytes(units.most_heads())),
+            .overlaps_previous = true},
            kernel_of<decltype(x_zero), n.value, m.value, w.value>(), a, has_aligned_vectors(a));
   });
 }

@@ -63,8 +63,7 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_state_kernel(const S
     if (next < length) maker.make(a, factors + (stage ^ 1) * channels.heads);
   }
 
-  float* const to =
-      a.segment_states + (number * a.H + channels.head) * (int64_t{a.N} * a.P);
+  float* const to = a.segment_states + (number * a.H + channels.head) * (int64_t{a.N} * a.P);
   for_each_of_state<kN, M, W>(h, a, channels, [&](float& v, int64_t at) { to[at] = v; });
   if (channels.p_count > 0 && channels.p_begin == 0 && threadIdx.x % 32 == 0)
     a.segment_decays[number * a.H + channels.head] = decay;
@@ -77,8 +76,7 @@ void launch_as(const SsdView& a, bool vectors) {
   static const bool allowed = allow_shared_bytes(
       kernel, std::min(Layout<kN, M, W>::bytes(kSsdMostHeads), properties().max_shared_bytes));
   static_cast<void>(allowed);
-  const auto blocks =
-      static_cast<unsigned>(chunk_numbers(a.batch, a.segment) * units.blocks_per_group * a.G);
+  const auto blocks = static_cast<unsigned>(chunk_numbers(a.batch, a.segment) * units.blocks_per_group * a.G);
   launch({.grid = dim3(blocks),
           .block = dim3(32 * W),
           .shared_bytes = static_cast<size_t>(Layout<kN, M, W>::bytes(units.most_heads())),

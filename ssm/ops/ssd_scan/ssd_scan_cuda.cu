@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Replaces the segments' end states by their beginnings, one thread V elements of the state. kAhead segments are
-// read before the first is overwritten: each step would else wait for memory.
+// Replaces the segments' end states by their beginnings, one thread V elements of the state. kAhead segments
+// are read before the first is overwritten: each step would else wait for memory.
 template <int V>
 __global__ void __launch_bounds__(kThreads) ssd_scan_state_passing_kernel(const SsdView a, int blocks) {
   constexpr int kAhead = 8;
@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kThreads) ssd_scan_state_passing_kernel(const 
   const int64_t i = (int64_t{static_cast<int>(blockIdx.x) % blocks} * kThreads + threadIdx.x) * V;
   if (i >= elements) return;
   const int64_t begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
-  if (length <= a.segment && !a.state_through_segments) return;  // a single segment begins where the slot says
+  if (length <= a.segment && !a.state_through_segments)
+    return;  // a single segment begins where the slot says
   const int64_t first = begin / a.segment + b;
   const int count = static_cast<int>((length + a.segment - 1) / a.segment);
   float* state = a.segment_states + first * elements + i;

@@ -1,10 +1,10 @@
-// What the tensor-core kernels of ssd_scan share: how a block's channels map to heads, how tiles get to shared
-// memory, the factors that dt and A give, and the product that updates the state.
+// What the tensor-core kernels of ssd_scan share: how a block's channels map to heads, how tiles get to
+// shared memory, the factors that dt and A give, and the product that updates the state.
 //
-// A block has W warps, four or eight. Each keeps the transposed state h^T [16 M channels of one head, N] in f32 registers
-// while it walks a segment tile by tile (kSsdTile tokens); the block's channels, up to four heads', are all of
-// one group and share B and C. Channels stand along the rows of the products, so that the state never leaves
-// registers: its accumulators, packed, are the left operand of h^T C^T.
+// A block has W warps, four or eight. Each keeps the transposed state h^T [16 M channels of one head, N] in
+// f32 registers while it walks a segment tile by tile (kSsdTile tokens); the block's channels, up to four
+// heads', are all of one group and share B and C. Channels stand along the rows of the products, so that the
+// state never leaves registers: its accumulators, packed, are the left operand of h^T C^T.
 #pragma once
 
 #include <algorithm>
@@ -52,8 +52,8 @@ struct SsdChannels {
   }
 };
 
-// A tile of 64 rows of `kColumns` 16-bit elements in shared memory, 16-byte vectors permuted within a row so that
-// eight rows at one column lie in different banks.
+// A tile of 64 rows of `kColumns` 16-bit elements in shared memory, 16-byte vectors permuted within a row so
+// that eight rows at one column lie in different banks.
 template <int kColumns>
 __device__ __forceinline__ uint32_t tile_offset(int row, int vector) {
   constexpr int kVectors = kColumns / 8;
@@ -61,8 +61,8 @@ __device__ __forceinline__ uint32_t tile_offset(int row, int vector) {
   return static_cast<uint32_t>((row * kVectors + (vector ^ spread)) * 16);
 }
 
-// Fills a tile with rows [0, rows) from `from`, which points at this thread's vector of the first row, `columns` of
-// whose elements are there; the rest becomes zeros. `vectors`: 16-byte accesses are aligned.
+// Fills a tile with rows [0, rows) from `from`, which points at this thread's vector of the first row,
+// `columns` of whose elements are there; the rest becomes zeros. `vectors`: 16-byte accesses are aligned.
 template <int W, int kColumns, class X>
 __device__ __forceinline__ void load_tile(unsigned char* tile, const X* from, int64_t stride, int rows,
                                           int columns, bool vectors) {
@@ -93,7 +93,8 @@ template <int M, int W, class X>
 struct SsdChannelSource {
   const X* from;  // of row 0
   int columns;
-  __device__ SsdChannelSource(const SsdView& a, const SsdUnits<M, W>& units, const SsdChannels<M, W>& channels) {
+  __device__ SsdChannelSource(const SsdView& a, const SsdUnits<M, W>& units,
+                              const SsdChannels<M, W>& channels) {
     constexpr int kPerUnit = 2 * M;  // vectors
     const int vector = threadIdx.x % (W * kPerUnit), unit = channels.first_unit + vector / kPerUnit;
     const int head = channels.group * (a.H / a.G) + unit / units.units_per_head;
@@ -115,8 +116,8 @@ struct SsdStateSource {
   }
 };
 
-// What dt and A give for one head and tile: with L_t = log2 of the product of decays up to and including token t,
-// and L the last of them,
+// What dt and A give for one head and tile: with L_t = log2 of the product of decays up to and including
+// token t, and L the last of them,
 struct alignas(16) SsdFactors {
   float log[kSsdTile];      // L_t
   float source[kSsdTile];   // log2(dt'_t) - L_t, so that M[t, s] = S[t, s] 2^(L_t + source_s)
@@ -125,8 +126,8 @@ struct alignas(16) SsdFactors {
   float decay;              // 2^L
 };
 
-// Each warp prepares one of the block's heads: it fetches dt of a tile early and computes the factors later. Lane l
-// has tokens 2l and 2l + 1. Rows that are not there leave the state as it is.
+// Each warp prepares one of the block's heads: it fetches dt of a tile early and computes the factors later.
+// Lane l has tokens 2l and 2l + 1. Rows that are not there leave the state as it is.
 template <class X>
 struct SsdFactorMaker {
   const X* dt;
@@ -255,7 +256,7 @@ inline bool has_aligned_vectors(const SsdView& a) {
 struct SsdScanLayout {
   static constexpr int kScoreTiles = kSsdTile / 16 * (kSsdTile / 16 + 1) / 2;  // on and below the diagonal
   static constexpr int kScoreBytes = kScoreTiles * 512;                        // of a head
-  int stages, B, C, x, stage, scores;  // offsets, and a stage's bytes
+  int stages, B, C, x, stage, scores;                                          // offsets, and a stage's bytes
   __host__ __device__ constexpr SsdScanLayout(int n, int unit_rows)
       : stages(n > 128 ? 1 : 2),
         B(0),
@@ -268,12 +269,17 @@ struct SsdScanLayout {
   }
 };
 
-// N in whole tiles, and the warps of a block: eight share B, C and the scores, where a group has as many units and
-// registers and shared memory let two blocks stand side by side.
+// N in whole tiles, and the warps of a block: eight share B, C and the scores, where a group has as many
+// units and registers and shared memory let two blocks stand side by side.
 struct SsdTiling {
   int n, m, w;
   explicit SsdTiling(const SsdView& a)
-      : n(a.N <= 32 ? 32 : a.N <= 64 ? 64 : a.N <= 128 ? 128 : 256), m(1), w(4) {
+      : n(a.N <= 32    ? 32
+          : a.N <= 64  ? 64
+          : a.N <= 128 ? 128
+                       : 256),
+        m(1),
+        w(4) {
     if (n <= 128 && fits<1, 8>(a)) w = 8;
   }
   template <int M, int W>
@@ -283,16 +289,19 @@ struct SsdTiling {
            SsdScanLayout(n, 16 * M * W).bytes(units.most_heads()) <= properties().max_shared_bytes;
   }
   int most_heads(const SsdView& a) const {
-    return m == 2 ? SsdUnits<2, 4>(a).most_heads() : w == 8 ? SsdUnits<1, 8>(a).most_heads() : SsdUnits<1, 4>(a).most_heads();
+    return m == 2   ? SsdUnits<2, 4>(a).most_heads()
+           : w == 8 ? SsdUnits<1, 8>(a).most_heads()
+                    : SsdUnits<1, 4>(a).most_heads();
   }
 };
 
-// The tensor cores take this call: 16-bit activations, steps forward (whose logarithm is taken), and tiles that fit
-// into the card's shared memory.
+// The tensor cores take this call: 16-bit activations, steps forward (whose logarithm is taken), and tiles
+// that fit into the card's shared memory.
 inline bool takes_ssd_tiles(const SsdView& a) {
   if (a.dtype == DType::f32 || a.N > 256 || a.dt_min < 0) return false;
   const SsdTiling tiling(a);
-  return SsdScanLayout(tiling.n, 16 * tiling.m * tiling.w).bytes(tiling.most_heads(a)) <= properties().max_shared_bytes;
+  return SsdScanLayout(tiling.n, 16 * tiling.m * tiling.w).bytes(tiling.most_heads(a)) <=
+         properties().max_shared_bytes;
 }
 
 // Calls f(X{}, N, M, W), the last three as integral constants.
@@ -306,16 +315,21 @@ void dispatch_ssd_tiles(const SsdView& a, F&& f) {
   const auto with_type = [&](auto x_zero) {
     const auto with_rows = [&](auto n) {
       if constexpr (n.value <= 128) {
-        if constexpr (n.value == 128) if (tiling.m == 2) return f(x_zero, n, two, four);
+        if constexpr (n.value == 128)
+          if (tiling.m == 2) return f(x_zero, n, two, four);
         if (tiling.w == 8) return f(x_zero, n, one, eight);
       }
       f(x_zero, n, one, four);
     };
     switch (tiling.n) {
-      case 32: return with_rows(std::integral_constant<int, 32>{});
-      case 64: return with_rows(std::integral_constant<int, 64>{});
-      case 128: return with_rows(std::integral_constant<int, 128>{});
-      default: return with_rows(std::integral_constant<int, 256>{});
+      case 32:
+        return with_rows(std::integral_constant<int, 32>{});
+      case 64:
+        return with_rows(std::integral_constant<int, 64>{});
+      case 128:
+        return with_rows(std::integral_constant<int, 128>{});
+      default:
+        return with_rows(std::integral_constant<int, 256>{});
     }
   };
   a.dtype == DType::bf16 ? with_type(__nv_bfloat16{}) : with_type(__half{});
