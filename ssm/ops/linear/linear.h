@@ -8,8 +8,9 @@
 // `compute` is the type of the activations at the product: x is rounded to it, weights stay as stored. In f32
 // each row is summed in one order whatever T and the thread count (docs/numerics.md); bf16 with bf16 weights
 // uses the CPU's bf16 dot product where it has one. On a card x's own type is that type, and `compute` must
-// be it; up to 8 rows a row's result does not depend on the others, bit for bit, and a call of more than 16
-// may round the bias to a 16-bit result's type. Errors: a shape or dtype that does not fit, by name.
+// be it. There a row's result does not depend on the others, bit for bit, up to 8 rows and where rows of x
+// and of the weight are multiples of 16 bytes; where cuBLASLt computes it (more rows), the bias is rounded to
+// a 16-bit result's type. Errors: a shape or dtype that does not fit, by name.
 #pragma once
 
 #include <optional>

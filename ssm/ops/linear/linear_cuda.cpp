@@ -147,11 +147,7 @@ bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const 
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType /*compute: x's type*/,
             const Tensor& y) {
   if (y.numel() == 0) return;
-  if (linear_few_rows(x, w, bias, y)) return;
-  // Up to this size the library's kernels take longer to start than to run (linear_cuda_bench).
-  const bool small = x.size(0) <= 128 && w.numel() <= (4 << 20);
-  if (small && linear_some_rows(x, w, bias, y)) return;
-  if (!linear_library(x, w, bias, y)) linear_any(x, w, bias, y);
+  if (!linear_few_rows(x, w, bias, y) && !linear_library(x, w, bias, y)) linear_any(x, w, bias, y);
 }
 
 bool multiplies_natively(DType dtype) {

@@ -9,8 +9,7 @@ bool multiplies_natively(DType dtype);
 
 // How it is done, for tests and benches: `linear` takes the first that can and suits.
 bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias,
-                     const Tensor& y);  // linear_rows.cu
-bool linear_some_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);
+                     const Tensor& y);                                                       // linear_rows.cu
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);  // cuBLASLt
 void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);      // plain tiles
 

@@ -42,7 +42,6 @@ void shapes(benchmark::internal::Benchmark* b) {
 }
 
 BENCHMARK_CAPTURE(bench_linear, card_few_rows, cuda::linear_few_rows)->Apply(shapes);
-BENCHMARK_CAPTURE(bench_linear, card_some_rows, cuda::linear_some_rows)->Apply(shapes);
 BENCHMARK_CAPTURE(bench_linear, card_library, cuda::linear_library)->Apply(shapes);
 
 }  // namespace

@@ -68,28 +68,26 @@ TEST(LinearCuda, EqualsTheReference) {
 TEST(LinearCuda, EveryWayEqualsTheReference) {
   SSM_NEED_CUDA();
   Rng rng(32);
-  int taken[4] = {};
+  int taken[3] = {};
   for (int trial = 0; trial < 150; ++trial) {
     const bool round = rng.below(3) != 0;
     const Case c(rng, rng.below(2) ? 32 : 140, round);
     const auto expected = c.expected();
     const Tensor x = c.upload(c.x, round, rng), w = c.upload(c.w, round, rng), bias = on_card(c.bias);
-    for (int way = 0; way < 4; ++way) {
+    for (int way = 0; way < 3; ++way) {
       const Tensor y = Tensor::empty({c.T, c.N}, c.result, kCuda);
       cuda::linear_any(x, w, bias, y);  // so that what a way leaves out is not there by luck
       const Tensor poison = test::random_normal(y.shape(), rng, 1e4f).to(c.result);
       copy_bytes(y.raw(), kCuda, poison.raw(), kCpu, y.bytes());
       if (way == 0 && !cuda::linear_few_rows(x, w, bias, y)) continue;
       if (way == 1 && !cuda::linear_library(x, w, bias, y)) continue;
-      if (way == 2 && !cuda::linear_some_rows(x, w, bias, y)) continue;
-      if (way == 3) cuda::linear_any(x, w, bias, y);
+      if (way == 2) cuda::linear_any(x, w, bias, y);
       ++taken[way];
       EXPECT_LT(card_error(y, expected), c.bound()) << c.name() << " way " << way;
     }
   }
   EXPECT_GT(taken[0], 30);
   EXPECT_GT(taken[1], 50);
-  EXPECT_GT(taken[2], 30);
 }
 
 TEST(LinearCuda, ARowDoesNotDependOnTheRowsBesideIt) {

@@ -6,11 +6,6 @@
 namespace ssm::cuda {
 namespace {
 
-#ifndef V_EIGHTS
-#define V_EIGHTS 1
-#define V_DEPTH 10
-#endif
-
 // Columns [first, first + channels) pass through the step of a convolution; each has one owner, which moves
 // its window on.
 template <class X>
@@ -76,8 +71,8 @@ bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const
     using X = decltype(zero);
     const Plain<X> plain = plain_of<X>(bias, y);
     if constexpr (sizeof(X) == 2) {
-      if (T > 16) return launch_rows<X, 32, V_EIGHTS, V_DEPTH, 16>(a, plain);
-      if (T > 8) return launch_rows<X, 16, V_EIGHTS, V_DEPTH, 16>(a, plain);
+      if (T > 16) return launch_rows<X, 32, 1, 10, 16>(a, plain);
+      if (T > 8) return launch_rows<X, 16, 1, 10, 16>(a, plain);
     }
     launch_eight_rows<X>(a, plain);
   });

@@ -4,6 +4,7 @@
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
+#include "ssm/ops/cuda/prefetch.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/linear/linear_rows.cuh"
@@ -15,7 +16,8 @@ namespace {
 constexpr int kStripRows = 8;  // rows of dt_proj that a warp multiplies
 constexpr int kDepth = 5;      // steps of it whose weights it holds
 constexpr int kChannels = 16;  // of a block
-constexpr int kLanes = 16;     // threads of a channel
+constexpr int kLanes = 8;      // threads of a channel
+constexpr int kHeld = 2;       // states of a thread that are fetched ahead: N = 16
 constexpr int kMaxState = 256;
 
 struct ScanArgs {
@@ -27,6 +29,7 @@ struct ScanArgs {
   int64_t dt_proj_stride, A_stride_e, A_stride_n, y_stride;
   int E, R, N;
   float norm_eps;
+  Ahead ahead;
 };
 
 // Values [0, n) of a row, divided by their root mean square where a.norm_eps > 0, by one warp.
@@ -38,8 +41,8 @@ __device__ __forceinline__ float inverse_rms(const ScanArgs& a, const X* row, in
   return rsqrtf(warp_sum(square) / static_cast<float>(n) + a.norm_eps);
 }
 
-// A block: kChannels channels of one sequence. Warps 0 and 1 multiply by dt_proj, warps 2 to 4 fetch dt's
-// scale, B and C; then kLanes threads a channel take its states.
+// A block: kChannels channels of one sequence. Warps 0 and 1 multiply by dt_proj, warps 2 and 3 fetch
+// dt's scale, B and C; then kLanes threads a channel take its states.
 template <class X, class S>
 __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(const ScanArgs a) {
   constexpr int kWarps = kChannels * kLanes / 32;
@@ -55,13 +58,23 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   if (warp < 2) dots_of.read_weights(w, a.dt_proj_stride, a.E - own, a.R);
   const int n0 = thread / kChannels;
   const float* A = a.A + e * a.A_stride_e;
-  const float A0 = inside && n0 < a.N ? A[n0 * a.A_stride_n] : 0.0f;
+  float As[kHeld], hs[kHeld];
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    const int n = n0 + j * kLanes;
+    As[j] = inside && n < a.N ? A[n * a.A_stride_n] : 0.0f;
+  }
   const float dt_bias = inside ? a.dt_bias[e] : 0.0f, D = inside ? a.D[e] : 0.0f;
+  ask_ahead(a.ahead);
   let_next_start();
   grid_dependency_wait();
   const int64_t slot = a.slots[t];
   S* h = static_cast<S*>(a.ssm_state) + slot * a.N * a.E + e;
-  const float h0 = inside && n0 < a.N ? to_f32(h[int64_t{n0} * a.E]) : 0.0f;
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    const int n = n0 + j * kLanes;
+    hs[j] = inside && n < a.N ? to_f32(h[int64_t{n} * a.E]) : 0.0f;
+  }
   const X* uz = static_cast<const X*>(a.uz) + int64_t{t} * 2 * a.E;
   const float u = inside ? to_f32(uz[e]) : 0.0f;
   const float z = thread < kChannels && inside ? to_f32(uz[a.E + e]) : 0.0f;
@@ -69,24 +82,30 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   if (warp < 2) {
     dots_of.multiply_all(w, a.dt_proj_stride, a.E - own, row, 0, 1, a.R);
     dots_of.give(dots[warp]);
-  } else if (warp == 2) {
-    const float scale = inverse_rms(a, row, a.R);
-    if (lane == 0) dt_scale = scale;
-  } else if (warp < 5) {
-    const X* part = row + a.R + (warp - 3) * a.N;
+  } else {
+    if (warp == 2) {
+      const float scale = inverse_rms(a, row, a.R);
+      if (lane == 0) dt_scale = scale;
+    }
+    const X* part = row + a.R + (warp - 2) * a.N;
     const float scale = inverse_rms(a, part, a.N);
-    for (int n = lane; n < a.N; n += 32) (warp == 3 ? B : C)[n] = scale * to_f32(part[n]);
+    for (int n = lane; n < a.N; n += 32) (warp == 2 ? B : C)[n] = scale * to_f32(part[n]);
   }
   __syncthreads();
   float sum = 0;
   if (inside) {
     const float delta = softplus(dots[c / kStripRows][c % kStripRows] * dt_scale + dt_bias);
-    for (int n = n0; n < a.N; n += kLanes) {
-      S* at = h + int64_t{n} * a.E;
-      const float decay = exp_fast(delta * (n == n0 ? A0 : A[n * a.A_stride_n]));
-      const float next = decay * (n == n0 ? h0 : to_f32(*at)) + delta * B[n] * u;
-      *at = from_f32<S>(next);
+    auto step = [&](int n, float A_n, float h_n) {
+      const float next = exp_fast(delta * A_n) * h_n + delta * B[n] * u;
+      h[int64_t{n} * a.E] = from_f32<S>(next);
       sum += C[n] * next;
+    };
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      if (n0 + j * kLanes < a.N) step(n0 + j * kLanes, As[j], hs[j]);
+    }
+    for (int n = n0 + kHeld * kLanes; n < a.N; n += kLanes) {
+      step(n, A[n * a.A_stride_n], to_f32(h[int64_t{n} * a.E]));
     }
   }
   sum += __shfl_xor_sync(0xffffffffu, sum, kChannels);
@@ -143,7 +162,8 @@ void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const T
                    .E = static_cast<int>(E),
                    .R = static_cast<int>(R),
                    .N = static_cast<int>(N),
-                   .norm_eps = args.norm_eps};
+                   .norm_eps = args.norm_eps,
+                   .ahead = ahead_of(args.next)};
   const Launch how{
       .grid = dim3(static_cast<unsigned>((E + kChannels - 1) / kChannels), static_cast<unsigned>(T)),
       .block = dim3(kChannels * kLanes),

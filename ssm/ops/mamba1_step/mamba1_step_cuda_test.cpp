@@ -69,7 +69,8 @@ struct Case {
             .dt_bias = on_card(dt_bias),
             .A = on_card(channels_contiguous(A)).transpose(0, 1),
             .D = on_card(D),
-            .norm_eps = eps};
+            .norm_eps = eps,
+            .next = on_card(in_proj, dtype)};
   }
   // What one op hands to the next is rounded to the activations' type.
   Doubles handed(const Doubles& values) const {
