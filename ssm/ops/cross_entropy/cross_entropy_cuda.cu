@@ -77,6 +77,9 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_forward_kernel(const C
   const float* logits = a.logits + row * a.stride;
   const int64_t begin = rank * a.part, end = min(begin + a.part, a.vocab);
   Summary mine;
+  const bool last = rank == 0 && threadIdx.x == 0;  // who joins the blocks
+  const int64_t target = last ? a.targets[row] : -1;
+  const float of_target = target >= 0 && target < a.vocab ? logits[target] : 0.0f;
   const int64_t packs_end = a.vectors ? begin + (max(end, begin) - begin) / 4 * 4 : begin;
   for (int64_t i = begin + threadIdx.x * 4; i < packs_end; i += kThreads * 4 * kLoads) {
     float x[4 * kLoads];
@@ -114,16 +117,14 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_forward_kernel(const C
     if (lane == 0) *in_block(&of_blocks[rank], 0) = mine;
   }
   cluster_sync();
-  if (rank != 0 || threadIdx.x != 0) return;
+  if (!last) return;
   for (unsigned r = 1; r < size; ++r) mine.join(of_blocks[r]);
   a.argmax[row] = mine.id;
-  const int64_t target = a.targets[row];
   float nll = 0;
   if (mine.id < 0 || target < -1 || target >= a.vocab) {
     nll = std::numeric_limits<float>::quiet_NaN();
-  } else if (target >= 0) {
-    const double above = static_cast<double>(mine.highest) - logits[target];
-    nll = static_cast<float>(above + log(static_cast<double>(mine.sum)));
+  } else if (target >= 0) {  // the difference of scores first: it may be exact where they are large
+    nll = mine.highest - of_target + logf(mine.sum);
   }
   a.nll[row] = nll;
 }

@@ -21,15 +21,19 @@ class Filter {
   }
 
  private:
+  static constexpr Units kNone = ~Units{0};
+  static constexpr unsigned kFew = 64;  // candidates that are compared at once
+
   // Keeps the fewest scores of what `among` keeps, best first, whose amounts reach target(sum of all):
-  // counts, or units of weights. A histogram finds the bin in which they do; among the few candidates there,
-  // each compares itself with all.
+  // counts, or units of weights. A histogram finds the bin in which they do, and the candidates there the
+  // last that is kept.
   template <bool kCounts, class Target>
   __device__ Cut select(const Cut& among, Target target) {
     Units missing = 0;
     __syncthreads();  // the bins are clear
     row_.each([&](int32_t i, float x) { count_in<kCounts>(distance_bin(x), among, i, x); });
     sum_bins();
+    if (threadIdx.x == 0) shared_.count = shared_.listed = 0;
     if (!find_bin(true, missing, target)) return among;  // all together do not reach it
     const auto bin = static_cast<uint32_t>(shared_.found[0]);
     const unsigned room = kCandidates / row_.blocks();
@@ -42,31 +46,58 @@ class Filter {
     });
     cluster_sync();
     const unsigned block = threadIdx.x / room, place = threadIdx.x % room;
-    unsigned n = 0, begin = 0, count = 0, most = 0;
+    unsigned n = 0, count = 0, most = 0;  // the same in every block
     for (unsigned r = 0; r < row_.blocks(); ++r) {
       const unsigned other = *in_block(&shared_.count, r);
-      if (r == block) begin = n, count = other;
+      count = r == block ? other : count;
       n += other;
       most = max(most, other);
     }
+    const bool few = n <= kFew, fits = most <= room && (few || (bin != 0 && bin != kBins - 1));
+    Units mine = kNone;
+    if (fits && place < count) mine = *in_block(own + place, block);
+    __syncthreads();  // the candidates may be overwritten
     Cut cut;
-    if (most <= room) {
-      if (place < count) {
-        const Units candidate = *in_block(own + place, block);
-        shared_.candidates[begin + place] = candidate;
-        if constexpr (!kCounts) {
-          shared_.amounts[begin + place] =
-              units_of(row_.weight(score_of(static_cast<uint32_t>(candidate >> 32))));
-        }
+    if (fits) {
+      if (!few) mine = refine<kCounts>(mine);
+      if (mine != kNone) {
+        const unsigned at = atomicAdd(&shared_.listed, 1u);
+        shared_.candidates[at] = mine;
+        if constexpr (!kCounts) shared_.amounts[at] = amount_of<kCounts>(mine);
       }
       __syncthreads();
-      cut = last_of_candidates<kCounts>(n);
+      cut = last_of_candidates<kCounts>(shared_.listed);
     }
-    reinterpret_cast<uint4*>(shared_.bins)[threadIdx.x] = {0, 0, 0, 0};
-    return most <= room ? cut : select_by_bits<kCounts>(among, target);
+    clear_bins();
+    return fits ? cut : select_by_bits<kCounts>(among, target);
   }
 
-  // The candidate at which the sum of amounts, best first, reaches what is missing.
+  __device__ void clear_bins() { reinterpret_cast<uint4*>(shared_.bins)[threadIdx.x] = {0, 0, 0, 0}; }
+
+  template <bool kCounts>
+  __device__ Units amount_of(Units candidate) const {
+    return kCounts ? 1 : units_of(row_.weight(score_of(static_cast<uint32_t>(candidate >> 32))));
+  }
+
+  // Of the candidates of a bin, a thread's own or none, those in the part of it where the sum reaches what is
+  // missing: by the next 11 bits of their distances.
+  template <bool kCounts>
+  __device__ Units refine(Units mine) {
+    const Units missing = shared_.found[1];
+    clear_bins();
+    __syncthreads();
+    uint32_t part = 0;
+    if (mine != kNone) {
+      part = distance_bits(score_of(static_cast<uint32_t>(mine >> 32))) >> 5 & (kBins - 1);
+      add(shared_.bins[part], amount_of<kCounts>(mine));
+    }
+    __syncthreads();
+    find_bin(false, missing, [](Units) { return 0; });
+    return part == shared_.found[0] ? mine : kNone;
+  }
+
+  // The candidate at which the sum of amounts, best first, reaches what is missing: each compares itself with
+  // all.
   template <bool kCounts>
   __device__ Cut last_of_candidates(unsigned n) {
     const Units missing = shared_.found[1];
@@ -128,12 +159,13 @@ class Filter {
     return {prefix, static_cast<uint32_t>(shared_.cut)};
   }
 
+  __device__ uint32_t distance_bits(float x) const { return __float_as_uint(__fsub_rn(row_.highest(), x)); }
+
   // Bins of a histogram over the distance d from the highest score: equally wide in the logarithm of d, 128
   // between powers of two, from 2^-8 on. Ascending, as keys are.
   __device__ uint32_t distance_bin(float x) const {
-    const uint32_t bits = __float_as_uint(__fsub_rn(row_.highest(), x));
     constexpr uint32_t kFirst = (127 - 8) << 7;
-    return min(max(bits >> 16, kFirst) - kFirst, static_cast<uint32_t>(kBins - 1));
+    return min(max(distance_bits(x) >> 16, kFirst) - kFirst, static_cast<uint32_t>(kBins - 1));
   }
 
   template <bool kCounts>
@@ -190,7 +222,6 @@ class Filter {
     if (lane == 31) shared_.warps[warp] = upto;
     __syncthreads();
     const Units warps = lanes_running_sum(shared_.warps[lane], lane), total = __shfl_sync(kLanes, warps, 31);
-    if (threadIdx.x == 0) shared_.count = 0;
     if (first) missing = target(total);
     const Units before_warp = __shfl_sync(kLanes, warps, max(warp - 1, 0));
     const Units end = upto + (warp ? before_warp : 0), begin = end - a - b;

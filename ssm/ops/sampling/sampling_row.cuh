@@ -41,6 +41,7 @@ struct alignas(16) SampleShared {
   };
   Units own[kCandidates / 2];  // this block's candidates, where a cluster has several
   unsigned count;              // of them, or of those that were too many
+  unsigned listed;             // of `candidates`
   Units cut;
   Units warps[kSampleWarps];
   Units blocks[2][8][2];  // what each block of the cluster told the others, this time and the last
