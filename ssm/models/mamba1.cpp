@@ -48,8 +48,7 @@ Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
                               .dt_bias = dt_proj_.bias,
                               .A = A_,
                               .D = D_,
-                              .norm_eps = dt_b_c_eps_,
-                              .next = std::get<Tensor>(out_proj_.weight)};
+                              .norm_eps = dt_b_c_eps_};
     if (has_mamba1_step(step, batch)) return out_proj_(mamba1_step(step, batch, state.conv, state.ssm));
   }
   const Tensor xz = in_proj_(x);                                    // [T, 2E]

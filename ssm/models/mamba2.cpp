@@ -50,8 +50,7 @@ Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
                               .groups = G_,
                               .dt_min = dt_min_,
                               .dt_max = dt_max_,
-                              .norm_eps = norm_.eps,
-                              .next = std::get<Tensor>(out_proj_.weight)};
+                              .norm_eps = norm_.eps};
     if (has_mamba2_step(step, batch, state.ssm)) {
       return out_proj_(mamba2_step(step, batch, state.conv, state.ssm));
     }

@@ -17,8 +17,7 @@ bool has_mamba1_step([[maybe_unused]] const Mamba1StepArgs& args,
 Tensor mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
                    const Tensor& ssm_state) {
   const std::string_view op = "mamba1_step";
-  const auto& [x, in_proj, in_bias, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_eps, next] =
-      args;
+  const auto& [x, in_proj, in_bias, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_eps] = args;
   SSM_CHECK(A.defined() && A.rank() == 2, "{}: A has shape {}, expected [E, N]", op, A.shape());
   SSM_CHECK(dt_proj.defined() && dt_proj.rank() == 2, "{}: dt_proj has shape {}, expected [E, R]", op,
             dt_proj.shape());

@@ -40,7 +40,6 @@ struct Mamba1StepArgs {
   Tensor A;            // [E, N]
   Tensor D;            // [E]
   float norm_eps = 0;  // of the weightless norms of dt, B and C; 0: none
-  Tensor next;         // a matrix that is multiplied by after the step, or undefined: it is read ahead
 };
 
 // Whether there is a fused step for these operands.

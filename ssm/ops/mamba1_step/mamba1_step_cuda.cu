@@ -4,7 +4,6 @@
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
-#include "ssm/ops/cuda/prefetch.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/linear/linear_rows.cuh"
@@ -29,7 +28,6 @@ struct ScanArgs {
   int64_t dt_proj_stride, A_stride_e, A_stride_n, y_stride;
   int E, R, N;
   float norm_eps;
-  Ahead ahead;
 };
 
 // Values [0, n) of a row, divided by their root mean square where a.norm_eps > 0, by one warp.
@@ -65,7 +63,6 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
     As[j] = inside && n < a.N ? A[n * a.A_stride_n] : 0.0f;
   }
   const float dt_bias = inside ? a.dt_bias[e] : 0.0f, D = inside ? a.D[e] : 0.0f;
-  ask_ahead(a.ahead);
   let_next_start();
   grid_dependency_wait();
   const int64_t slot = a.slots[t];
@@ -162,8 +159,7 @@ void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const T
                    .E = static_cast<int>(E),
                    .R = static_cast<int>(R),
                    .N = static_cast<int>(N),
-                   .norm_eps = args.norm_eps,
-                   .ahead = ahead_of(args.next)};
+                   .norm_eps = args.norm_eps};
   const Launch how{
       .grid = dim3(static_cast<unsigned>((E + kChannels - 1) / kChannels), static_cast<unsigned>(T)),
       .block = dim3(kChannels * kLanes),

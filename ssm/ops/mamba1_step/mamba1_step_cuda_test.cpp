@@ -69,8 +69,7 @@ struct Case {
             .dt_bias = on_card(dt_bias),
             .A = on_card(channels_contiguous(A)).transpose(0, 1),
             .D = on_card(D),
-            .norm_eps = eps,
-            .next = on_card(in_proj, dtype)};
+            .norm_eps = eps};
   }
   // What one op hands to the next is rounded to the activations' type.
   Doubles handed(const Doubles& values) const {

@@ -43,7 +43,6 @@ struct Mamba2StepArgs {
   float dt_min = 0.0f;
   float dt_max = std::numeric_limits<float>::infinity();
   float norm_eps = 1e-5f;
-  Tensor next;  // a matrix that is multiplied by after the step, or undefined: it is read ahead
 };
 
 // Whether there is a fused step for these operands.

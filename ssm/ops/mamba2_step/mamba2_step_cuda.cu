@@ -3,7 +3,6 @@
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
-#include "ssm/ops/cuda/prefetch.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/mamba2_step/mamba2_step_cuda.h"
@@ -28,7 +27,6 @@ struct ScanArgs {
   int E, H, N, P, G;
   bool D_has_hdim;
   float dt_min, dt_max;
-  Ahead ahead;
 };
 
 template <class X, class S>
@@ -38,7 +36,6 @@ __global__ void __launch_bounds__(kThreads) mamba2_step_scan_kernel(const ScanAr
   const int thread = threadIdx.x, t = blockIdx.y, p = thread % kValues, lane = thread / kValues;
   const int first = blockIdx.x * kValues, e = first + p, h = first / a.P, g = h / (a.H / a.G);
   const float A = a.A[h], dt_bias = a.dt_bias[h], D = a.D[a.D_has_hdim ? e : h];
-  ask_ahead(a.ahead);
   let_next_start();
   grid_dependency_wait();
   const int64_t slot = a.slots[t];
@@ -116,8 +113,7 @@ void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const T
                    .G = static_cast<int>(args.groups),
                    .D_has_hdim = args.D.numel() == E,
                    .dt_min = args.dt_min,
-                   .dt_max = args.dt_max,
-                   .ahead = ahead_of(args.next)};
+                   .dt_max = args.dt_max};
   const Launch how{.grid = dim3(static_cast<unsigned>(E / kValues), static_cast<unsigned>(T)),
                    .block = dim3(kThreads),
                    .overlaps_previous = true};

@@ -70,8 +70,7 @@ struct Case {
             .groups = G,
             .dt_min = dt_min,
             .dt_max = dt_max,
-            .norm_eps = 1e-5f,
-            .next = on_card(in_proj, dtype)};
+            .norm_eps = 1e-5f};
   }
   // The result's row t; the states' rows as they then are.
   Doubles expected(int64_t t, Doubles& window, Doubles& h) const {
