@@ -20,6 +20,7 @@ __device__ Units draw_of(uint64_t seed, int64_t position) {
 }
 
 // One cluster a row: reads it once, into shared memory where it fits.
+template <bool kKept>
 __global__ void __launch_bounds__(kSampleThreads, 1) sample_forward_kernel(const SampleArgs a) {
   extern __shared__ float4 scores[];
   __shared__ SampleShared shared;
@@ -28,7 +29,7 @@ __global__ void __launch_bounds__(kSampleThreads, 1) sample_forward_kernel(const
   grid_dependency_wait();
   let_next_start();
   const int64_t b = blockIdx.x / cluster_size();
-  Row row(a, shared, reinterpret_cast<float*>(scores), b);
+  Row<kKept> row(a, shared, reinterpret_cast<float*>(scores), b);
   const int32_t best = row.read();
   const SamplingParams& p = row.params();
   if (best < 0 || p.temperature == 0 || p.top_k == 1) {
@@ -36,8 +37,12 @@ __global__ void __launch_bounds__(kSampleThreads, 1) sample_forward_kernel(const
     return;
   }
   Cut cut;
-  if (p.top_k > 0 && p.top_k < a.vocab) cut = Filter(row).keep_count(static_cast<Units>(p.top_k));
-  if (p.top_p > 0 && p.top_p < 1) cut = Filter(row).keep_part(p.top_p, cut);
+  Filter filter(row);
+#pragma unroll 1
+  for (const bool counts : {true, false}) {  // top_k, top_p
+    if (counts ? p.top_k <= 0 || p.top_k >= a.vocab : p.top_p <= 0 || p.top_p >= 1) continue;
+    cut = filter.keep(counts, static_cast<Units>(p.top_k), p.top_p, cut);
+  }
   row.draw(cut, draw_of(p.seed, row.position()), [&](int32_t id) { row.finish(id); });
 }
 
@@ -52,8 +57,8 @@ class ClustersAtOnce {
  public:
   ClustersAtOnce() {
     for (unsigned size = 2; size <= largest_cluster(); size *= 2) {
-      counts_[size] =
-          most_clusters(size, {.grid = dim3(size), .block = dim3(kSampleThreads)}, sample_forward_kernel);
+      counts_[size] = most_clusters(size, {.grid = dim3(size), .block = dim3(kSampleThreads)},
+                                    sample_forward_kernel<true>);
     }
   }
   int of(unsigned size) const { return counts_[size]; }
@@ -68,7 +73,7 @@ void sample(const Tensor& logits, int64_t vocab, const Tensor& rows, const Tenso
   const int64_t B = logits.size(0);
   if (B == 0) return;
   static const size_t room = static_cast<size_t>(properties().max_shared_bytes) - sizeof(SampleShared);
-  static const bool allowed = allow_shared_bytes(sample_forward_kernel, room);
+  static const bool allowed = allow_shared_bytes(sample_forward_kernel<true>, room);
   static_cast<void>(allowed);
   // As many blocks a row as the card runs at once, more where the row would not fit otherwise.
   static const ClustersAtOnce at_once;
@@ -89,14 +94,13 @@ void sample(const Tensor& logits, int64_t vocab, const Tensor& rows, const Tenso
                         .ids = ids.data<int32_t>(),
                         .segment = segment,
                         .vectors = logits.stride(0) % 4 == 0 && aligned(logits.raw()) &&
-                                   (!seen.defined() || (logits.size(1) % 4 == 0 && aligned(seen.raw()))),
-                        .kept = kept};
+                                   (!seen.defined() || (logits.size(1) % 4 == 0 && aligned(seen.raw())))};
   launch_clusters(size,
                   {.grid = dim3(static_cast<unsigned>(B) * size),
                    .block = dim3(kSampleThreads),
                    .shared_bytes = kept ? bytes_of(segment) : 0,
                    .overlaps_previous = true},
-                  sample_forward_kernel, args);
+                  kept ? sample_forward_kernel<true> : sample_forward_kernel<false>, args);
 }
 
 }  // namespace ssm::cuda

@@ -5,33 +5,31 @@
 
 namespace ssm::cuda {
 
+template <class Row>
 class Filter {
  public:
   explicit __device__ Filter(Row& row) : row_(row), shared_(row.shared()) {}
 
-  // The k best scores.
-  __device__ Cut keep_count(Units k) {
-    return select<true>({}, [&](Units) { return k; });
-  }
-  // The best of what `among` keeps whose weights reach `part` of its weight.
-  __device__ Cut keep_part(float part, const Cut& among) {
-    return select<false>(among, [&](Units total) {
-      return static_cast<Units>(ceil(static_cast<double>(part) * static_cast<double>(total)));
-    });
+  // Of what `among` keeps the k best, or the best whose weights reach `part` of its weight: the fewest
+  // scores, best first, whose amounts reach a target; amounts are counts, or units of weights. A histogram
+  // finds the bin in which they do, and the candidates there the last that is kept.
+  __device__ Cut keep(bool counts, Units k, float part, const Cut& among) {
+    counts_ = counts;
+    auto target = [&](Units total) {
+      return counts ? k : static_cast<Units>(ceil(static_cast<double>(part) * static_cast<double>(total)));
+    };
+    return select(among, target);
   }
 
  private:
   static constexpr Units kNone = ~Units{0};
   static constexpr unsigned kFew = 64;  // candidates that are compared at once
 
-  // Keeps the fewest scores of what `among` keeps, best first, whose amounts reach target(sum of all):
-  // counts, or units of weights. A histogram finds the bin in which they do, and the candidates there the
-  // last that is kept.
-  template <bool kCounts, class Target>
+  template <class Target>
   __device__ Cut select(const Cut& among, Target target) {
     Units missing = 0;
     __syncthreads();  // the bins are clear
-    row_.each([&](int32_t i, float x) { count_in<kCounts>(distance_bin(x), among, i, x); });
+    row_.each([&](int32_t i, float x) { count_in(distance_bin(x), among, i, x); });
     sum_bins();
     if (threadIdx.x == 0) shared_.count = shared_.listed = 0;
     if (!find_bin(true, missing, target)) return among;  // all together do not reach it
@@ -59,29 +57,27 @@ class Filter {
     __syncthreads();  // the candidates may be overwritten
     Cut cut;
     if (fits) {
-      if (!few) mine = refine<kCounts>(mine);
+      if (!few) mine = refine(mine);
       if (mine != kNone) {
         const unsigned at = atomicAdd(&shared_.listed, 1u);
         shared_.candidates[at] = mine;
-        if constexpr (!kCounts) shared_.amounts[at] = amount_of<kCounts>(mine);
+        if (!counts_) shared_.amounts[at] = amount_of(mine);
       }
       __syncthreads();
-      cut = last_of_candidates<kCounts>(shared_.listed);
+      cut = last_of_candidates(shared_.listed);
     }
     clear_bins();
-    return fits ? cut : select_by_bits<kCounts>(among, target);
+    return fits ? cut : select_by_bits(among, target);
   }
 
   __device__ void clear_bins() { reinterpret_cast<uint4*>(shared_.bins)[threadIdx.x] = {0, 0, 0, 0}; }
 
-  template <bool kCounts>
   __device__ Units amount_of(Units candidate) const {
-    return kCounts ? 1 : units_of(row_.weight(score_of(static_cast<uint32_t>(candidate >> 32))));
+    return counts_ ? 1 : units_of(row_.weight(score_of(static_cast<uint32_t>(candidate >> 32))));
   }
 
   // Of the candidates of a bin, a thread's own or none, those in the part of it where the sum reaches what is
   // missing: by the next 11 bits of their distances.
-  template <bool kCounts>
   __device__ Units refine(Units mine) {
     const Units missing = shared_.found[1];
     clear_bins();
@@ -89,7 +85,7 @@ class Filter {
     uint32_t part = 0;
     if (mine != kNone) {
       part = distance_bits(score_of(static_cast<uint32_t>(mine >> 32))) >> 5 & (kBins - 1);
-      add(shared_.bins[part], amount_of<kCounts>(mine));
+      add(shared_.bins[part], amount_of(mine));
     }
     __syncthreads();
     find_bin(false, missing, [](Units) { return 0; });
@@ -98,7 +94,6 @@ class Filter {
 
   // The candidate at which the sum of amounts, best first, reaches what is missing: each compares itself with
   // all.
-  template <bool kCounts>
   __device__ Cut last_of_candidates(unsigned n) {
     const Units missing = shared_.found[1];
     if (threadIdx.x < n) {
@@ -106,10 +101,10 @@ class Filter {
       Units before = 0;
 #pragma unroll 4
       for (unsigned j = 0; j < n; ++j) {
-        const Units amount = kCounts ? 1 : shared_.amounts[j];
+        const Units amount = counts_ ? 1 : shared_.amounts[j];
         before += shared_.candidates[j] < mine ? amount : 0;
       }
-      if (before < missing && missing <= before + (kCounts ? 1 : shared_.amounts[threadIdx.x])) {
+      if (before < missing && missing <= before + (counts_ ? 1 : shared_.amounts[threadIdx.x])) {
         shared_.cut = mine;
       }
     }
@@ -118,7 +113,7 @@ class Filter {
   }
 
   // The same for any scores, by histograms over the bits of keys, from the top.
-  template <bool kCounts, class Target>
+  template <class Target>
   __device__ Cut select_by_bits(const Cut& among, Target target) {
     uint32_t prefix = 0;
     Units missing = 0, amount = 0;
@@ -130,7 +125,7 @@ class Filter {
       row_.each([&](int32_t i, float x) {
         const uint32_t key = key_of(x);
         if (known == 32 || key >> known == prefix) {
-          count_in<kCounts>(key >> shift & ((1u << bits) - 1), among, i, x);
+          count_in(key >> shift & ((1u << bits) - 1), among, i, x);
         }
       });
       sum_bins();
@@ -140,7 +135,7 @@ class Filter {
       amount = shared_.found[2];
     }
     // The scores that have the key weigh alike: the lowest ids of them stay.
-    const Units each_one = kCounts ? 1 : units_of(row_.weight(score_of(prefix)));
+    const Units each_one = counts_ ? 1 : units_of(row_.weight(score_of(prefix)));
     const Units needed = (missing + each_one - 1) / each_one;
     if (needed * each_one == amount) return Cut{prefix, 0xffffffffu}.within(among);
     auto equals = [&](int32_t i, float x) -> Units {
@@ -168,10 +163,9 @@ class Filter {
     return min(max(distance_bits(x) >> 16, kFirst) - kFirst, static_cast<uint32_t>(kBins - 1));
   }
 
-  template <bool kCounts>
   __device__ void count_in(uint32_t bin, const Cut& among, int32_t i, float x) {
     if (x == -INFINITY) return;
-    if constexpr (kCounts) {
+    if (counts_) {
       atomicAdd(&shared_.bins[bin].x, 1u);
     } else if (among.keeps(key_of(x), static_cast<uint32_t>(i))) {
       add(shared_.bins[bin], units_of(row_.weight(x)));
@@ -237,6 +231,7 @@ class Filter {
 
   Row& row_;
   SampleShared& shared_;
+  bool counts_ = false;
 };
 
 }  // namespace ssm::cuda

@@ -29,7 +29,6 @@ struct SampleArgs {
   int32_t* ids;
   int32_t segment;  // scores a warp owns
   bool vectors;     // four scores, and four marks, may be read at once
-  bool kept;        // the scores fit into shared memory
 };
 
 struct alignas(16) SampleShared {
@@ -100,6 +99,8 @@ struct Cut {
   __device__ Cut within(const Cut& other) const { return other.keeps(key, id) ? *this : other; }
 };
 
+// kKept: its scores stand in shared memory.
+template <bool kKept>
 class Row {
  public:
   __device__ Row(const SampleArgs& a, SampleShared& shared, float* scores, int64_t b)
@@ -131,40 +132,40 @@ class Row {
     float best = -INFINITY;
     int32_t id = INT32_MAX;
     bool finite = false;
-    auto take = [&](int32_t i, float x) {
-      finite = finite || isfinite(x);
-      x = cleaned(x);
+    auto take = [&](int32_t i, float raw) {
+      finite = finite || isfinite(raw);
+      const float x = cleaned(raw);
       if (x > best) best = x, id = i;
       return x;
     };
+    const bool penalised = penalised_;
     const int32_t packs_end = a_.vectors ? begin_ + (end_ - begin_) / 4 * 4 : begin_;
     constexpr int kLoads = 4;
+#pragma unroll 1
     for (int32_t i = begin_ + 4 * lane_; i < packs_end; i += 128 * kLoads) {
       float4 v[kLoads];
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
         if (i + 128 * k < packs_end) v[k] = *reinterpret_cast<const float4*>(logits() + i + 128 * k);
       }
-      if (penalised_) {
-#pragma unroll
-        for (int k = 0; k < kLoads; ++k) {
-          if (i + 128 * k >= packs_end) continue;
-          const uchar4 mark = *reinterpret_cast<const uchar4*>(marks_ + i + 128 * k);
-          v[k] = {penalise(v[k].x, mark.x), penalise(v[k].y, mark.y), penalise(v[k].z, mark.z),
-                  penalise(v[k].w, mark.w)};
-        }
-      }
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
         const int32_t at = i + 128 * k;
         if (at >= packs_end) continue;
-        v[k] = {take(at, v[k].x), take(at + 1, v[k].y), take(at + 2, v[k].z), take(at + 3, v[k].w)};
-        if (a_.kept) *reinterpret_cast<float4*>(kept_ + at - begin_) = v[k];
+        if (!penalised) {
+          v[k] = {take(at, v[k].x), take(at + 1, v[k].y), take(at + 2, v[k].z), take(at + 3, v[k].w)};
+        }
+        if constexpr (kKept) *reinterpret_cast<float4*>(kept_ + at - begin_) = v[k];
       }
     }
-    for (int32_t i = packs_end + lane_; i < end_; i += 32) {
-      const float x = take(i, raw_score(i));
-      if (a_.kept) kept_[i - begin_] = x;
+    __syncwarp();
+    // What is left of the run, and all of it again where marks change scores.
+#pragma unroll 2
+    for (int32_t i = (penalised ? begin_ : packs_end) + lane_; i < end_; i += 32) {
+      float x = kKept && i < packs_end ? kept_[i - begin_] : logits()[i];
+      if (penalised) x = penalise(x, marks_[i]);
+      x = take(i, x);
+      if constexpr (kKept) kept_[i - begin_] = x;
     }
     __syncwarp();
     return find_highest(best, id, finite);
@@ -181,19 +182,11 @@ class Row {
   __device__ unsigned rank() const { return rank_; }
   __device__ SampleShared& shared() const { return shared_; }
 
-  // f(id, score) of this thread's scores.
+  // f(id, score) of this thread's scores. Not unrolled: what is run once is soonest done in few instructions.
   template <class F>
   __device__ void each(F f) const {
-    constexpr int kAtOnce = 4;
-    int32_t i = begin_ + lane_;
-    for (; i + 32 * (kAtOnce - 1) < end_; i += 32 * kAtOnce) {
-      float x[kAtOnce];
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) x[k] = score(i + 32 * k);
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) f(i + 32 * k, x[k]);
-    }
-    for (; i < end_; i += 32) f(i, score(i));
+#pragma unroll 1
+    for (int32_t i = begin_ + lane_; i < end_; i += 32) f(i, score(i));
   }
 
   // Finds the id at which the running sum of amount(id, score), in the order of ids, exceeds
@@ -217,24 +210,24 @@ class Row {
     if (left < begin || left >= end) return;
     left -= begin;
     constexpr int kAtOnce = 4;
+#pragma unroll 1
     for (int32_t start = begin_; start < end_; start += 32 * kAtOnce) {
-      Units mine[kAtOnce], here[kAtOnce];
+      Units of_lane[kAtOnce], mine = 0, passed = 0;
+      int hit = -1;
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         const int32_t i = start + 32 * k + lane_;
-        mine[k] = i < end_ ? amount(i, score(i)) : 0;
-        here[k] = (Units{__reduce_add_sync(kLanes, static_cast<uint32_t>(mine[k] >> 20))} << 20) +
-                  __reduce_add_sync(kLanes, static_cast<uint32_t>(mine[k]) & 0xfffffu);
+        of_lane[k] = i < end_ ? amount(i, score(i)) : 0;
+        const Units here = (Units{__reduce_add_sync(kLanes, static_cast<uint32_t>(of_lane[k] >> 20))} << 20) +
+                           __reduce_add_sync(kLanes, static_cast<uint32_t>(of_lane[k]) & 0xfffffu);
+        if (hit < 0 && left < passed + here) hit = k, mine = of_lane[k];
+        if (hit < 0) passed += here;
       }
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        if (left < here[k]) {
-          const unsigned over = __ballot_sync(kLanes, lanes_running_sum(mine[k], lane_) > left);
-          if (lane_ == __ffs(static_cast<int>(over)) - 1) found(start + 32 * k + lane_);
-          return;
-        }
-        left -= here[k];
-      }
+      left -= passed;
+      if (hit < 0) continue;
+      const unsigned over = __ballot_sync(kLanes, lanes_running_sum(mine, lane_) > left);
+      if (lane_ == __ffs(static_cast<int>(over)) - 1) found(start + 32 * hit + lane_);
+      return;
     }
   }
 
@@ -249,10 +242,10 @@ class Row {
     Units sum = 0;
     each([&](int32_t i, float x) {
       const float w = kept_weight(i, x);
-      if (a_.kept) kept_[i - begin_] = w;
+      if constexpr (kKept) kept_[i - begin_] = w;
       sum += units_of(w);
     });
-    auto amount = [&](int32_t i, float x) { return units_of(a_.kept ? x : kept_weight(i, x)); };
+    auto amount = [&](int32_t i, float x) { return units_of(kKept ? x : kept_weight(i, x)); };
     pick(
         sum, amount, [&](Units total) { return __umul64hi(bits, total); }, found);
   }
@@ -278,7 +271,7 @@ class Row {
   static __device__ float cleaned(float x) {
     return isnan(x) ? -INFINITY : fminf(x, std::numeric_limits<float>::max()) + 0.0f;
   }
-  __device__ float score(int32_t i) const { return a_.kept ? kept_[i - begin_] : cleaned(raw_score(i)); }
+  __device__ float score(int32_t i) const { return kKept ? kept_[i - begin_] : cleaned(raw_score(i)); }
 
   // Tells two numbers of this block to all blocks. Returns those of block r at [r][0] and [r][1], until the
   // call after the next.
