@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kTaps = 4;   // the width with kernels of its own: that of every known model
-constexpr int kAhead = 4;  // rows loaded before the first is used
+constexpr int kAhead = 2;  // rows under way while those before them are used; more cost registers
 
 struct ConvArgs {
   const void* x;
@@ -283,9 +283,9 @@ void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Ac
   a.channel_blocks = (C + int64_t{kThreads} * V - 1) / (int64_t{kThreads} * V);
   int64_t rows = batch.size();
   if (!step) {
-    // Long chunks read few rows twice, short ones fill a card: at least some 8 blocks a multiprocessor.
-    const int64_t fill = batch.total() * a.channel_blocks / (8 * properties().multiprocessors);
-    a.chunk_length = std::clamp<int64_t>(fill / kAhead * kAhead, 2 * kAhead, 8 * kAhead);
+    // Long chunks read few rows twice, short ones fill a card: at least some 4 blocks a multiprocessor.
+    const int64_t fill = batch.total() * a.channel_blocks / (4 * properties().multiprocessors);
+    a.chunk_length = std::clamp<int64_t>(fill / kAhead * kAhead, 8, 64);
     a.chunk_length = std::max(a.chunk_length, K - 1);  // so that only a first chunk looks into the state
     rows = chunk_numbers(a.batch, a.chunk_length);
   }

@@ -199,18 +199,16 @@ __global__ void __launch_bounds__(2 * kTrade, 2)
   if (piece.chunk.sequence < 0 || (!kWhole && piece.last)) return;  // nobody follows a last chunk
   if (threadIdx.x >= kTrade) {
     Helper<T, kPass, kMany> helper(a, piece, tiles);
-    helper.copy_in(0);
-    helper.copy_in(1);
+    for (int i = 0; i < 3; ++i) helper.copy_in(i);
     wait_for_copies<1>();
-    helpers_barrier();
+    __syncthreads();
     helper.prepare(0);
     __syncthreads();
     for (int i = 0; i < piece.tiles; ++i) {
-      helper.copy_in(i + 2);
+      helper.copy_in(i + 3);
       if (kWhole && i > 0) helper.finish(i - 1);
-      wait_for_copies<1>();
-      helpers_barrier();
       helper.prepare(i + 1);
+      wait_for_copies<1>();  // tile i + 2, which is prepared behind the barrier
       if (kWhole) {
         __syncthreads();
       } else if (__syncthreads_and(true)) {
@@ -222,6 +220,7 @@ __global__ void __launch_bounds__(2 * kTrade, 2)
   } else {
     Scanner<T, kPass, kMany> scanner(a, piece, tiles);
     if (!kMany) scanner.load_states(0, true);
+    __syncthreads();
     __syncthreads();
     bool forgotten = false;
     for (int i = 0; i < piece.tiles && !forgotten; ++i) {

@@ -26,9 +26,18 @@ __device__ __forceinline__ void load_A(const StepArgs& a, int64_t e, int n, floa
   }
 }
 
+// States of V channels loaded before the first is used. Less to load takes fewer registers and more threads.
+template <class S, int V>
+constexpr int kStatesAhead = V == 1           ? 16
+                             : sizeof(S) == 4 ? 8
+                                              : 4;
+
 template <class T, class S, int V>
-__global__ void __launch_bounds__(kThreads) selective_scan_step_kernel(const StepArgs a) {
-  constexpr int kGroup = V == 1 ? 16 : 8;
+__global__ void __launch_bounds__(kThreads, V == 1           ? 1
+                                            : sizeof(S) == 4 ? 4
+                                                             : 6)
+    selective_scan_step_kernel(const StepArgs a) {
+  constexpr int kGroup = kStatesAhead<S, V>;
   __shared__ float B[kMaxStates], C[kMaxStates];
   const SelectiveScanOperands& s = a.s;
   const int64_t b = blockIdx.x / a.channel_blocks;
@@ -119,8 +128,9 @@ void selective_scan_step(const SelectiveScanOperands& s, DType type) {
     vectors = vectors && is_aligned(p, bytes);
   for (const int64_t stride : {s.u_stride, s.delta_stride, s.z_stride, s.y_stride})
     vectors = vectors && is_multiple(stride, kWide);
-  // Four channels a thread once that fills the card.
-  vectors = vectors && B * s.E >= int64_t{kWide} * kThreads * properties().multiprocessors;
+  // Four channels a thread once there are blocks enough; narrow states need more of them under way.
+  const int64_t blocks = B * s.E / (kWide * kThreads);
+  vectors = vectors && 2 * blocks >= (s.state_type == DType::f32 ? 3 : 8) * properties().multiprocessors;
   const int V = vectors ? kWide : 1;
   const StepArgs a{.s = s,
                    .channel_blocks = (s.E + int64_t{kThreads} * V - 1) / (int64_t{kThreads} * V),

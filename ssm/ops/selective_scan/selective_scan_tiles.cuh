@@ -13,8 +13,8 @@ inline constexpr int kLanes = 4;         // that share two channels
 inline constexpr int kStates = kBlockStates / kLanes;  // of a thread, for each of its two channels
 inline constexpr int kWidth = kTrade / kLanes * 2;     // channels of a block
 inline constexpr int kRows = 16;                       // of a tile
-inline constexpr int kStages = 4;  // the tile being finished, the scanned, the prepared, and one on its way
-inline constexpr int kPitch = kWidth + 16;  // of sums: two rows that a warp writes fall into different banks
+inline constexpr int kStages = 5;  // the tiles being finished, scanned and prepared, and two on their way
+inline constexpr int kPitch = kWidth + 8;   // of sums: rows that a warp writes start in different banks
 inline constexpr float kForgotten = 48.0f;  // binary orders of magnitude
 
 enum class Pass { carry, whole };
@@ -38,10 +38,7 @@ struct Tiles {
   float BC[2][kRows][kLanes][2][kStates];
   float y[2][kRows][kPitch];  // sum_n C h
 };
-
-__device__ __forceinline__ void helpers_barrier() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kTrade) : "memory");
-}
+static_assert(sizeof(Tiles<float>) <= 99 * 1024);  // what a block may have on every card
 
 // [rows, columns] of a matrix into [kRows, kColumns] of shared memory, zeros around them, element by element.
 template <int kColumns, class T>
@@ -52,6 +49,10 @@ __device__ __forceinline__ void copy_unaligned(T* to, const void* from, int64_t 
     const int t = i / kColumns, c = i % kColumns;
     to[i] = t < rows && c < columns ? static_cast<const T*>(from)[t * stride + c] : from_f32<T>(0.0f);
   }
+}
+
+__device__ __forceinline__ int stage_of(int tile) {
+  return static_cast<int>(static_cast<unsigned>(tile) % kStages);
 }
 
 __device__ __forceinline__ float element(const float4& v, int i) {
@@ -150,7 +151,7 @@ struct Helper {
   __device__ __forceinline__ void copy_in(int i) {
     const SelectiveScanOperands& s = a.s;
     if (i < piece.tiles) {
-      const int rows = rows_of(i), stage = i & (kStages - 1);
+      const int rows = rows_of(i), stage = stage_of(i);
       const int64_t t = piece.first_row(kWhole ? i : piece.tiles - 1 - i);
       if (a.vectors) {
         copy(u, s.u_stride, 0, stage, rows);
@@ -188,7 +189,7 @@ struct Helper {
   // After the sequence's end delta is 0, which leaves the states as they are.
   __device__ __forceinline__ void prepare(int i) const {
     if (i >= piece.tiles) return;
-    const int rows = rows_of(i), stage = i & (kStages - 1), side = i & 1;
+    const int rows = rows_of(i), stage = stage_of(i), side = i & 1;
     static_assert(kTrade / kPairs * 4 == kRows);
     float d[2][4], delta_u[2][4];
 #pragma unroll
@@ -233,7 +234,7 @@ struct Helper {
   __device__ __forceinline__ void finish(int i) {
     constexpr int kRowStep = kTrade / kPairs;
     const SelectiveScanOperands& s = a.s;
-    const int rows = rows_of(i), stage = i & (kStages - 1), side = i & 1;
+    const int rows = rows_of(i), stage = stage_of(i), side = i & 1;
     float sum[kRows / kRowStep][2];
 #pragma unroll
     for (int k = 0; k < kRows / kRowStep; ++k) {
