@@ -11,11 +11,10 @@
 namespace ssm::cuda {
 namespace {
 
-constexpr int kValues = 16;    // of a head, a block
-constexpr int kLanes = 32;     // threads of a value, that share its states
-constexpr int kMaxStates = 8;  // of a thread
+constexpr int kValues = 16;  // of a head, a block
+constexpr int kLanes = 16;   // threads of a value, that share its states
+constexpr int kHeld = 8;     // states of a thread that are fetched together: N = 128
 constexpr int kThreads = kValues * kLanes;
-constexpr int kMaxN = kLanes * kMaxStates;
 
 struct ScanArgs {
   const void* zxBCdt;  // x, B and C convolved
@@ -43,24 +42,29 @@ __global__ void __launch_bounds__(kThreads) mamba2_step_scan_kernel(const ScanAr
   const X *B = row + 2 * a.E + g * a.N, *C = B + a.G * a.N;
   const float x = to_f32(row[a.E + e]);
   float dt = to_f32(row[2 * (a.E + a.G * a.N) + h]);
-  S* s = static_cast<S*>(a.ssm_state) + ((slot * a.H + h) * a.N + lane) * a.P + e % a.P;
-  float states[kMaxStates], Bs[kMaxStates], Cs[kMaxStates];
+  S* s = static_cast<S*>(a.ssm_state) + (slot * a.H + h) * a.N * a.P + e % a.P;
+  float sum = 0, decay = 0;
+  for (int n0 = lane; n0 < a.N; n0 += kHeld * kLanes) {
+    float states[kHeld], Bs[kHeld], Cs[kHeld];
 #pragma unroll
-  for (int j = 0; j < kMaxStates; ++j) {
-    const int n = lane + j * kLanes;
-    const bool inside = n < a.N;
-    Bs[j] = inside ? to_f32(B[n]) : 0.0f;
-    Cs[j] = inside ? to_f32(C[n]) : 0.0f;
-    states[j] = inside ? to_f32(s[int64_t{j} * kLanes * a.P]) : 0.0f;
-  }
-  dt = fminf(fmaxf(softplus(dt + dt_bias), a.dt_min), a.dt_max);
-  const float decay = exp_fast(dt * A);
-  float sum = 0;
+    for (int j = 0; j < kHeld; ++j) {
+      const int n = n0 + j * kLanes;
+      const bool inside = n < a.N;
+      states[j] = inside ? to_f32(s[int64_t{n} * a.P]) : 0.0f;
+      Bs[j] = inside ? to_f32(B[n]) : 0.0f;
+      Cs[j] = inside ? to_f32(C[n]) : 0.0f;
+    }
+    if (n0 == lane) {  // while the states are on their way
+      dt = fminf(fmaxf(softplus(dt + dt_bias), a.dt_min), a.dt_max);
+      decay = exp_fast(dt * A);
+    }
 #pragma unroll
-  for (int j = 0; j < kMaxStates; ++j) {
-    const float next = decay * states[j] + dt * Bs[j] * x;
-    if (lane + j * kLanes < a.N) s[int64_t{j} * kLanes * a.P] = from_f32<S>(next);
-    sum += Cs[j] * next;
+    for (int j = 0; j < kHeld; ++j) {
+      const int n = n0 + j * kLanes;
+      const float next = decay * states[j] + dt * Bs[j] * x;
+      if (n < a.N) s[int64_t{n} * a.P] = from_f32<S>(next);
+      sum += Cs[j] * next;
+    }
   }
   sum += __shfl_xor_sync(0xffffffffu, sum, kValues);
   if (thread % 32 < kValues) sums[thread / 32][p] = sum;
@@ -78,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) mamba2_step_scan_kernel(const ScanAr
 bool has_mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
   return batch.is_step() && has_linear_conv_step(batch.size(), args.u) &&
          has_linear_conv_step(batch.size(), args.in_proj) && args.conv_weight.size(1) == 4 &&
-         ssm_state.size(2) <= kMaxN && ssm_state.size(3) % kValues == 0;
+         ssm_state.size(3) % kValues == 0;
 }
 
 void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
