@@ -16,14 +16,14 @@
 //   y       [T, H*P]  of x's type
 //
 // On a CPU chunks of kSsdChunk tokens are counted from the first token of the call: splits of a sequence on
-// multiples of it give the same bits, other splits and single steps agree to 1e-5 relative. A sequence's result
-// does not depend on its neighbours in the batch or on the threads, bit for bit.
+// multiples of it give the same bits, other splits and single steps agree to 1e-5 relative. A sequence's
+// result does not depend on its neighbours in the batch or on the threads, bit for bit.
 //
-// On a card sequences are cut so that the batch fills it, and splits and batches agree within a bound. In f32 it
-// is 2e-5 relative. In bf16 and f16 a step is exact but for the rounding of y (and of a 16-bit state); longer
-// calls multiply 16-bit factors on the tensor cores (the scores with their decays, dt' x with its decay, and the
-// state before every 64th token) and sum in f32: docs/numerics.md has the bound. In f16 those factors must stay
-// below 65504, as y must.
+// On a card sequences are cut so that the batch fills it, and splits and batches agree within a bound. In f32
+// it is 2e-5 relative. In bf16 and f16 a step is exact but for the rounding of y (and of a 16-bit state);
+// longer calls multiply 16-bit factors on the tensor cores (the scores with their decays, dt' x with its
+// decay, and the state before every 64th token) and sum in f32: docs/numerics.md has the bound. In f16 those
+// factors must stay below 65504, as y must.
 #pragma once
 
 #include <limits>

@@ -29,10 +29,10 @@ struct SsdView {
   float dt_min, dt_max;
   DType dtype, state_dtype;
   Batch batch;
-  int64_t slots;          // S
-  int64_t segment;        // tokens, a multiple of kSsdTile
-  float* segment_states;  // [segments, H, N, P], or null where every sequence is one segment
-  float* segment_decays;  // [segments, H]: what is left of a state at the segment's end
+  int64_t slots;                // S
+  int64_t segment;              // tokens, a multiple of kSsdTile
+  float* segment_states;        // [segments, H, N, P], or null where every sequence is one segment
+  float* segment_decays;        // [segments, H]: what is left of a state at the segment's end
   bool state_through_segments;  // a 16-bit state that the tensor cores' kernels find and leave there in f32
 };
 

@@ -1,10 +1,11 @@
 // ssd_scan on a card against the f64 reference on the rounded operands.
 //
-// Bounds. In f32, and for single steps, the op's 2e-5 and the rounding of the result. The tensor cores of a longer
-// call in 16 bits take rounded factors, each off by at most half a unit in the last place: the masked scores and the
-// tile's first state for y, the decayed x for the state. Their products are summed in f32. Terms have random signs
-// here, so that the root mean square of the error is below one unit of that of the result, and the worst of a
-// million elements, beside a head's own size and not the tensor's, within ten for y and five for the state.
+// Bounds. In f32, and for single steps, the op's 2e-5 and the rounding of the result. The tensor cores of a
+// longer call in 16 bits take rounded factors, each off by at most half a unit in the last place: the masked
+// scores and the tile's first state for y, the decayed x for the state. Their products are summed in f32.
+// Terms have random signs here, so that the root mean square of the error is below one unit of that of the
+// result, and the worst of a million elements, beside a head's own size and not the tensor's, within ten for
+// y and five for the state.
 #include <numeric>
 
 #include "ssm/core/graph.h"
@@ -76,8 +77,8 @@ struct Case {
     }
     upload(vary ? rng.below(3) : 0, rng);
   }
-  // From host to card: as tensors of their own, or as columns of one wider tensor, where `kind` 1 keeps vectors
-  // aligned and 2 does not.
+  // From host to card: as tensors of their own, or as columns of one wider tensor, where `kind` 1 keeps
+  // vectors aligned and 2 does not.
   void upload(int64_t kind, Rng& rng) {
     card = host;
     card.A = on_card(host.A), card.D = on_card(host.D), card.dt_bias = on_card(host.dt_bias);
@@ -94,7 +95,8 @@ struct Case {
     for (const auto x : rows) {
       const Tensor& from = host.*x;
       for (int64_t t = 0; t < T; ++t) {
-        std::copy_n(from.data<float>() + t * from.size(1), from.size(1), wide.data<float>() + t * width + column);
+        std::copy_n(from.data<float>() + t * from.size(1), from.size(1),
+                    wide.data<float>() + t * width + column);
       }
       columns.push_back(column);
       column += up(from.size(1)) + gap;
@@ -119,8 +121,8 @@ struct Case {
            (state_dtype == DType::f32 ? 0 : rounding_of(state_dtype));
   }
   std::string name() const {
-    return fmt::format("T {} H {} P {} G {} N {} {} state {} stride {}", host.x.size(0), size.H, size.P, size.G,
-                       size.N, name_of(dtype), name_of(state_dtype), card.x.stride(0));
+    return fmt::format("T {} H {} P {} G {} N {} {} state {} stride {}", host.x.size(0), size.H, size.P,
+                       size.G, size.N, name_of(dtype), name_of(state_dtype), card.x.stride(0));
   }
 };
 
@@ -139,8 +141,8 @@ struct Worst {
     for (const DType type : kTypes) {
       const auto i = static_cast<size_t>(std::find(kTypes, kTypes + 3, type) - kTypes);
       if (y[i] == 0) continue;
-      fmt::print("  {}: y off by {:.1e} at most, {:.1e} in norm; state {:.1e}, {:.1e}\n", name_of(type), y[i], y_norm[i],
-                 state[i], state_norm[i]);
+      fmt::print("  {}: y off by {:.1e} at most, {:.1e} in norm; state {:.1e}, {:.1e}\n", name_of(type), y[i],
+                 y_norm[i], state[i], state_norm[i]);
     }
   }
   void take(DType type, double of_y, double of_state) {
@@ -228,12 +230,14 @@ TEST(SsdScanCuda, AnAbsentStateIsZeros) {
   SSM_NEED_CUDA();
   Rng rng(34);
   for (int trial = 0; trial < 60; ++trial) {
-    const std::vector<int64_t> lengths =
-        trial % 4 == 0 ? std::vector<int64_t>{1, 1} : std::vector<int64_t>{random_length(rng), 1 + rng.below(3)};
+    const std::vector<int64_t> lengths = trial % 4 == 0
+                                             ? std::vector<int64_t>{1, 1}
+                                             : std::vector<int64_t>{random_length(rng), 1 + rng.below(3)};
     const SequenceBatch batch(lengths, std::vector<int32_t>{4, 2});
     const Case c(batch.total(), random_sizes(rng), kTypes[trial % 3], rng);
     const Tensor zeros = Tensor::zeros({5, c.size.H, c.size.N, c.size.P}, DType::f32, kCuda);
-    EXPECT_TRUE(same_bits(ssd_scan(c.card, batch, Tensor()).to(kCpu), ssd_scan(c.card, batch, zeros).to(kCpu)))
+    EXPECT_TRUE(
+        same_bits(ssd_scan(c.card, batch, Tensor()).to(kCpu), ssd_scan(c.card, batch, zeros).to(kCpu)))
         << c.name();
   }
 }
@@ -313,7 +317,8 @@ TEST(SsdScanCuda, ExtremesStayAccurate) {
     const float huge = type == DType::f16 ? 300.0f : 3e4f;
     for (float& dt : c.host.dt.values<float>()) {
       const int64_t kind = rng.below(8);
-      if (extreme == 0) dt = kind == 0 ? 80.0f : kind == 1 ? -100.0f : kind == 2 ? 5.0f : kind == 3 ? huge : dt;
+      if (extreme == 0)
+        dt = kind == 0 ? 80.0f : kind == 1 ? -100.0f : kind == 2 ? 5.0f : kind == 3 ? huge : dt;
       if (extreme == 1) dt = -14.0f;
       if (extreme == 2) dt = kind == 0 ? huge : -7.0f;
       if (extreme == 3) dt = 20.0f;

@@ -1,5 +1,5 @@
-// The recurrence as it stands, token after token, in f32 on the plain units: activations in f32, for which the
-// tensor cores are not exact enough, and state sizes that their tiles do not take. The decay of a step is
+// The recurrence as it stands, token after token, in f32 on the plain units: activations in f32, for which
+// the tensor cores are not exact enough, and state sizes that their tiles do not take. The decay of a step is
 // applied as h + h expm1(dt A): rounding is then relative to what a step forgets, and does not add up over a
 // long memory.
 #include <algorithm>
@@ -59,7 +59,8 @@ __device__ __forceinline__ int index_of(int i, int lane) {
   return i / kRun * kRun * kLanes + lane * kRun + i % kRun;
 }
 
-// Sums v[p] over the 16 lanes along N; lanes 4 p of the half warp then have the sum of v[p'] (see the return).
+// Sums v[p] over the 16 lanes along N; lanes 4 p of the half warp then have the sum of v[p'] (see the
+// return).
 __device__ __forceinline__ float sum_over_lanes(const float (&v)[4], int lane) {
   const bool upper = lane & 8, odd = lane & 4;
   const float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[2], 8);
@@ -81,8 +82,8 @@ struct Shared {
   float y[kTokens][kChannels];
 };
 
-// Copies `count` rows of kColumns elements, of which `columns` are there, to shared memory as f32; the rest becomes
-// zeros. f32 is copied asynchronously, in vectors where they are aligned.
+// Copies `count` rows of kColumns elements, of which `columns` are there, to shared memory as f32; the rest
+// becomes zeros. f32 is copied asynchronously, in vectors where they are aligned.
 template <int kColumns>
 __device__ __forceinline__ void stage_rows(float (*to)[kColumns], const void* from, DType dtype, int64_t at,
                                            int64_t stride, int count, int columns, bool vectors) {
@@ -109,8 +110,8 @@ __device__ __forceinline__ void stage_rows(float (*to)[kColumns], const void* fr
   }
 }
 
-// One block a segment, head and 64 channels; N rows [n_begin, n_begin + 16 R). Where N has more rows than 256,
-// launches follow one another and `partial` [T, H*P] carries the sums of y.
+// One block a segment, head and 64 channels; N rows [n_begin, n_begin + 16 R). Where N has more rows than
+// 256, launches follow one another and `partial` [T, H*P] carries the sums of y.
 template <int R, bool kStatesOnly>
 __global__ void __launch_bounds__(kThreads, 2)
     ssd_scan_recurrence_kernel(const SsdView a, int n_begin, float* partial, bool vectors) {
@@ -136,10 +137,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   double log_decay = 0;  // of the segment, over this thread's tokens
   const auto stage = [&](int64_t begin, Staged<R>& to) {
     const int count = static_cast<int>(min(int64_t{kTokens}, segment.end - begin));
-    stage_rows<kN>(to.B, a.B, a.dtype, begin * a.B_stride + group_column, a.B_stride, count, n_count, vectors);
+    stage_rows<kN>(to.B, a.B, a.dtype, begin * a.B_stride + group_column, a.B_stride, count, n_count,
+                   vectors);
     if (!kStatesOnly)
-      stage_rows<kN>(to.C, a.C, a.dtype, begin * a.C_stride + group_column, a.C_stride, count, n_count, vectors);
-    stage_rows<kChannels>(to.x, a.x, a.dtype, begin * a.x_stride + channel, a.x_stride, count, p_count, vectors);
+      stage_rows<kN>(to.C, a.C, a.dtype, begin * a.C_stride + group_column, a.C_stride, count, n_count,
+                     vectors);
+    stage_rows<kChannels>(to.x, a.x, a.dtype, begin * a.x_stride + channel, a.x_stride, count, p_count,
+                          vectors);
     commit_copies();
     if (tid < count) {
       const float raw = load_as_f32(a.dt, a.dtype, (begin + tid) * a.dt_stride + head);

@@ -15,11 +15,11 @@ constexpr int kRowsInFlight = V == 8 ? 4 : 8;
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // One block a sequence, a head and `width` of its channels. A thread has V channels of every `rows`-th row of
-// N, kUnroll of them in flight; S is the state's type, X the activations'. `early`: all blocks are on the card
-// at once, waiting for the kernel before, and meanwhile fetch the state to L2. Elsewhere a block does so for the one
-// that comes `ahead` blocks later, in its place.
+// N, kUnroll of them in flight; S is the state's type, X the activations'. `early`: all blocks are on the
+// card at once, waiting for the kernel before, and meanwhile fetch the state to L2. Elsewhere a block does so
+// for the one that comes `ahead` blocks later, in its place.
 template <int V, class X, class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, V == 8 ? 3 : 4)
     ssd_scan_step_kernel(const SsdView a, int width, bool early, int ahead) {
   constexpr int kUnroll = kRowsInFlight<V>;
   extern __shared__ float shared[];
@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kThreads)
       if (later < gridDim.x && a.state) {
         const auto* const at = static_cast<const unsigned char*>(a.state) +
                                (a.batch.slots[later_b] * a.H + later % a.H) * of_head * sizeof(S);
-        for (int64_t i = threadIdx.x * 128; i < of_head * static_cast<int64_t>(sizeof(S)); i += kThreads * 128)
+        for (int64_t i = threadIdx.x * 128; i < of_head * static_cast<int64_t>(sizeof(S));
+             i += kThreads * 128)
           prefetch(at + i);
       }
     }
@@ -150,7 +151,7 @@ void launch_ssd_step(const SsdView& a) {
                        .block = dim3(kThreads),
                        .shared_bytes = sizeof(float) * static_cast<size_t>(2 * slab + kThreads * V),
                        .overlaps_previous = true};
-      int ahead = early || width < a.P ? 0 : 4 * properties().multiprocessors;
+      const int ahead = early || width < a.P ? 0 : properties().multiprocessors;
       launch(how, V == 1 ? ssd_scan_step_kernel<1, X, S> : ssd_scan_step_kernel<kVector, X, S>, a, width,
              early, ahead);
     });
