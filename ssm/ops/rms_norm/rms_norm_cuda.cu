@@ -25,7 +25,7 @@ struct RmsNormArgs {
 // The values that are normed, columns [i, i + V) of a group: x * silu(z), or residual + x, which is written
 // back where `update` says so.
 template <int V, class X>
-__device__ __forceinline__ void read_values(const RmsNormArgs& a, int64_t row, int64_t column, bool update,
+__device__ __forceinline__ void read_values(const RmsNormArgs& a, int64_t row, int64_t column, bool add,
                                             float (&value)[V]) {
   load<V>(value, static_cast<const X*>(a.x) + row * a.x_stride + column);
   if (a.z) {
@@ -36,35 +36,41 @@ __device__ __forceinline__ void read_values(const RmsNormArgs& a, int64_t row, i
   }
   if (a.residual) {
     float r[V];
-    float* at = a.residual + row * a.residual_stride + column;
-    load<V>(r, at);
+    load<V>(r, a.residual + row * a.residual_stride + column);
 #pragma unroll
-    for (int i = 0; i < V; ++i) value[i] = update ? value[i] + r[i] : r[i];
-    if (update) store<V>(at, value);
+    for (int i = 0; i < V; ++i) value[i] = add ? value[i] + r[i] : r[i];
   }
 }
 
-// One block a row and group. Values beyond what registers keep are read again.
+// One block a row and group. What registers keep is loaded before anything is stored, so that the loads are
+// in flight together; values beyond it are read again.
 template <int V, class X, class Y>
 __global__ void __launch_bounds__(kThreads) rms_norm_forward_kernel(const RmsNormArgs a) {
   __shared__ float scratch[32];
-  grid_dependency_wait();
   let_next_start();
-  const int64_t row = blockIdx.x, first = blockIdx.y * a.width;
+  grid_dependency_wait();
+  constexpr int64_t kStep = int64_t{kThreads} * V;
+  const int64_t row = blockIdx.x, first = blockIdx.y * a.width, start = int64_t{threadIdx.x} * V;
   float kept[kKept][V];
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    const int64_t i = k * kStep + start;
+    if (i < a.width) read_values<V, X>(a, row, first + i, true, kept[k]);
+  }
   float square = 0;
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
-    const int64_t i = (int64_t{k} * kThreads + threadIdx.x) * V;
-    if (i >= a.width) break;
-    read_values<V, X>(a, row, first + i, true, kept[k]);
+    const int64_t i = k * kStep + start;
+    if (i < a.width) {
+      if (a.residual) store<V>(a.residual + row * a.residual_stride + first + i, kept[k]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) square += kept[k][j] * kept[k][j];
+      for (int j = 0; j < V; ++j) square += kept[k][j] * kept[k][j];
+    }
   }
-  constexpr int64_t kStep = int64_t{kThreads} * V;
-  for (int64_t i = kKept * kStep + threadIdx.x * V; i < a.width; i += kStep) {
+  for (int64_t i = kKept * kStep + start; i < a.width; i += kStep) {
     float value[V];
     read_values<V, X>(a, row, first + i, true, value);
+    if (a.residual) store<V>(a.residual + row * a.residual_stride + first + i, value);
 #pragma unroll
     for (int j = 0; j < V; ++j) square += value[j] * value[j];
   }
@@ -78,11 +84,10 @@ __global__ void __launch_bounds__(kThreads) rms_norm_forward_kernel(const RmsNor
   };
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
-    const int64_t i = (int64_t{k} * kThreads + threadIdx.x) * V;
-    if (i >= a.width) break;
-    write(i, kept[k]);
+    const int64_t i = k * kStep + start;
+    if (i < a.width) write(i, kept[k]);
   }
-  for (int64_t i = kKept * kStep + threadIdx.x * V; i < a.width; i += kStep) {
+  for (int64_t i = kKept * kStep + start; i < a.width; i += kStep) {
     float value[V];
     read_values<V, X>(a, row, first + i, false, value);
     write(i, value);

@@ -29,17 +29,18 @@ __device__ __forceinline__ void compute_scores(uint32_t C_tile, uint32_t B_tile,
                                                int heads, unsigned char* scores, int t_block, int first,
                                                int count) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const uint32_t C_at = C_tile + tile_offset<kN>(lane % 16, lane / 16);
+  const uint32_t B_at = B_tile + tile_offset<kN>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
   float s[kMost][2][4] = {};
 #pragma unroll
   for (int k = 0; k < kN / 16; ++k) {
     uint32_t c[4];
-    ldmatrix(c, C_tile + tile_offset<kN>(16 * t_block + lane % 16, 2 * k + lane / 16));
+    ldmatrix(c, moved<kN>(C_at, k, t_block));
 #pragma unroll
     for (int j = 0; j < kMost; ++j) {
       if (j >= count) break;
       uint32_t b[4];
-      const int row = 16 * (first + j) + lane % 8 + lane / 16 * 8;
-      ldmatrix(b, B_tile + tile_offset<kN>(row, 2 * k + lane / 8 % 2));
+      ldmatrix(b, moved<kN>(B_at, k, first + j));
       mma<X>(s[j][0], c, b[0], b[1]);
       mma<X>(s[j][1], c, b[2], b[3]);
     }
@@ -72,139 +73,129 @@ __device__ __forceinline__ void compute_scores(uint32_t C_tile, uint32_t B_tile,
   }
 }
 
-// Writes 8 tokens of Y^T: the lane's words hold channels 2q, 2q + 1 of runs of eight of token g after the
-// transposition, and are exchanged among four lanes so that each stores 8 M bytes.
-template <class X, int M>
-__device__ __forceinline__ void store_y(const SsdView& a, X* to, const uint32_t (&words)[2 * M], int p_count,
-                                        bool vectors) {
+// Writes 8 tokens of Y^T: the lane's words hold channels 2q, 2q + 1 of both runs of eight, of token g after
+// the transposition, and are exchanged so that each lane stores four channels.
+template <class X>
+__device__ __forceinline__ void store_y(X* to, uint32_t low, uint32_t high, int p_count, bool vectors) {
   const int q = threadIdx.x % 4;
   if (!vectors) {
 #pragma unroll
-    for (int w = 0; w < 2 * M; ++w) {
-      const int p = 8 * w + 2 * q;
-      const float2 v = unpack<X>(words[w]);
+    for (int i = 0; i < 2; ++i) {
+      const int p = 8 * i + 2 * q;
+      const float2 v = unpack<X>(i ? high : low);
       if (p < p_count) to[p] = from_f32<X>(v.x);
       if (p + 1 < p_count) to[p + 1] = from_f32<X>(v.y);
     }
     return;
   }
-  uint32_t w[2 * M];
-#pragma unroll
-  for (int i = 0; i < 2 * M; i += 2) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, q % 2 ? words[i] : words[i + 1], 1);
-    w[i] = q % 2 ? other : words[i];
-    w[i + 1] = q % 2 ? words[i + 1] : other;
-  }
-  if constexpr (M == 1) {
-    const int p = q % 2 * 8 + q / 2 * 4;
-    if (p < p_count) *reinterpret_cast<uint2*>(to + p) = {w[0], w[1]};
-  } else {
-    uint32_t other[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) other[i] = __shfl_xor_sync(0xffffffffu, q / 2 ? w[i] : w[2 + i], 2);
-    if (8 * q < p_count) {
-      *reinterpret_cast<uint4*>(to + 8 * q) =
-          q / 2 ? uint4{other[0], other[1], w[2], w[3]} : uint4{w[0], w[1], other[0], other[1]};
-    }
-  }
+  const uint32_t other = __shfl_xor_sync(0xffffffffu, q % 2 ? low : high, 1);
+  const int p = q % 2 * 8 + q / 2 * 4;
+  if (p < p_count) *reinterpret_cast<uint2*>(to + p) = q % 2 ? uint2{other, high} : uint2{low, other};
 }
 
 // Y^T of the warp's channels, 32 tokens at a time, and its way to memory.
-template <class X, int kN, int M, int W>
-__device__ __forceinline__ void compute_y(const float (&h)[M][kN / 8][4], const SsdView& a, X* y,
-                                          const float (&D)[M][2], const SsdFactors& f, uint32_t C_tile,
+template <class X, int kN, int W>
+__device__ __forceinline__ void compute_y(const float (&h)[kN / 8][4], const SsdView& a, X* y,
+                                          const float (&D)[2], const SsdFactors& f, uint32_t C_tile,
                                           uint32_t x_tile, uint32_t scores, int rows, int p_count,
                                           bool vectors) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int b_row = lane % 8 + lane / 16 * 8, b_vector = lane / 8 % 2;
+  const uint32_t C_at = C_tile + tile_offset<kN>(b_row, b_vector);
+  const uint32_t scores_at = scores + score_offset(0, 0, b_row, b_vector);
+  y += g * a.y_stride;
 #pragma unroll 1
   for (int half = 0; half < kBlocks; half += 2) {
     if (half * 16 >= rows) break;
-    float acc[M][4][4] = {};
+    float acc[4][4] = {};
 #pragma unroll
     for (int k = 0; k < kN / 16; ++k) {
-      uint32_t state[M][4];
+      uint32_t state[4];
 #pragma unroll
-      for (int i = 0; i < M; ++i)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          state[i][e] = pack<X>(h[i][2 * k + e / 2][e % 2 * 2], h[i][2 * k + e / 2][e % 2 * 2 + 1]);
+      for (int e = 0; e < 4; ++e)
+        state[e] = pack<X>(h[2 * k + e / 2][e % 2 * 2], h[2 * k + e / 2][e % 2 * 2 + 1]);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         uint32_t c[4];
-        ldmatrix(c, C_tile + tile_offset<kN>(16 * (half + t) + b_row, 2 * k + b_vector));
-#pragma unroll
-        for (int i = 0; i < M; ++i) {
-          mma<X>(acc[i][2 * t], state[i], c[0], c[1]);
-          mma<X>(acc[i][2 * t + 1], state[i], c[2], c[3]);
-        }
+        ldmatrix(c, moved<kN>(C_at, k, half + t));
+        mma<X>(acc[2 * t], state, c[0], c[1]);
+        mma<X>(acc[2 * t + 1], state, c[2], c[3]);
       }
     }
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       const float2 reached = *reinterpret_cast<const float2*>(&f.reached[16 * half + 8 * t + 2 * q]);
 #pragma unroll
-      for (int i = 0; i < M; ++i)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) acc[i][t][e] *= e % 2 ? reached.y : reached.x;
+      for (int e = 0; e < 4; ++e) acc[t][e] *= e % 2 ? reached.y : reached.x;
     }
 #pragma unroll
     for (int k = 0; k < kBlocks; ++k) {
       if (k > half + 1) break;
-      uint32_t x[M][4];
-#pragma unroll
-      for (int i = 0; i < M; ++i) load_x_fragment<M, W>(x[i], x_tile, i, k);
+      uint32_t x[4];
+      load_x_fragment<W>(x, x_tile, k);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         if (k > half + t) continue;
         uint32_t m[4];
-        ldmatrix(m, scores + score_offset(half + t, k, b_row, b_vector));
+        ldmatrix(m, scores_at + score_offset(half + t, k, 0, 0));
+        mma<X>(acc[2 * t], x, m[0], m[1]);
+        mma<X>(acc[2 * t + 1], x, m[2], m[3]);
+        if (k != half + t) continue;
 #pragma unroll
-        for (int i = 0; i < M; ++i) {
-          mma<X>(acc[i][2 * t], x[i], m[0], m[1]);
-          mma<X>(acc[i][2 * t + 1], x[i], m[2], m[3]);
-        }
-        if (k == half + t) {  // x itself is here, in the places of y
-#pragma unroll
-          for (int i = 0; i < M; ++i)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const float2 v = unpack<X>(x[i][e]);
-              float(&to)[4] = acc[i][2 * t + e / 2];
-              to[e % 2 * 2] = fmaf(D[i][e % 2], v.x, to[e % 2 * 2]);
-              to[e % 2 * 2 + 1] = fmaf(D[i][e % 2], v.y, to[e % 2 * 2 + 1]);
-            }
+        for (int e = 0; e < 4; ++e) {  // x itself is here, in the places of y
+          const float2 v = unpack<X>(x[e]);
+          float(&to)[4] = acc[2 * t + e / 2];
+          to[e % 2 * 2] = fmaf(D[e % 2], v.x, to[e % 2 * 2]);
+          to[e % 2 * 2 + 1] = fmaf(D[e % 2], v.y, to[e % 2 * 2 + 1]);
         }
       }
     }
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      uint32_t words[2 * M];
-#pragma unroll
-      for (int w = 0; w < 2 * M; ++w)
-        words[w] = transposed(pack<X>(acc[w / 2][t][w % 2 * 2], acc[w / 2][t][w % 2 * 2 + 1]));
       const int row = 16 * half + 8 * t + g;
-      store_y<X, M>(a, y + row * a.y_stride, words, row < rows ? p_count : 0, vectors);
+      store_y<X>(y, transposed(pack<X>(acc[t][0], acc[t][1])), transposed(pack<X>(acc[t][2], acc[t][3])),
+                 row < rows ? p_count : 0, vectors);
+      y += 8 * a.y_stride;
     }
   }
 }
 
+// Where a head's state stands when its segment begins, or null for zeros, and where it is left, or null where
+// it is not kept. A 16-bit state comes and goes through the workspace.
+__device__ __forceinline__ float* in_slot(const SsdView& a, const SegmentEnds& ends, int head) {
+  return static_cast<float*>(a.state) + (ends.slot * a.H + head) * (int64_t{a.N} * a.P);
+}
+__device__ __forceinline__ float* in_workspace(const SsdView& a, int64_t number, int head) {
+  return a.segment_states + (number * a.H + head) * (int64_t{a.N} * a.P);
+}
+__device__ __forceinline__ float* first_state(const SsdView& a, const Chunk& segment, int64_t number,
+                                              int head) {
+  const SegmentEnds ends = ends_of(a, segment);
+  if (!ends.whole || a.state_through_segments) return in_workspace(a, number, head);
+  return a.state ? in_slot(a, ends, head) : nullptr;
+}
+__device__ __forceinline__ float* last_state(const SsdView& a, const Chunk& segment, int64_t number,
+                                             int head) {
+  const SegmentEnds ends = ends_of(a, segment);
+  if (!ends.last || !a.state) return nullptr;
+  return a.state_through_segments ? in_workspace(a, number, head) : in_slot(a, ends, head);
+}
+
 // One block a segment and W units of channels.
-template <class X, int kN, int M, int W>
+template <class X, int kN, int W>
 __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const SsdView a, bool vectors) {
-  constexpr Layout L(kN, 16 * M * W);
+  constexpr Layout L(kN, 16 * W);
   constexpr int kScoreBytes = Layout::kScoreBytes;
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   grid_dependency_wait();
   let_next_start();
-  const SsdUnits<M, W> units(a);
+  const SsdUnits<W> units(a);
   const int blocks = units.blocks_per_group * a.G;
   const int64_t number = blockIdx.x / blocks;
   const Chunk segment = chunk_of(a.batch, number, a.segment);
   if (segment.sequence < 0) return;
-  const SegmentEnds ends = ends_of(a, segment);
-  const SsdChannels<M, W> channels(a, units, static_cast<int>(blockIdx.x % blocks));
-  SsdChannelSource<M, W, X> x(a, units, channels);
+  const SsdChannels<W> channels(a, units, static_cast<int>(blockIdx.x % blocks));
+  SsdChannelSource<W, X> x(a, units, channels);
   SsdStateSource<kN, X> B(a, a.B, channels.group), C(a, a.C, channels.group);
   x.from += segment.begin * a.x_stride, B.from += segment.begin * a.B_stride;
   C.from += segment.begin * a.C_stride;
@@ -217,32 +208,27 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const Ss
     const int rows = min(kSsdTile, length - first);
     load_tile<W, kN>(to + L.B, B.from + first * a.B_stride, a.B_stride, rows, B.columns, vectors);
     load_tile<W, kN>(to + L.C, C.from + first * a.C_stride, a.C_stride, rows, C.columns, vectors);
-    load_tile<W, 16 * M * W>(to + L.x, x.from + first * a.x_stride, a.x_stride, rows, x.columns, vectors);
+    load_tile<W, 16 * W>(to + L.x, x.from + first * a.x_stride, a.x_stride, rows, x.columns, vectors);
     commit_copies();
   };
   SsdFactorMaker<X> maker(a, segment.begin, channels.first_head, channels.heads);
   load(0, 0);
   maker.fetch(a, 0, length);
 
-  const int64_t of_head = int64_t{a.N} * a.P, slot_at = (ends.slot * a.H + channels.head) * of_head;
-  float* const slot = a.state && !a.state_through_segments ? static_cast<float*>(a.state) + slot_at : nullptr;
-  float* const passed =
-      a.segment_states ? a.segment_states + (number * a.H + channels.head) * of_head : nullptr;
-  const float* const from = ends.whole && !a.state_through_segments ? slot : passed;
-  float h[M][kN / 8][4] = {};
-  if (from) for_each_of_state<kN, M, W>(h, a, channels, [&](float& v, int64_t at) { v = from[at]; });
-  float D[M][2] = {};
+  float h[kN / 8][4] = {};
+  if (const float* const from = first_state(a, segment, number, channels.head))
+    for_each_of_state<kN, W>(h, a, channels, [&](float& v, int64_t at) { v = from[at]; });
+  float D[2] = {};
 #pragma unroll
-  for (int i = 0; i < 2 * M; ++i) {
-    const int p = i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
-    if (a.D && p < channels.p_count) {
-      D[i / 2][i % 2] =
-          a.D[a.D_by_channel ? int64_t{channels.head} * a.P + channels.p_begin + p : channels.head];
-    }
+  for (int i = 0; i < 2; ++i) {
+    const int p = 8 * i + threadIdx.x % 32 / 4;
+    if (a.D && p < channels.p_count)
+      D[i] = a.D[a.D_by_channel ? int64_t{channels.head} * a.P + channels.p_begin + p : channels.head];
   }
   X* const y =
       static_cast<X*>(a.y) + segment.begin * a.y_stride + int64_t{channels.head} * a.P + channels.p_begin;
   maker.make(a, factors);
+  if (kSsdTile < length) maker.fetch(a, kSsdTile, length);
 
   const int own = channels.head - channels.first_head, warp = threadIdx.x / 32;
   int stage = 0;
@@ -252,7 +238,8 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const Ss
     __syncthreads();
     if (next < length) {
       if constexpr (L.stages == 2) load(next, stage ^ 1);
-      maker.fetch(a, next, length);
+      maker.make(a, factors + (stage ^ 1) * channels.heads);
+      if (next + kSsdTile < length) maker.fetch(a, next + kSsdTile, length);
     }
     const SsdFactors* const now = factors + stage * channels.heads;
     const uint32_t tiles = shared_address(shared + (L.stages == 2 ? stage : 0) * L.stage);
@@ -272,28 +259,25 @@ __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const Ss
     }
     __syncthreads();
     if (channels.p_count > 0) {
-      compute_y<X, kN, M, W>(h, a, y + first * a.y_stride, D, now[own], tiles + L.C, tiles + L.x,
-                             shared_address(scores) + own * kScoreBytes, rows, channels.p_count, vectors);
-      update_state<X, kN, M, W>(h, now[own], tiles + L.x, tiles + L.B);
+      compute_y<X, kN, W>(h, a, y + first * a.y_stride, D, now[own], tiles + L.C, tiles + L.x,
+                          shared_address(scores) + own * kScoreBytes, rows, channels.p_count, vectors);
+      update_state<X, kN, W>(h, now[own], tiles + L.x, tiles + L.B);
     }
-    if (next < length) {
-      maker.make(a, factors + (stage ^ 1) * channels.heads);
-      if constexpr (L.stages == 1) {
-        __syncthreads();
-        load(next, 0);
-      }
+    if (L.stages == 1 && next < length) {
+      __syncthreads();
+      load(next, 0);
     }
   }
-  float* const to = slot ? slot : passed;
-  if (ends.last && a.state)
-    for_each_of_state<kN, M, W>(h, a, channels, [&](float& v, int64_t at) { to[at] = v; });
+  // Looked up again, so that it does not lie in registers all the while.
+  if (float* const to = last_state(a, chunk_of(a.batch, number, a.segment), number, channels.head))
+    for_each_of_state<kN, W>(h, a, channels, [&](float& v, int64_t at) { to[at] = v; });
 }
 
-template <class X, int kN, int M, int W>
+template <class X, int kN, int W>
 auto kernel_of() {
-  const auto kernel = ssd_scan_chunk_scan_kernel<X, kN, M, W>;
+  const auto kernel = ssd_scan_chunk_scan_kernel<X, kN, W>;
   static const bool allowed = allow_shared_bytes(
-      kernel, std::min(Layout(kN, 16 * M * W).bytes(kSsdMostHeads), properties().max_shared_bytes));
+      kernel, std::min(Layout(kN, 16 * W).bytes(kSsdMostHeads), properties().max_shared_bytes));
   static_cast<void>(allowed);
   return kernel;
 }
@@ -302,12 +286,12 @@ auto kernel_of() {
 
 SsdBlocks ssd_chunk_scan_blocks(const SsdView& a) {
   SsdBlocks result{};
-  dispatch_ssd_tiles(a, [&](auto x_zero, auto n, auto m, auto w) {
-    const SsdUnits<m.value, w.value> units(a);
+  dispatch_ssd_tiles(a, [&](auto x_zero, auto n, auto w) {
+    const SsdUnits<w.value> units(a);
     int resident = 0;
     SSM_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-        &resident, kernel_of<decltype(x_zero), n.value, m.value, w.value>(), 32 * w.value,
-        Layout(n.value, 16 * m.value * w.value).bytes(units.most_heads())));
+        &resident, kernel_of<decltype(x_zero), n.value, w.value>(), 32 * w.value,
+        Layout(n.value, 16 * w.value).bytes(units.most_heads())));
     result = {int64_t{units.blocks_per_group} * a.G,
               int64_t{std::max(1, resident)} * properties().multiprocessors};
   });
@@ -315,16 +299,15 @@ SsdBlocks ssd_chunk_scan_blocks(const SsdView& a) {
 }
 
 void launch_ssd_chunk_scan(const SsdView& a) {
-  dispatch_ssd_tiles(a, [&](auto x_zero, auto n, auto m, auto w) {
-    const SsdUnits<m.value, w.value> units(a);
+  dispatch_ssd_tiles(a, [&](auto x_zero, auto n, auto w) {
+    const SsdUnits<w.value> units(a);
     const auto blocks =
         static_cast<unsigned>(chunk_numbers(a.batch, a.segment) * units.blocks_per_group * a.G);
     launch({.grid = dim3(blocks),
             .block = dim3(32 * w.value),
-            .shared_bytes =
-                static_cast<size_t>(Layout(n.value, 16 * m.value * w.value).bytes(units.most_heads())),
+            .shared_bytes = static_cast<size_t>(Layout(n.value, 16 * w.value).bytes(units.most_heads())),
             .overlaps_previous = true},
-           kernel_of<decltype(x_zero), n.value, m.value, w.value>(), a, has_aligned_vectors(a));
+           kernel_of<decltype(x_zero), n.value, w.value>(), a, has_aligned_vectors(a));
   });
 }
 

@@ -86,10 +86,15 @@ void launch_narrow_state(const SsdView& a) {
          ssd_scan_narrow_state_kernel, a);
 }
 
+// What cutting costs, in tiles of a block's walk: the part of it that finds an end state, and what writing,
+// passing and reading a state adds to a segment.
+struct CutCost {
+  double ratio, passing;
+};
+
 // How long segments are to be, in tiles: cutting fills the card, but what is not a sequence's last segment is
-// walked a second time for its end state, at about `ratio` of the cost, and each launch costs about `launch`
-// tiles.
-int64_t segment_tiles(const SequenceBatch& batch, const SsdBlocks& blocks, double ratio, double launch) {
+// walked a second time, for its end state.
+int64_t segment_tiles(const SequenceBatch& batch, const SsdBlocks& blocks, const CutCost& cut) {
   int64_t longest = 0;
   for (int64_t b = 0; b < batch.size(); ++b) longest = std::max(longest, batch.length(b));
   const int64_t most = (longest + kSsdTile - 1) / kSsdTile;
@@ -103,10 +108,13 @@ int64_t segment_tiles(const SequenceBatch& batch, const SsdBlocks& blocks, doubl
     const auto rounds = [&](int64_t n) {
       return static_cast<double>((n * blocks.per_segment + blocks.at_once - 1) / blocks.at_once);
     };
-    // A sequence's tokens take no longer than its blocks; half a tile is the start of a block.
-    const double walk = static_cast<double>(tiles) + 0.5;
+    const double walk = static_cast<double>(tiles) + 0.5;  // half a tile is the start of a block
     double cost = rounds(segments) * walk;
-    if (tiles < most) cost += rounds(segments - batch.size()) * walk * ratio + 2 * launch;
+    if (tiles < most) {
+      cost += rounds(segments - batch.size()) * walk * cut.ratio +
+              cut.passing * std::max(1.0, static_cast<double>(segments * blocks.per_segment) /
+                                              static_cast<double>(blocks.at_once));
+    }
     if (cost < best_cost) best_cost = cost, best = tiles;
   }
   return best;
@@ -154,7 +162,7 @@ void ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor&
   if (batch.is_step()) return launch_ssd_step(a);
   const bool matrix = takes_ssd_tiles(a);
   const SsdBlocks blocks = matrix ? ssd_chunk_scan_blocks(a) : ssd_recurrence_blocks(a);
-  a.segment = kSsdTile * segment_tiles(batch, blocks, matrix ? 0.4 : 0.6, matrix ? 1.5 : 0.5);
+  a.segment = kSsdTile * segment_tiles(batch, blocks, matrix ? CutCost{0.4, 2.5} : CutCost{0.6, 0.7});
   int64_t longest = 0;
   for (int64_t b = 0; b < batch.size(); ++b) longest = std::max(longest, batch.length(b));
   const bool cut = longest > a.segment;

@@ -19,7 +19,7 @@ __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch
 // card at once, waiting for the kernel before, and meanwhile fetch the state to L2. Elsewhere a block does so
 // for the one that comes `ahead` blocks later, in its place.
 template <int V, class X, class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, V == 8 ? 3 : 4)
     ssd_scan_step_kernel(const SsdView a, int width, bool early, int ahead) {
   constexpr int kUnroll = kRowsInFlight<V>;
   extern __shared__ float shared[];
@@ -151,7 +151,7 @@ void launch_ssd_step(const SsdView& a) {
                        .block = dim3(kThreads),
                        .shared_bytes = sizeof(float) * static_cast<size_t>(2 * slab + kThreads * V),
                        .overlaps_previous = true};
-      int ahead = early || width < a.P ? 0 : 4 * properties().multiprocessors;
+      const int ahead = early || width < a.P ? 0 : properties().multiprocessors;
       launch(how, V == 1 ? ssd_scan_step_kernel<1, X, S> : ssd_scan_step_kernel<kVector, X, S>, a, width,
              early, ahead);
     });

@@ -1,14 +1,13 @@
 // What the tensor-core kernels of ssd_scan share: how a block's channels map to heads, how tiles get to
 // shared memory, the factors that dt and A give, and the product that updates the state.
 //
-// A block has W warps, four or eight. Each keeps the transposed state h^T [16 M channels of one head, N] in
-// f32 registers while it walks a segment tile by tile (kSsdTile tokens); the block's channels, up to four
-// heads', are all of one group and share B and C. Channels stand along the rows of the products, so that the
-// state never leaves registers: its accumulators, packed, are the left operand of h^T C^T.
+// A block has W warps, four or eight. Each keeps the transposed state h^T [16 channels of one head, N] in f32
+// registers while it walks a segment tile by tile (kSsdTile tokens); the block's channels, up to four heads',
+// are all of one group and share B and C. Channels stand along the rows of the products, so that the state
+// never leaves registers: its accumulators, packed, are the left operand of h^T C^T.
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <type_traits>
 
 #include "ssm/ops/cuda/mma.cuh"
@@ -18,12 +17,12 @@ namespace ssm::cuda {
 
 inline constexpr int kSsdMostHeads = 4;  // of a block
 
-// Channels in runs of 16 M, of which a head has `units_per_head` and a block takes one a warp.
-template <int M, int W>
+// Channels in runs of 16, of which a head has `units_per_head` and a block takes one a warp.
+template <int W>
 struct SsdUnits {
   int units_per_head, units_per_group, blocks_per_group;
   __host__ __device__ explicit SsdUnits(const SsdView& a)
-      : units_per_head((a.P + 16 * M - 1) / (16 * M)),
+      : units_per_head((a.P + 16 - 1) / (16)),
         units_per_group(units_per_head * (a.H / a.G)),
         blocks_per_group((units_per_group + W - 1) / W) {}
   __host__ __device__ int most_heads() const {
@@ -34,11 +33,11 @@ struct SsdUnits {
 };
 
 // The block's channels, and this thread's part of them.
-template <int M, int W>
+template <int W>
 struct SsdChannels {
   int group, first_unit, first_head, heads;  // heads: how many the block touches
   int head, p_begin, p_count;                // this warp's; p_count is 0 where there is nothing left for it
-  __device__ SsdChannels(const SsdView& a, const SsdUnits<M, W>& units, int block) {
+  __device__ SsdChannels(const SsdView& a, const SsdUnits<W>& units, int block) {
     group = block / units.blocks_per_group;
     first_unit = block % units.blocks_per_group * W;
     const int heads_per_group = a.H / a.G, unit = first_unit + threadIdx.x / 32;
@@ -47,8 +46,8 @@ struct SsdChannels {
     heads = group * heads_per_group + last / units.units_per_head - first_head + 1;
     const bool there = unit <= last;
     head = there ? group * heads_per_group + unit / units.units_per_head : first_head;
-    p_begin = unit % units.units_per_head * 16 * M;
-    p_count = there ? min(16 * M, a.P - p_begin) : 0;
+    p_begin = unit % units.units_per_head * 16;
+    p_count = there ? min(16, a.P - p_begin) : 0;
   }
 };
 
@@ -57,8 +56,14 @@ struct SsdChannels {
 template <int kColumns>
 __device__ __forceinline__ uint32_t tile_offset(int row, int vector) {
   constexpr int kVectors = kColumns / 8;
-  const int spread = kVectors >= 8 ? row % 8 : row / (8 / kVectors) % kVectors;
+  const int spread = kVectors >= 8 ? row & 7 : row / (8 / kVectors) & (kVectors - 1);
   return static_cast<uint32_t>((row * kVectors + (vector ^ spread)) * 16);
+}
+// From an address in a tile, `pairs` pairs of vectors further along a row (whose first vector is 0 or 1), and
+// 16 `blocks` rows down: tiles are aligned to their rows, so that a row's permutation is an exclusive or.
+template <int kColumns>
+__device__ __forceinline__ uint32_t moved(uint32_t address, int pairs, int blocks) {
+  return (address ^ static_cast<uint32_t>(32 * pairs)) + static_cast<uint32_t>(32 * kColumns * blocks);
 }
 
 // Fills a tile with rows [0, rows) from `from`, which points at this thread's vector of the first row,
@@ -69,12 +74,16 @@ __device__ __forceinline__ void load_tile(unsigned char* tile, const X* from, in
   constexpr int kVectors = kColumns / 8, kRows = 32 * W / kVectors;
   const int vector = threadIdx.x % kVectors, first = threadIdx.x / kVectors;
   if (vectors) {
-    const uint32_t to = shared_address(tile);
+    const uint32_t to = shared_address(tile), begin = to + tile_offset<kColumns>(first, vector);
+    const int end = columns > 0 ? rows - first : 0;
+    const X* at = from + first * stride;
 #pragma unroll
     for (int i = 0; i < kSsdTile / kRows; ++i) {
-      const int row = first + i * kRows;
-      const bool there = row < rows && columns > 0;
-      copy_async(to + tile_offset<kColumns>(row, vector), from + (there ? row * stride : 0), there);
+      // Eight rows on, the permutation of a row repeats.
+      copy_async(kRows % 8 == 0 ? begin + i * kRows * kVectors * 16
+                                : to + tile_offset<kColumns>(first + i * kRows, vector),
+                 at, i * kRows < end);
+      at += kRows * stride;
     }
     return;
   }
@@ -88,17 +97,16 @@ __device__ __forceinline__ void load_tile(unsigned char* tile, const X* from, in
   }
 }
 
-// This thread's vector of x's tile [64, 16 M W].
-template <int M, int W, class X>
+// This thread's vector of x's tile [64, 16 W].
+template <int W, class X>
 struct SsdChannelSource {
   const X* from;  // of row 0
   int columns;
-  __device__ SsdChannelSource(const SsdView& a, const SsdUnits<M, W>& units,
-                              const SsdChannels<M, W>& channels) {
-    constexpr int kPerUnit = 2 * M;  // vectors
+  __device__ SsdChannelSource(const SsdView& a, const SsdUnits<W>& units, const SsdChannels<W>& channels) {
+    constexpr int kPerUnit = 2;  // vectors
     const int vector = threadIdx.x % (W * kPerUnit), unit = channels.first_unit + vector / kPerUnit;
     const int head = channels.group * (a.H / a.G) + unit / units.units_per_head;
-    const int p = unit % units.units_per_head * 16 * M + vector % kPerUnit * 8;
+    const int p = unit % units.units_per_head * 16 + vector % kPerUnit * 8;
     columns = unit < units.units_per_group ? max(0, min(8, a.P - p)) : 0;
     from = static_cast<const X*>(a.x) + (columns > 0 ? int64_t{head} * a.P + p : 0);
   }
@@ -133,7 +141,7 @@ struct SsdFactorMaker {
   const X* dt;
   float A, bias;  // A log2(e)
   bool active;
-  float raw[2];
+  X raw[2];  // not widened here: that would wait for memory
   int rows;
   __device__ SsdFactorMaker(const SsdView& a, int64_t begin, int first_head, int heads) {
     const int warp = threadIdx.x / 32;
@@ -148,7 +156,7 @@ struct SsdFactorMaker {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int t = threadIdx.x % 32 * 2 + i;
-      raw[i] = t < rows ? to_f32(dt[(first + t) * a.dt_stride]) : 0.0f;
+      raw[i] = dt[(first + min(t, rows - 1)) * a.dt_stride];
     }
   }
   __device__ void make(const SsdView& a, SsdFactors* to) const {
@@ -157,7 +165,7 @@ struct SsdFactorMaker {
     float step[2], log[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      step[i] = lane * 2 + i < rows ? ssd_step_size(a, raw[i] + bias) : 0.0f;
+      step[i] = lane * 2 + i < rows ? ssd_step_size(a, to_f32(raw[i]) + bias) : 0.0f;
       // 2^-160 is zero in f32; held there, steps that forget everything leave the sums of others exact.
       log[i] = fmaxf(step[i] * A, -160.0f);
     }
@@ -181,67 +189,58 @@ struct SsdFactorMaker {
   }
 };
 
-// The A fragment of x^T: channels [16 i, 16 i + 16) of the warp's, tokens [16 k, 16 k + 16) of the tile.
-template <int M, int W>
-__device__ __forceinline__ void load_x_fragment(uint32_t (&to)[4], uint32_t tile, int i, int k) {
+// The A fragment of x^T: the warp's channels, tokens [16 k, 16 k + 16) of the tile.
+template <int W>
+__device__ __forceinline__ void load_x_fragment(uint32_t (&to)[4], uint32_t tile, int k) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int row = 16 * k + lane % 8 + lane / 16 * 8, vector = (warp * M + i) * 2 + lane / 8 % 2;
-  ldmatrix_transposed(to, tile + tile_offset<16 * M * W>(row, vector));
+  const uint32_t at = tile + tile_offset<16 * W>(lane % 8 + lane / 16 * 8, warp * 2 + lane / 8 % 2);
+  ldmatrix_transposed(to, moved<16 * W>(at, 0, k));
 }
 
 // h^T = decay h^T + (x left)^T B over a tile.
-template <class X, int kN, int M, int W>
-__device__ __forceinline__ void update_state(float (&h)[M][kN / 8][4], const SsdFactors& f, uint32_t x_tile,
+template <class X, int kN, int W>
+__device__ __forceinline__ void update_state(float (&h)[kN / 8][4], const SsdFactors& f, uint32_t x_tile,
                                              uint32_t B_tile) {
   const int lane = threadIdx.x % 32, q = lane % 4;
   const float decay = f.decay;
+  const uint32_t B_at = B_tile + tile_offset<kN>(lane % 16, lane / 16);
 #pragma unroll
-  for (int i = 0; i < M; ++i)
+  for (int j = 0; j < kN / 8; ++j)
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) h[i][j][e] *= decay;
+    for (int e = 0; e < 4; ++e) h[j][e] *= decay;
 #pragma unroll
   for (int k = 0; k < kSsdTile / 16; ++k) {
-    uint32_t x[M][4];
+    uint32_t x[4];
+    load_x_fragment<W>(x, x_tile, k);
     const float2 left[2] = {*reinterpret_cast<const float2*>(&f.left[16 * k + 2 * q]),
                             *reinterpret_cast<const float2*>(&f.left[16 * k + 8 + 2 * q])};
 #pragma unroll
-    for (int i = 0; i < M; ++i) {
-      load_x_fragment<M, W>(x[i], x_tile, i, k);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float2 v = unpack<X>(x[i][e]);
-        x[i][e] = pack<X>(v.x * left[e / 2].x, v.y * left[e / 2].y);
-      }
+    for (int e = 0; e < 4; ++e) {
+      const float2 v = unpack<X>(x[e]);
+      x[e] = pack<X>(v.x * left[e / 2].x, v.y * left[e / 2].y);
     }
 #pragma unroll
     for (int j = 0; j < kN / 16; ++j) {
       uint32_t b[4];
-      ldmatrix_transposed(b, B_tile + tile_offset<kN>(16 * k + lane % 16, 2 * j + lane / 16));
-#pragma unroll
-      for (int i = 0; i < M; ++i) {
-        mma<X>(h[i][2 * j], x[i], b[0], b[1]);
-        mma<X>(h[i][2 * j + 1], x[i], b[2], b[3]);
-      }
+      ldmatrix_transposed(b, moved<kN>(B_at, j, k));
+      mma<X>(h[2 * j], x, b[0], b[1]);
+      mma<X>(h[2 * j + 1], x, b[2], b[3]);
     }
   }
 }
 
 // Calls f(value, offset) for the lane's elements of h^T that exist; offset counts from the head's [N, P].
-template <int kN, int M, int W, class F>
-__device__ __forceinline__ void for_each_of_state(float (&h)[M][kN / 8][4], const SsdView& a,
-                                                  const SsdChannels<M, W>& channels, F&& f) {
+template <int kN, int W, class F>
+__device__ __forceinline__ void for_each_of_state(float (&h)[kN / 8][4], const SsdView& a,
+                                                  const SsdChannels<W>& channels, F&& f) {
   const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
-  for (int i = 0; i < M; ++i)
+  for (int j = 0; j < kN / 8; ++j)
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int p = 16 * i + g + e / 2 * 8, n = 8 * j + 2 * q + e % 2;
-        if (p < channels.p_count && n < a.N) f(h[i][j][e], int64_t{n} * a.P + channels.p_begin + p);
-      }
+    for (int e = 0; e < 4; ++e) {
+      const int p = g + e / 2 * 8, n = 8 * j + 2 * q + e % 2;
+      if (p < channels.p_count && n < a.N) f(h[j][e], int64_t{n} * a.P + channels.p_begin + p);
+    }
 }
 
 // 16-byte accesses of x, B, C and y are aligned.
@@ -272,26 +271,18 @@ struct SsdScanLayout {
 // N in whole tiles, and the warps of a block: eight share B, C and the scores, where a group has as many
 // units and registers and shared memory let two blocks stand side by side.
 struct SsdTiling {
-  int n, m, w;
-  explicit SsdTiling(const SsdView& a)
-      : n(a.N <= 32    ? 32
-          : a.N <= 64  ? 64
-          : a.N <= 128 ? 128
-                       : 256),
-        m(1),
-        w(4) {
-    if (n <= 128 && fits<1, 8>(a)) w = 8;
+  int n, w;
+  explicit SsdTiling(const SsdView& a) : n(a.N <= 32 ? 32 : a.N <= 64 ? 64 : a.N <= 128 ? 128 : 256), w(4) {
+    if (n <= 128 && fits<8>(a)) w = 8;
   }
-  template <int M, int W>
+  template <int W>
   bool fits(const SsdView& a) const {
-    const SsdUnits<M, W> units(a);
+    const SsdUnits<W> units(a);
     return units.units_per_group >= W && units.most_heads() <= kSsdMostHeads &&
-           SsdScanLayout(n, 16 * M * W).bytes(units.most_heads()) <= properties().max_shared_bytes;
+           SsdScanLayout(n, 16 * W).bytes(units.most_heads()) <= properties().max_shared_bytes;
   }
   int most_heads(const SsdView& a) const {
-    return m == 2   ? SsdUnits<2, 4>(a).most_heads()
-           : w == 8 ? SsdUnits<1, 8>(a).most_heads()
-                    : SsdUnits<1, 4>(a).most_heads();
+    return w == 8 ? SsdUnits<8>(a).most_heads() : SsdUnits<4>(a).most_heads();
   }
 };
 
@@ -300,26 +291,19 @@ struct SsdTiling {
 inline bool takes_ssd_tiles(const SsdView& a) {
   if (a.dtype == DType::f32 || a.N > 256 || a.dt_min < 0) return false;
   const SsdTiling tiling(a);
-  return SsdScanLayout(tiling.n, 16 * tiling.m * tiling.w).bytes(tiling.most_heads(a)) <=
-         properties().max_shared_bytes;
+  return SsdScanLayout(tiling.n, 16 * tiling.w).bytes(tiling.most_heads(a)) <= properties().max_shared_bytes;
 }
 
-// Calls f(X{}, N, M, W), the last three as integral constants.
+// Calls f(X{}, N, W), the last two as integral constants.
 template <class F>
 void dispatch_ssd_tiles(const SsdView& a, F&& f) {
   const SsdTiling tiling(a);
-  constexpr std::integral_constant<int, 1> one;
-  constexpr std::integral_constant<int, 2> two;
-  constexpr std::integral_constant<int, 4> four;
-  constexpr std::integral_constant<int, 8> eight;
   const auto with_type = [&](auto x_zero) {
     const auto with_rows = [&](auto n) {
       if constexpr (n.value <= 128) {
-        if constexpr (n.value == 128)
-          if (tiling.m == 2) return f(x_zero, n, two, four);
-        if (tiling.w == 8) return f(x_zero, n, one, eight);
+        if (tiling.w == 8) return f(x_zero, n, std::integral_constant<int, 8>{});
       }
-      f(x_zero, n, one, four);
+      f(x_zero, n, std::integral_constant<int, 4>{});
     };
     switch (tiling.n) {
       case 32:
