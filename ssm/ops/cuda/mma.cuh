@@ -1,5 +1,5 @@
 // Tensor cores at the level of a warp (compute capability 8.0 and later): fragments of 16-bit floats from
-// shared memory, products that sum in f32, and asynchronous copies that fill the tiles.
+// shared memory, and products that sum in f32.
 //
 // m16n8k16 of lane l, g = l / 4, q = l % 4, as pairs of neighbouring elements in a 32-bit word:
 //   A  rows g, g + 8, g, g + 8          columns 2q, 2q, 2q + 8, 2q + 8     (one word each)
@@ -10,13 +10,10 @@
 
 #include <cstdint>
 
+#include "ssm/ops/cuda/async_copy.cuh"
 #include "ssm/ops/cuda/types.cuh"
 
 namespace ssm::cuda {
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 // Four 8x8 tiles of 16-bit elements; lane l gives the address of row l % 8 of tile l / 8.
 __device__ __forceinline__ void ldmatrix(uint32_t (&to)[4], uint32_t address) {
@@ -82,23 +79,6 @@ __device__ __forceinline__ float2 unpack<__nv_bfloat16>(uint32_t word) {
 template <>
 __device__ __forceinline__ float2 unpack<__half>(uint32_t word) {
   return __half22float2(*reinterpret_cast<const __half2*>(&word));
-}
-
-// 16 bytes to shared memory, past L1; zeros where not `there`. Both addresses are multiples of 16.
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
-               : "memory");
-}
-// The same of 4 bytes.
-__device__ __forceinline__ void copy_word_async(uint32_t to, const void* from, bool there) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits for all but the last `kLeft` committed groups of this thread.
-template <int kLeft>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
 }  // namespace ssm::cuda
