@@ -11,7 +11,7 @@ install(TARGETS ssm_all ${rooms} EXPORT ssm-targets ARCHIVE DESTINATION ${CMAKE_
 install(TARGETS ssm_command RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/ssm DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN "*.h"
-        REGEX "(_reference|-inl|_cpu|_util|_blocks|/test_[a-z_]*|/scratch)\\.h$" EXCLUDE)  # the library's own
+        REGEX "(_reference|-inl|_cpu|_cuda|_util|_blocks|/test_[a-z_]*|/scratch)\\.h$" EXCLUDE)  # the library's own
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/models/ DESTINATION ${CMAKE_INSTALL_DATADIR}/ssm/models)
 install(EXPORT ssm-targets NAMESPACE ssm:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ssm)
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/ssm-config.cmake.in ${PROJECT_BINARY_DIR}/ssm-config.cmake
