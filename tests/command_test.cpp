@@ -328,5 +328,21 @@ TEST(CommandBench, ReportsSpeedsAndLimits) {
   EXPECT_EQ(one["prompt_tokens"], 5);
 }
 
+TEST(CommandBench, ShowsEachOpBesideItsLimit) {
+  const Json report = json_of({"bench", "ops", "--device", "cpu"});
+  EXPECT_EQ(report["device"], "cpu");
+  EXPECT_GT(report["bandwidth"], 0.0);
+  EXPECT_GT(report["gemm_rate"], 0.0);
+  std::set<std::string> ops;
+  for (const Json& op : report["ops"]) {
+    ops.insert(op["op"]);
+    EXPECT_GT(op["seconds"], 0.0) << op;
+    EXPECT_GT(op["bytes"], 0.0) << op;
+    EXPECT_GT(op["fraction_of_limit"], 0.0) << op;
+  }
+  EXPECT_EQ(ops,
+            (std::set<std::string>{"linear", "add_rms_norm", "causal_conv1d", "selective_scan", "ssd_scan"}));
+}
+
 }  // namespace
 }  // namespace ssm::test
