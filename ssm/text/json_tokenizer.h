@@ -1,6 +1,7 @@
 // The tokenizer of a tokenizer.json whose model is BPE.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // Reading a tokenizer.json: its two long lists go straight into tables, the rest into a small tree.
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>

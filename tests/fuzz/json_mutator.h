@@ -3,6 +3,7 @@
 // accept; a string that holds JSON (the note of a state file) is mutated inside.
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
