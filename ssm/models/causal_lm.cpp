@@ -8,18 +8,12 @@ CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer 
     : activations_(precision.activations), tied_(config.at("tie_word_embeddings")) {
   const int64_t V = config.at("vocab_size"), M = config.at("hidden_size");
   const float eps = config.at("layer_norm_epsilon");
-  embeddings_ = {.rows = V, .width = M, .weight = {}};
+  embeddings_ = {.rows = V, .width = M};
   for (int64_t layer = config.at("num_hidden_layers"); layer > 0; --layer) {
-    layers_.push_back({{.width = M, .eps = eps, .weight = {}}, make_mixer(config, precision.compute)});
+    layers_.push_back({{.width = M, .eps = eps}, make_mixer(config, precision.compute)});
   }
-  norm_f_ = {.width = M, .eps = eps, .weight = {}};
-  lm_head_ = {.in = M,
-              .out = V,
-              .has_bias = false,
-              .compute = precision.compute,
-              .result = DType::f32,
-              .weight = {},
-              .bias = {}};
+  norm_f_ = {.width = M, .eps = eps};
+  lm_head_ = {.in = M, .out = V, .has_bias = false, .compute = precision.compute, .result = DType::f32};
 }
 
 Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {

@@ -16,24 +16,11 @@ Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
                                                             : 0.0f) {
   const int64_t M = config.at("hidden_size");
   const bool bias = config.at("use_bias");
-  in_proj_ = {
-      .in = M, .out = 2 * E_, .has_bias = bias, .compute = compute, .result = {}, .weight = {}, .bias = {}};
-  x_proj_ = {.in = E_,
-             .out = R_ + 2 * N_,
-             .has_bias = false,
-             .compute = compute,
-             .result = {},
-             .weight = {},
-             .bias = {}};
-  dt_proj_ = {
-      .in = R_, .out = E_, .has_bias = true, .compute = compute, .result = {}, .weight = {}, .bias = {}};
-  out_proj_ = {
-      .in = E_, .out = M, .has_bias = bias, .compute = compute, .result = {}, .weight = {}, .bias = {}};
-  conv1d_ = {.channels = E_,
-             .width = config.at("conv_kernel"),
-             .has_bias = config.at("use_conv_bias"),
-             .weight = {},
-             .bias = {}};
+  in_proj_ = {.in = M, .out = 2 * E_, .has_bias = bias, .compute = compute};
+  x_proj_ = {.in = E_, .out = R_ + 2 * N_, .has_bias = false, .compute = compute};
+  dt_proj_ = {.in = R_, .out = E_, .has_bias = true, .compute = compute};
+  out_proj_ = {.in = E_, .out = M, .has_bias = bias, .compute = compute};
+  conv1d_ = {.channels = E_, .width = config.at("conv_kernel"), .has_bias = config.at("use_conv_bias")};
 }
 
 Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {

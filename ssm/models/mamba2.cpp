@@ -19,21 +19,10 @@ Mamba2Mixer::Mamba2Mixer(const nlohmann::json& config, DType compute)
   const bool bias = config.at("use_bias");
   E_ = H_ * P_;
   const int64_t C = E_ + 2 * G_ * N_;
-  in_proj_ = {.in = M,
-              .out = E_ + C + H_,
-              .has_bias = bias,
-              .compute = compute,
-              .result = {},
-              .weight = {},
-              .bias = {}};
-  out_proj_ = {
-      .in = E_, .out = M, .has_bias = bias, .compute = compute, .result = {}, .weight = {}, .bias = {}};
-  conv1d_ = {.channels = C,
-             .width = config.at("conv_kernel"),
-             .has_bias = config.at("use_conv_bias"),
-             .weight = {},
-             .bias = {}};
-  norm_ = {.width = E_, .eps = config.at("layer_norm_epsilon"), .weight = {}};
+  in_proj_ = {.in = M, .out = E_ + C + H_, .has_bias = bias, .compute = compute};
+  out_proj_ = {.in = E_, .out = M, .has_bias = bias, .compute = compute};
+  conv1d_ = {.channels = C, .width = config.at("conv_kernel"), .has_bias = config.at("use_conv_bias")};
+  norm_ = {.width = E_, .eps = config.at("layer_norm_epsilon")};
 }
 
 Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {

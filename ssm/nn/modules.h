@@ -13,10 +13,10 @@ namespace ssm::nn {
 struct Linear {
   int64_t in = 0, out = 0;
   bool has_bias = false;
-  DType compute = DType::f32;   // type of the activations at the product
-  std::optional<DType> result;  // of the output; nothing: the input's
-  Weight weight;                // [out, in]
-  Tensor bias;                  // [out]
+  DType compute = DType::f32;        // type of the activations at the product
+  std::optional<DType> result = {};  // of the output; nothing: the input's
+  Weight weight = {};                // [out, in]
+  Tensor bias = {};                  // [out]
 
   Tensor operator()(const Tensor& x) const;  // [T, in] -> [T, out]
   void visit(Visitor& v);
@@ -24,7 +24,7 @@ struct Linear {
 
 struct Embedding {
   int64_t rows = 0, width = 0;
-  Weight weight;  // [rows, width]
+  Weight weight = {};  // [rows, width]
 
   Tensor operator()(const Tensor& ids) const;  // [T] -> [T, width]
   void visit(Visitor& v);
@@ -33,7 +33,7 @@ struct Embedding {
 struct RmsNorm {
   int64_t width = 0;
   float eps = 1e-5f;
-  Tensor weight;  // [width]
+  Tensor weight = {};  // [width]
 
   void visit(Visitor& v);
 };
@@ -42,8 +42,8 @@ struct RmsNorm {
 struct Conv1d {
   int64_t channels = 0, width = 0;
   bool has_bias = true;
-  Tensor weight;  // [channels, 1, width]
-  Tensor bias;    // [channels]
+  Tensor weight = {};  // [channels, 1, width]
+  Tensor bias = {};    // [channels]
 
   Tensor operator()(const Tensor& x, const SequenceBatch& batch, const Tensor& state) const;  // [T, channels]
   void visit(Visitor& v);
