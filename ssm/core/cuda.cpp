@@ -81,6 +81,9 @@ void copy(void* to, const void* from, size_t bytes, bool to_host) {
 }
 
 void zero(void* to, size_t bytes) { SSM_CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, stream())); }
+void zero_rows(void* to, int64_t rows, size_t stride, size_t bytes) {
+  SSM_CUDA_CHECK(cudaMemset2DAsync(to, stride, 0, bytes, static_cast<size_t>(rows), stream()));
+}
 void synchronize() { SSM_CUDA_CHECK(cudaStreamSynchronize(stream())); }
 
 DeviceMemory memory() {

@@ -34,6 +34,7 @@ cudaStream_t stream();           // the same
 
 void copy(void* to, const void* from, size_t bytes, bool to_host);
 void zero(void* to, size_t bytes);
+void zero_rows(void* to, int64_t rows, size_t stride, size_t bytes);
 void synchronize();
 DeviceMemory memory();
 std::shared_ptr<std::byte> allocate(size_t bytes);         // cudaMalloc

@@ -10,6 +10,12 @@
 namespace ssm {
 namespace {
 
+void zero_rows_of_host(void* to, int64_t rows, size_t stride, size_t bytes) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memset(static_cast<std::byte*>(to) + static_cast<size_t>(r) * stride, 0, bytes);
+  }
+}
+
 constexpr std::string_view kNoCuda = "this build has no CUDA support";
 
 }  // namespace
@@ -31,6 +37,10 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
 
 void zero_bytes(void* to, Device device, size_t bytes) {
   device.is_cuda() ? cuda::zero(to, bytes) : static_cast<void>(std::memset(to, 0, bytes));
+}
+
+void zero_rows(void* to, Device device, int64_t rows, size_t stride, size_t bytes) {
+  device.is_cuda() ? cuda::zero_rows(to, rows, stride, bytes) : zero_rows_of_host(to, rows, stride, bytes);
 }
 
 void synchronize(Device device) {
@@ -55,6 +65,11 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
 void zero_bytes(void* to, Device device, size_t bytes) {
   SSM_CHECK(!device.is_cuda(), "{}", kNoCuda);
   std::memset(to, 0, bytes);
+}
+
+void zero_rows(void* to, Device device, int64_t rows, size_t stride, size_t bytes) {
+  SSM_CHECK(!device.is_cuda(), "{}", kNoCuda);
+  zero_rows_of_host(to, rows, stride, bytes);
 }
 
 void synchronize(Device) {}

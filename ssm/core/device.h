@@ -32,6 +32,7 @@ std::string description_of(Device device);
 // end.
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
 void zero_bytes(void* to, Device device, size_t bytes);
+void zero_rows(void* to, Device device, int64_t rows, size_t stride, size_t bytes);  // of each row
 void synchronize(Device device);  // waits for all that was enqueued
 
 // Bytes of a card's memory; `peak` is the most that this process's tensors held at a time.

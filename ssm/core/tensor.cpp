@@ -116,6 +116,20 @@ Tensor Tensor::transpose(int a, int b) const {
   return t;
 }
 
+Tensor Tensor::as_strided(const Shape& shape, const Shape& strides, int64_t offset) const {
+  Tensor t = *this;
+  t.data_ += offset * static_cast<int64_t>(size_of(dtype_));
+  t.shape_ = shape;
+  t.strides_ = strides;
+  return t;
+}
+
+Tensor Tensor::borrowed() const {
+  Tensor t = *this;
+  t.owner_ = nullptr;
+  return t;
+}
+
 Tensor Tensor::clone() const {
   Tensor t = empty(shape_, dtype_, device_);
   if (contiguous()) {

@@ -14,6 +14,8 @@
 
 namespace ssm {
 
+struct TapeNode;  // autograd
+
 class Tensor {
  public:
   Tensor() = default;  // undefined: an absent bias, gate or initial state
@@ -32,6 +34,7 @@ class Tensor {
   int rank() const { return shape_.rank(); }
   int64_t size(int dim) const { return shape_[check_dim(dim)]; }      // negative dims count from the end
   int64_t stride(int dim) const { return strides_[check_dim(dim)]; }  // in elements
+  const Shape& strides() const { return strides_; }
   int64_t numel() const { return shape_.numel(); }
   size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype_); }
   DType dtype() const { return dtype_; }
@@ -56,6 +59,17 @@ class Tensor {
   Tensor slice(int dim, int64_t begin, int64_t end) const;
   Tensor select(int dim, int64_t index) const;
   Tensor transpose(int a, int b) const;
+  // The same memory read with another shape and strides, from `offset` elements on; the caller answers for
+  // them.
+  Tensor as_strided(const Shape& shape, const Shape& strides, int64_t offset) const;
+  Tensor borrowed() const;  // does not keep the memory alive
+
+  // What a tape knows of this tensor and of every view of it; null: no gradient is asked of it. A view
+  // carries its base's, a copy none (ssm/autograd/tape.h).
+  const std::shared_ptr<TapeNode>& tape_node() const { return tape_node_; }
+  void set_tape_node(std::shared_ptr<TapeNode> node) { tape_node_ = std::move(node); }
+  // Whether no other tensor shares the memory: not even a view of it.
+  bool sole_owner() const { return owner_.use_count() == 1; }
 
   // Copies. to() converts between f32, bf16 and f16, or moves between devices, and returns *this when there
   // is nothing to do. On a card only contiguous tensors are copied or moved, and types are converted on the
@@ -72,6 +86,7 @@ class Tensor {
   }
 
   std::shared_ptr<const void> owner_;
+  std::shared_ptr<TapeNode> tape_node_;
   std::byte* data_ = nullptr;
   Shape shape_;
   Shape strides_;
