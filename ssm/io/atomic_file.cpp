@@ -56,13 +56,14 @@ void AtomicFile::commit() {
   if (::close(fd) != 0) fail_with(target_, "write to disk", errno);
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail_with(target_, "rename into place", errno);
   temporary_.clear();
-  // The rename itself survives a power cut only once the folder is synced; some filesystems refuse that.
-  const std::filesystem::path parent = target_.has_parent_path() ? target_.parent_path() : ".";
-  const int folder = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder >= 0) {
-    ::fsync(folder);
-    ::close(folder);
-  }
+  sync_folder(target_.has_parent_path() ? target_.parent_path() : ".");
+}
+
+void sync_folder(const std::filesystem::path& folder) {
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;
+  ::fsync(fd);
+  ::close(fd);
 }
 
 }  // namespace ssm::io

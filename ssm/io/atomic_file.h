@@ -28,4 +28,8 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+// A rename, or a new or removed file, survives a power cut only once its folder is synced; some filesystems
+// refuse that, and are left alone.
+void sync_folder(const std::filesystem::path& folder);
+
 }  // namespace ssm::io

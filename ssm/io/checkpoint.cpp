@@ -6,6 +6,7 @@
 #include "ssm/io/config.h"
 #include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
+#include "ssm/io/renamed.h"
 #include "ssm/io/safetensors.h"
 #include "ssm/io/sharded.h"
 #include "ssm/io/torch_zip.h"
@@ -26,34 +27,6 @@ std::string canonical_name(std::string_view name) {
   }
   return std::string(name);
 }
-
-class RenamedSource : public WeightSource {
- public:
-  explicit RenamedSource(std::unique_ptr<WeightSource> source) : source_(std::move(source)) {
-    for (const std::string& name : source_->names()) {
-      const auto [at, is_new] = file_name_.emplace(canonical_name(name), name);
-      SSM_CHECK(is_new, "{} and {} are the same tensor", source_->describe(name), printable(at->second));
-    }
-  }
-  std::optional<Tensor> find(std::string_view name) const override {
-    const auto found = file_name_.find(name);
-    return found == file_name_.end() ? std::nullopt : source_->find(found->second);
-  }
-  std::vector<std::string> names() const override {
-    std::vector<std::string> result;
-    result.reserve(file_name_.size());
-    for (const auto& [name, in_file] : file_name_) result.push_back(name);
-    return result;
-  }
-  std::string describe(std::string_view name) const override {
-    const auto found = file_name_.find(name);
-    return source_->describe(found == file_name_.end() ? name : found->second);
-  }
-
- private:
-  std::unique_ptr<WeightSource> source_;
-  std::map<std::string, std::string, std::less<>> file_name_;
-};
 
 bool is_there(const fs::path& path) {
   std::error_code ignored;
@@ -80,9 +53,10 @@ std::unique_ptr<WeightSource> open_weights(const fs::path& folder, Layout layout
   for (const std::string_view file : files) {
     const fs::path path = folder / file;
     if (!is_there(path)) continue;
-    if (file.ends_with(".index.json")) return std::make_unique<RenamedSource>(open_sharded(path));
-    if (file.ends_with(".bin")) return std::make_unique<RenamedSource>(TorchFile::open(path));
-    return std::make_unique<RenamedSource>(SafetensorsFile::open(path));
+    if (file.ends_with(".index.json"))
+      return std::make_unique<RenamedSource>(open_sharded(path), canonical_name);
+    if (file.ends_with(".bin")) return std::make_unique<RenamedSource>(TorchFile::open(path), canonical_name);
+    return std::make_unique<RenamedSource>(SafetensorsFile::open(path), canonical_name);
   }
   fail("{}: no weights: none of {} is in this folder", printable(folder.string()), fmt::join(files, ", "));
 }

@@ -1,0 +1,76 @@
+#include "ssm/io/checkpoint_writer.h"
+
+#include <array>
+#include <cmath>
+#include <system_error>
+
+#include "ssm/io/atomic_file.h"
+#include "ssm/io/mapped_file.h"
+
+namespace ssm::io {
+namespace {
+
+constexpr std::string_view kInfinity =
+    "\x01infinity";  // JSON has no such number; no text of a config is this
+constexpr std::string_view kInfinityWritten = "\"\\u0001infinity\"";
+constexpr std::array kTokenizerFiles{"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+                                     "special_tokens_map.json", "generation_config.json"};
+
+std::string class_of(const std::string& model_type) {
+  if (model_type == "mamba2") return "Mamba2ForCausalLM";
+  return model_type == "falcon_mamba" ? "FalconMambaForCausalLM" : "MambaForCausalLM";
+}
+
+std::string torch_name_of(DType dtype) {
+  return dtype == DType::bf16 ? "bfloat16" : dtype == DType::f16 ? "float16" : "float32";
+}
+
+}  // namespace
+
+std::string transformers_config(const nlohmann::json& config, DType stored, const std::string& file) {
+  nlohmann::ordered_json out;
+  const std::string model_type = config.at("model_type");
+  out["architectures"] = {class_of(model_type)};
+  for (const auto& [key, value] : config.items()) out[key] = value;
+  out["torch_dtype"] = torch_name_of(stored);
+  out["use_cache"] = true;
+  if (model_type == "mamba2") {
+    SSM_CHECK(!config.at("D_has_hdim").get<bool>(),
+              "{}: D_has_hdim is true, and Transformers' Mamba-2 has one D a head", file);
+    out.erase("D_has_hdim");
+    for (nlohmann::ordered_json& limit : out["time_step_limit"]) {
+      if (std::isinf(limit.get<double>())) limit = kInfinity;
+    }
+  }
+  std::string text = out.dump(2);
+  for (size_t at = 0; (at = text.find(kInfinityWritten, at)) != std::string::npos;) {
+    text.replace(at, kInfinityWritten.size(), "Infinity");
+  }
+  return text + "\n";
+}
+
+void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json& config, DType stored,
+                      std::span<const LazyTensor> tensors) {
+  const std::filesystem::path file = folder / "config.json";
+  const std::string text = transformers_config(config, stored, file.string());
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  SSM_CHECK(!error, "{}: cannot create: {}", printable(folder.string()), error.message());
+  write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
+  AtomicFile out(file);
+  out.write(text);
+  out.commit();
+}
+
+void copy_tokenizer_files(const std::filesystem::path& from, const std::filesystem::path& to) {
+  for (const char* name : kTokenizerFiles) {
+    std::error_code error;
+    if (!std::filesystem::exists(from / name, error)) continue;
+    const Bytes bytes = map_file(from / name);
+    AtomicFile out(to / name);
+    out.write(bytes.data);
+    out.commit();
+  }
+}
+
+}  // namespace ssm::io
