@@ -33,6 +33,31 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
   return y;
 }
 
+void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, const LinearGrads& grads) {
+  constexpr std::string_view kOp = "linear_backward";
+  SSM_CHECK(dy.defined() && dy.rank() == 2, "{}: dy has shape {}, expected [T, N]", kOp, dy.shape());
+  const int64_t T = dy.size(0), N = dy.size(1);
+  check_first(kOp, "dy", dy, {T, N});
+  const Tensor& w = std::get<Tensor>(weight);
+  if (grads.dx.defined()) {
+    SSM_CHECK(w.defined() && w.rank() == 2 && w.size(0) == N, "{}: weight has shape {}, expected [{}, K]",
+              kOp, w.shape(), N);
+    SSM_CHECK(w.size(1) <= 1 || w.stride(1) == 1, "{}: the rows of weight {} are not contiguous", kOp,
+              w.shape());
+    SSM_CHECK(w.device() == dy.device() && (!dy.device().is_cuda() || w.dtype() == dy.dtype()),
+              "{}: weight is {} on {}, dy {} on {}", kOp, name_of(w.dtype()), name_of(w.device()),
+              name_of(dy.dtype()), name_of(dy.device()));
+    check_activation(kOp, "dx", grads.dx, {T, w.size(1)}, dy);
+  }
+  if (grads.dweight.defined()) {
+    SSM_CHECK(x.defined() && x.rank() == 2, "{}: x has shape {}, expected [{}, K]", kOp, x.shape(), T);
+    check_activation(kOp, "x", x, {T, x.size(1)}, dy);
+    check_parameter(kOp, "dweight", grads.dweight, {N, x.size(1)}, dy);
+  }
+  if (grads.dbias.defined()) check_parameter(kOp, "dbias", grads.dbias, {N}, dy);
+  SSM_DISPATCH(dy.device(), linear_backward(x, w, dy, grads));
+}
+
 bool multiplies_natively(DType dtype, Device device) {
   return SSM_DISPATCH(device, multiplies_natively(dtype));
 }

@@ -23,6 +23,25 @@ namespace ssm {
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DType compute = DType::f32,
               std::optional<DType> result = {});
 
+// The gradients of linear (y = x W^T + b), where dy is the loss's gradient of y:
+//
+//   dx = dy W      dW += dy^T x      db += the sum of dy over its rows
+//
+//   dy      [T, N]  of the type of activations, rows contiguous (a row stride is allowed)
+//   x       [T, K]  of dy's type, likewise; only for dweight
+//   weight  [N, K]  as in linear; only for dx (and never written: a frozen 16-bit matrix has a dx too)
+//   dx      [T, K]  of dy's type, likewise with a row stride; overwritten, or added to where dx_adds
+//   dweight [N, K], dbias [N]  f32, added to
+//
+// What is undefined is not computed. Sums are f32; on a CPU in one order whatever the thread count, and a row
+// of dx does not depend on the other rows.
+struct LinearGrads {
+  Tensor dx{};
+  bool dx_adds = false;
+  Tensor dweight{}, dbias{};
+};
+void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, const LinearGrads& grads);
+
 // Whether this device multiplies activations of `dtype` natively, so that `--dtype auto` picks it.
 bool multiplies_natively(DType dtype, Device device = kCpu);
 // The type of activations between ops when products are computed in `compute`: f32 on a CPU, that type on a

@@ -3,6 +3,7 @@
 #include <benchmark/benchmark.h>
 
 #include "ssm/core/parallel.h"
+#include "ssm/ops/bench_util.h"
 #include "ssm/ops/linear/linear.h"
 #include "ssm/ops/test_util.h"
 
@@ -20,14 +21,14 @@ void bench_linear(benchmark::State& state, DType weights, DType compute) {
   for (int64_t i = 0; i < copies; ++i) w.emplace_back(random.clone());
   Arena arena;
   size_t i = 0;
+  const double start = test::seconds_now();
   for (auto _ : state) {
     ArenaScope scope(&arena);
     benchmark::DoNotOptimize(linear(x, w[i++ % w.size()], {}, compute).raw());
   }
-  using benchmark::Counter;
-  const double calls = static_cast<double>(state.iterations());
-  state.counters["GFLOP/s"] = Counter(calls * 2e-9 * static_cast<double>(T * N * K), Counter::kIsRate);
-  state.counters["GB/s"] = Counter(calls * 1e-9 * static_cast<double>(bytes_of(w[0])), Counter::kIsRate);
+  const double calls_per_second = static_cast<double>(state.iterations()) / (test::seconds_now() - start);
+  state.counters["GFLOP/s"] = calls_per_second * 2e-9 * static_cast<double>(T * N * K);
+  state.counters["GB/s"] = calls_per_second * 1e-9 * static_cast<double>(bytes_of(w[0]));
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
@@ -44,6 +45,32 @@ void shapes(benchmark::internal::Benchmark* b) {
 BENCHMARK_CAPTURE(bench_linear, f32, DType::f32, DType::f32)->Apply(shapes);
 BENCHMARK_CAPTURE(bench_linear, bf16, DType::bf16, DType::bf16)->Apply(shapes);
 BENCHMARK_CAPTURE(bench_linear, f32_on_bf16, DType::bf16, DType::f32)->Apply(shapes);
+
+// The two products of the backward; T N K twice each as the forward has it once.
+void bench_backward(benchmark::State& state, bool input, DType weights) {
+  const int64_t T = state.range(0), N = state.range(1), K = state.range(2);
+  Rng rng(1);
+  const Tensor x = test::random_normal({T, K}, rng), dy = test::random_normal({T, N}, rng);
+  const Weight w{test::random_normal({N, K}, rng).to(weights)};
+  LinearGrads grads;
+  (input ? grads.dx : grads.dweight) = Tensor::zeros(input ? Shape{T, K} : Shape{N, K});
+  const double start = test::seconds_now();
+  for (auto _ : state) linear_backward(x, w, dy, grads);
+  const double seconds = test::seconds_now() - start, calls = static_cast<double>(state.iterations());
+  state.counters["GFLOP/s"] = calls * 2e-9 * static_cast<double>(T * N * K) / seconds;
+}
+
+void backward_shapes(benchmark::internal::Benchmark* b) {
+  for (const int64_t T : {256, 2048}) {
+    b->Args({T, 3072, 768})->Args({T, 768, 1536})->Args({T, 80, 1536})->Args({T, 1536, 48});
+  }
+  b->Args({256, 50280, 768})->UseRealTime()->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK_CAPTURE(bench_linear, forward, DType::f32, DType::f32)->Apply(backward_shapes);
+BENCHMARK_CAPTURE(bench_backward, dx, true, DType::f32)->Apply(backward_shapes);
+BENCHMARK_CAPTURE(bench_backward, dx_on_bf16, true, DType::bf16)->Apply(backward_shapes);
+BENCHMARK_CAPTURE(bench_backward, dweight, false, DType::f32)->Apply(backward_shapes);
 
 }  // namespace
 }  // namespace ssm

@@ -10,30 +10,13 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "ssm/ops/linear/linear_panel-inl.h"
 #include "ssm/ops/simd/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ssm::HWY_NAMESPACE {
 
 struct Panel {};  // scratch
-
-// The sum of each 128-bit block of four vectors: block j of the result holds those of a, b, c and e.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V fold4(D d, V a, V b, V c, V e) {
-  const hn::Repartition<double, D> d64;
-  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto x = hn::BitCast(d64, ab), y = hn::BitCast(d64, ce);
-  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, x, y)),
-                 hn::BitCast(d, hn::InterleaveUpper(d64, x, y)));
-}
-
-using D4 = hn::Full128<float>;  // a step along K: the four partial sums of an output
-using D = hn::ScalableTag<float>;
-using V = hn::Vec<D>;
-constexpr int64_t kLanes = hn::MaxLanes(D());
-constexpr int64_t kBlocks = kLanes / 4;                                      // of four lanes
-constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64;  // 32, or 16
 
 // The last n < 4 of a row, zeros after them.
 template <class T>
@@ -149,11 +132,6 @@ HWY_NOINLINE void few_rows(const float* HWY_RESTRICT x, int64_t x_stride, const 
   }
 }
 
-// Many rows of x: as many rows of W as a vector has lanes, as a panel: for each four along K, four vectors;
-// block b of vector v belongs to column 4 b + v, so that one fold gives the outputs side by side.
-constexpr int kPanelRows = kManyRegisters ? 6 : 3;
-constexpr int64_t panel_floats(int64_t K) { return (K + 3) / 4 * 4 * kLanes; }
-
 // Columns past `columns` repeat the last one.
 template <class TW>
 HWY_NOINLINE void pack_panel(const TW* w, int64_t w_stride, int64_t columns, int64_t K,
@@ -175,44 +153,6 @@ HWY_NOINLINE void pack_panel(const TW* w, int64_t w_stride, int64_t columns, int
   for (int64_t v = 0; k < K && v < 4; ++v) {
     const int64_t n = load_last_blocks(row[v], k, K - k, steps);
     for (int64_t q = 0; q < n; ++q) hn::Store(steps[q], d, panel + (k + 4 * q + v) * kLanes);
-  }
-}
-
-template <int MR>
-HWY_INLINE void panel_step(const float* HWY_RESTRICT x, int64_t x_stride, const float* HWY_RESTRICT panel,
-                           V (&acc)[MR][4]) {
-  const D d;
-  V xs[MR];
-  SSM_UNROLL for (int i = 0; i < MR; ++i) xs[i] = hn::LoadDup128(d, x + i * x_stride);
-  SSM_UNROLL for (int v = 0; v < 4; ++v) {
-    const V w = hn::Load(d, panel + v * kLanes);
-    SSM_UNROLL for (int i = 0; i < MR; ++i) acc[i][v] = hn::MulAdd(xs[i], w, acc[i][v]);
-  }
-}
-
-// `next` is fetched meanwhile, a line a step.
-template <int MR>
-HWY_NOINLINE void panel_tile(const float* HWY_RESTRICT x, int64_t x_stride, const float* HWY_RESTRICT panel,
-                             int64_t K, int64_t columns, const float* bias, const char* next, float* y,
-                             int64_t N) {
-  const D d;
-  V acc[MR][4];
-  SSM_UNROLL for (int i = 0; i < MR; ++i) { SSM_UNROLL for (int v = 0; v < 4; ++v) acc[i][v] = hn::Zero(d); }
-  int64_t k = 0;
-  for (; k + 4 <= K; k += 4) {
-    __builtin_prefetch(next + k * 16, 0, 2);
-    panel_step(x + k, x_stride, panel + k * kLanes, acc);
-  }
-  if (k < K) {
-    HWY_ALIGN float last[MR * 4] = {};
-    SSM_UNROLL for (int i = 0; i < MR; ++i) std::copy_n(x + i * x_stride + k, K - k, last + 4 * i);
-    panel_step(last, 4, panel + k * kLanes, acc);
-  }
-  SSM_UNROLL for (int i = 0; i < MR; ++i) {
-    V sum = fold4(d, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
-    const auto n = static_cast<size_t>(columns);
-    if (bias) sum = hn::Add(sum, load_n_f32(d, bias, n));
-    store_n_f32(d, sum, y + i * N, n);
   }
 }
 
@@ -238,8 +178,9 @@ void linear_rows(const float* x, int64_t x_stride, const TW* w, int64_t w_stride
       const char* const next_end = next + kLanes * K * static_cast<int64_t>(sizeof(TW));
       cpu::for_each_row_tile<kPanelRows>(row0, row1, [&](int64_t row, int rows) {
         cpu::with_constant<kPanelRows>(rows, [&](auto mr) {
-          panel_tile<decltype(mr)::value>(x + row * x_stride, x_stride, panel, K, columns,
-                                          bias ? bias + column : nullptr, next, y + row * N + column, N);
+          panel_tile<decltype(mr)::value, false>(x + row * x_stride, x_stride, panel, K, columns,
+                                                 bias ? bias + column : nullptr, next, 64,
+                                                 y + row * N + column, N);
         });
         next = next + K * 16 < next_end ? next + K * 16 : reinterpret_cast<const char*>(panel);
       });

@@ -1,10 +1,11 @@
 #pragma once
 
-#include "ssm/core/tensor.h"
+#include "ssm/ops/linear/linear.h"
 
 namespace ssm::cuda {
 
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y);
+void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads);
 bool multiplies_natively(DType dtype);
 
 // How it is done, for tests and benches: `linear` takes the first that can and suits.
