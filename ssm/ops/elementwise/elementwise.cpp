@@ -4,6 +4,7 @@
 #include "ssm/ops/dispatch.h"
 #include "ssm/ops/elementwise/elementwise_cpu.h"
 #include "ssm/ops/elementwise/elementwise_cuda.h"
+#include "ssm/ops/gradient.h"
 
 namespace ssm {
 
@@ -31,6 +32,37 @@ Tensor gather_rows(const Tensor& x, const Tensor& rows) {
   Tensor y = Tensor::empty({rows.size(0), x.size(1)}, x.dtype(), x.device());
   SSM_DISPATCH(x.device(), gather_rows(x, rows, y));
   return y;
+}
+
+Tensor add_scaled(const Tensor& y, const Tensor& x, float scale) {
+  SSM_CHECK(y.defined() && y.rank() == 2, "add_scaled: y has shape {}, expected [T, M]", y.shape());
+  check_first("add_scaled", "y", y, y.shape());
+  check_activation("add_scaled", "x", x, y.shape(), y);
+  SSM_DISPATCH(y.device(), add_scaled(y, x, scale));
+  if (!records(y, x)) return y;
+  return record(y, [before = y.borrowed(), x = x.borrowed(), scale](const Tensor& dy) {
+    if (const GradientTarget dx = gradient_target(x); dx.tensor.defined()) {
+      if (!dx.adds) zero_gradient(dx.tensor);
+      SSM_DISPATCH(dy.device(), add_scaled(dx.tensor, dy, scale));
+    }
+    if (gradient_give(before, dy)) return;
+    const GradientTarget d = gradient_target(before);
+    if (!d.adds) zero_gradient(d.tensor);
+    SSM_DISPATCH(dy.device(), add_scaled(d.tensor, dy, 1.0f));
+  });
+}
+
+Tensor dropout(const Tensor& x, float p, uint64_t seed) {
+  SSM_CHECK(x.defined() && x.rank() == 2, "dropout: x has shape {}, expected [T, M]", x.shape());
+  check_first("dropout", "x", x, x.shape());
+  SSM_CHECK(0 <= p && p < 1, "dropout: a probability of {}, expected 0 to 1", p);
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  SSM_DISPATCH(x.device(), dropout(x, p, seed, y));
+  if (!records(x)) return y;
+  return record(std::move(y), [x = x.borrowed(), p, seed](const Tensor& dy) {
+    const OverwrittenGradient dx(x);
+    SSM_DISPATCH(dy.device(), dropout(dy, p, seed, dx.tensor()));
+  });
 }
 
 }  // namespace ssm

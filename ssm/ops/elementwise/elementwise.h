@@ -15,4 +15,14 @@ Tensor negative_exp(const Tensor& x);
 // see it.
 Tensor gather_rows(const Tensor& x, const Tensor& rows);
 
+// y <- y + scale x, and y again.
+//   y, x [T, M] of a type for activations, both of one, rows contiguous (a row stride is allowed)
+// A gradient of y flows on to both.
+Tensor add_scaled(const Tensor& y, const Tensor& x, float scale);
+
+// y = x where kept, divided by 1 - p, and 0 elsewhere: each element is dropped with probability p (Srivastava
+// et al. 2014). Which ones depends on the seed and the place in y alone. Its gradient takes the same way.
+//   x [T, M] of a type for activations, rows contiguous (a row stride is allowed);  0 <= p < 1
+Tensor dropout(const Tensor& x, float p, uint64_t seed);
+
 }  // namespace ssm

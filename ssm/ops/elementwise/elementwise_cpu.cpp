@@ -1,7 +1,12 @@
 #include "ssm/ops/elementwise/elementwise_cpu.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+
+#include "ssm/core/parallel.h"
+#include "ssm/core/rng.h"
+#include "ssm/ops/elementwise/dropout_threshold.h"
 
 namespace ssm::cpu {
 
@@ -18,6 +23,34 @@ void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& y) {
     std::memcpy(y.raw() + static_cast<size_t>(b) * bytes,
                 x.raw() + row * x.stride(0) * static_cast<int64_t>(size), bytes);
   }
+}
+
+void add_scaled(const Tensor& y, const Tensor& x, float scale) {
+  parallel_for(y.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* to = y.data<float>() + t * y.stride(0);
+      const float* from = x.data<float>() + t * x.stride(0);
+      for (int64_t i = 0; i < y.size(1); ++i) to[i] += scale * from[i];
+    }
+  });
+}
+
+void dropout(const Tensor& x, float p, uint64_t seed, const Tensor& y) {
+  const int64_t M = x.size(1), blocks = (M + 3) / 4;
+  const uint32_t below = dropout_threshold(p);
+  const float scale = 1.0f / (1.0f - p);
+  parallel_for(x.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* from = x.data<float>() + t * x.stride(0);
+      float* to = y.data<float>() + t * y.stride(0);
+      for (int64_t i = 0; i < M; i += 4) {
+        const auto draw = philox4x32(seed, 0, static_cast<uint64_t>(t * blocks + i / 4));
+        for (int64_t j = i; j < std::min(i + 4, M); ++j) {
+          to[j] = draw[static_cast<size_t>(j - i)] < below ? 0.0f : from[j] * scale;
+        }
+      }
+    }
+  });
 }
 
 }  // namespace ssm::cpu

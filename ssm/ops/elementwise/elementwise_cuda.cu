@@ -1,4 +1,8 @@
+#include <algorithm>
+
 #include "ssm/ops/cuda/gather.cuh"
+#include "ssm/ops/cuda/philox.cuh"
+#include "ssm/ops/elementwise/dropout_threshold.h"
 #include "ssm/ops/elementwise/elementwise_cuda.h"
 
 namespace ssm::cuda {
@@ -9,6 +13,63 @@ __global__ void negative_exp_kernel(const float* x, float* y, int64_t n) {
   let_next_start();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < n) y[i] = -expf(x[i]);
+}
+
+// Rows of y and x [rows, width], a thread for each of some items of a row.
+template <class T>
+struct RowsArgs {
+  const T* x;
+  T* y;
+  int64_t x_stride, y_stride, rows, width;
+};
+
+template <class T>
+__global__ void add_scaled_kernel(RowsArgs<T> args, float scale) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= args.width) return;
+  for (int64_t t = blockIdx.y; t < args.rows; t += gridDim.y) {
+    T& to = args.y[t * args.y_stride + i];
+    to = from_f32<T>(to_f32(to) + scale * to_f32(args.x[t * args.x_stride + i]));
+  }
+}
+
+template <class T>
+__global__ void dropout_kernel(RowsArgs<T> args, uint32_t below, float scale, uint64_t seed) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t fours = (args.width + 3) / 4, four = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (four >= fours) return;
+  for (int64_t t = blockIdx.y; t < args.rows; t += gridDim.y) {
+    const uint4 draw = philox4x32(seed, 0, static_cast<uint64_t>(t * fours + four));
+    const uint32_t draws[4] = {draw.x, draw.y, draw.z, draw.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int64_t i = four * 4 + j;
+      if (i >= args.width) break;
+      const float x = to_f32(args.x[t * args.x_stride + i]);
+      args.y[t * args.y_stride + i] = from_f32<T>(draws[j] < below ? 0.0f : x * scale);
+    }
+  }
+}
+
+Launch by_rows(int64_t rows, int64_t items) {
+  constexpr int64_t kThreads = 256, kMostRows = 32768;
+  return {.grid = dim3(static_cast<unsigned>((items + kThreads - 1) / kThreads),
+                       static_cast<unsigned>(std::min(rows, kMostRows))),
+          .block = dim3(kThreads),
+          .overlaps_previous = true};
+}
+
+template <class T>
+RowsArgs<T> rows_of(const Tensor& x, const Tensor& y) {
+  return {reinterpret_cast<const T*>(x.raw()),
+          reinterpret_cast<T*>(y.raw()),
+          x.stride(0),
+          y.stride(0),
+          y.size(0),
+          y.size(1)};
 }
 
 }  // namespace
@@ -33,6 +94,23 @@ void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& y) {
                         .count = rows.size(0),
                         .wide = rows.dtype() == DType::i64};
   dispatch(x.dtype(), "gather_rows", [&](auto zero) { gather<decltype(zero), decltype(zero)>(args); });
+}
+
+void add_scaled(const Tensor& y, const Tensor& x, float scale) {
+  if (y.numel() == 0) return;
+  dispatch(y.dtype(), "add_scaled", [&](auto zero) {
+    using T = decltype(zero);
+    launch(by_rows(y.size(0), y.size(1)), add_scaled_kernel<T>, rows_of<T>(x, y), scale);
+  });
+}
+
+void dropout(const Tensor& x, float p, uint64_t seed, const Tensor& y) {
+  if (y.numel() == 0) return;
+  dispatch(y.dtype(), "dropout", [&](auto zero) {
+    using T = decltype(zero);
+    launch(by_rows(y.size(0), (y.size(1) + 3) / 4), dropout_kernel<T>, rows_of<T>(x, y), dropout_threshold(p),
+           1.0f / (1.0f - p), seed);
+  });
 }
 
 }  // namespace ssm::cuda

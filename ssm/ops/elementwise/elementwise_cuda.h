@@ -7,4 +7,7 @@ namespace ssm::cuda {
 void negative_exp(const Tensor& x, const Tensor& y);  // contiguous
 void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& y);
 
+void add_scaled(const Tensor& y, const Tensor& x, float scale);
+void dropout(const Tensor& x, float p, uint64_t seed, const Tensor& y);
+
 }  // namespace ssm::cuda

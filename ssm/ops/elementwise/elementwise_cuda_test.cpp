@@ -55,5 +55,24 @@ TEST(ElementwiseCuda, GatherRowsGivesNanForARowOutside) {
   }
 }
 
+TEST(ElementwiseCuda, AddScaledAndDropoutEqualTheCpus) {
+  SSM_NEED_CUDA();
+  Rng rng(3);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (const int64_t T : {1, 7, 40000}) {
+      const int64_t M = 1 + rng.below(70);
+      const Tensor x = test::rounded(test::random_normal({T, M}, rng), dtype);
+      const Tensor y = test::rounded(test::random_normal({T, M}, rng), dtype);
+      const Tensor on = y.to(dtype).to(kCuda);
+      add_scaled(on, x.to(dtype).to(kCuda), 0.75f);
+      EXPECT_LT(test::card_error(on, test::to_doubles(add_scaled(y.clone(), x, 0.75f))),
+                test::rounding_of(dtype));
+      EXPECT_LT(
+          test::card_error(dropout(x.to(dtype).to(kCuda), 0.3f, 11), test::to_doubles(dropout(x, 0.3f, 11))),
+          test::rounding_of(dtype));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ssm

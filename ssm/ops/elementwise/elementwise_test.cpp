@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "ssm/autograd/tape.h"
+#include "ssm/ops/test_gradient.h"
 #include "ssm/ops/test_util.h"
 
 namespace ssm {
@@ -50,6 +52,55 @@ TEST(Elementwise, GatherRowsNamesARowOutside) {
     }
   }
   EXPECT_THROW(gather_rows(x, Tensor::zeros({2})), Error);
+}
+
+TEST(Elementwise, AddScaledAddsInPlace) {
+  Rng rng(3);
+  for (int trial = 0; trial < 20; ++trial) {
+    const int64_t T = 1 + rng.below(40), M = 1 + rng.below(40);
+    const Tensor y = test::random_normal({T, M + 3}, rng).slice(1, 1, M + 1),
+                 x = test::random_normal({T, M}, rng);
+    std::vector<double> expected = test::to_doubles(y);
+    const std::vector<double> added = test::to_doubles(x);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += 0.5 * added[i];
+    EXPECT_EQ(add_scaled(y, x, 0.5f).raw(), y.raw());
+    EXPECT_LT(test::relative_error(y, expected), 1e-6);
+  }
+}
+
+TEST(Elementwise, DropoutKeepsTheMeanAndTheSeedDecides) {
+  const Tensor x = test::filled({500, 37}, 1.0f);
+  const Tensor y = dropout(x, 0.25f, 7);
+  int64_t dropped = 0;
+  for (const float v : y.values<float>()) {
+    ASSERT_TRUE(v == 0.0f || v == 1.0f / 0.75f) << v;
+    dropped += v == 0.0f;
+  }
+  EXPECT_NEAR(static_cast<double>(dropped) / static_cast<double>(y.numel()), 0.25, 0.01);  // 3 sigma
+  EXPECT_EQ(test::to_doubles(dropout(x, 0.25f, 7)), test::to_doubles(y));
+  EXPECT_NE(test::to_doubles(dropout(x, 0.25f, 8)), test::to_doubles(y));
+  EXPECT_EQ(test::to_doubles(dropout(x, 0.0f, 7)), test::to_doubles(x));
+  EXPECT_THROW(dropout(x, 1.0f, 7), Error);
+}
+
+TEST(Elementwise, GradientsOfAddScaledAndDropout) {
+  Rng rng(4);
+  Tensor a = test::random_normal({6, 10}, rng), b = test::random_normal({6, 10}, rng);
+  watch(a);
+  watch(b);
+  const Tensor dy = test::random_normal({6, 10}, rng);
+  Tape tape;
+  Tensor y;
+  {
+    const RecordScope recording(&tape);
+    y = add_scaled(dropout(a, 0.5f, 3), dropout(b, 0.5f, 4), 2.0f);
+  }
+  tape.backward(y, dy);
+  const std::vector<double> kept_a = test::to_doubles(dropout(dy, 0.5f, 3));
+  std::vector<double> kept_b = test::to_doubles(dropout(dy, 0.5f, 4));
+  for (double& v : kept_b) v *= 2;
+  EXPECT_LT(test::relative_error(gradient_of(a), kept_a), 1e-6);
+  EXPECT_LT(test::relative_error(gradient_of(b), kept_b), 1e-6);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "ssm/ops/linear/linear.h"
 
+#include "ssm/autograd/tape.h"
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
 #include "ssm/ops/linear/linear_cpu.h"
@@ -30,7 +31,14 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
             name_of(x.dtype()));
   Tensor y = Tensor::empty({x.size(0), N}, to, x.device());
   SSM_DISPATCH(x.device(), linear(x, w, bias, compute, y));
-  return y;
+  if (!records(x, w, bias)) return y;
+  // A frozen matrix needs no x.
+  return record(std::move(y), [x = wants_gradient(w) ? x : x.borrowed(), w, bias](const Tensor& dy) {
+    const GradientTarget dx = gradient_target(x);
+    linear_backward(
+        x, w, dy,
+        {.dx = dx.tensor, .dx_adds = dx.adds, .dweight = gradient_sum(w), .dbias = gradient_sum(bias)});
+  });
 }
 
 void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, const LinearGrads& grads) {

@@ -1,0 +1,25 @@
+#include "ssm/ops/gradient.h"
+
+#include <exception>
+
+#include "ssm/ops/elementwise/elementwise.h"
+
+namespace ssm {
+
+OverwrittenGradient::OverwrittenGradient(const Tensor& x) : target_(gradient_target(x)) {
+  const Tensor& to = target_.tensor;
+  written_ = target_.adds ? Tensor::empty(to.shape(), to.dtype(), to.device()) : to;
+}
+
+OverwrittenGradient::~OverwrittenGradient() noexcept(false) {
+  if (target_.adds && std::uncaught_exceptions() == 0) add_scaled(target_.tensor, written_, 1.0f);
+}
+
+void zero_gradient(const Tensor& gradient) {
+  const size_t element = size_of(gradient.dtype());
+  zero_rows(gradient.raw(), gradient.device(), gradient.size(0),
+            static_cast<size_t>(gradient.stride(0)) * element,
+            static_cast<size_t>(gradient.size(1)) * element);
+}
+
+}  // namespace ssm

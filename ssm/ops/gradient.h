@@ -1,0 +1,26 @@
+// For the backward functions that an op records.
+#pragma once
+
+#include "ssm/autograd/tape.h"
+
+namespace ssm {
+
+// Where a backward that overwrites puts the gradient of an activation: in place, or where values have arrived
+// before, beside them, to be added when this goes.
+class OverwrittenGradient {
+ public:
+  explicit OverwrittenGradient(const Tensor& x);
+  ~OverwrittenGradient() noexcept(false);
+  OverwrittenGradient(const OverwrittenGradient&) = delete;
+  OverwrittenGradient& operator=(const OverwrittenGradient&) = delete;
+
+  const Tensor& tensor() const { return written_; }  // undefined: nobody wants it
+
+ private:
+  GradientTarget target_;
+  Tensor written_;
+};
+
+void zero_gradient(const Tensor& gradient);  // [T, M], rows contiguous
+
+}  // namespace ssm
