@@ -42,6 +42,31 @@ void check_parameter(std::string_view op, std::string_view name, const Tensor& x
   check_device(op, name, x, first);
 }
 
+void check_activation_gradient(std::string_view op, std::string_view name, const Tensor& dx,
+                               const Shape& shape, const Tensor& first) {
+  if (dx.defined()) check_activation(op, name, dx, shape, first);
+}
+
+void check_parameter_gradient(std::string_view op, std::string_view name, const Tensor& dw,
+                              const Shape& shape, const Tensor& first) {
+  if (!dw.defined()) return;
+  SSM_CHECK(dw.shape() == shape, "{}: {} has shape {}, expected {}", op, name, dw.shape(), shape);
+  SSM_CHECK(dw.dtype() == DType::f32, "{}: {} is {}, expected f32", op, name, name_of(dw.dtype()));
+  check_device(op, name, dw, first);
+}
+
+void check_initial(std::string_view op, const Tensor& initial, const SequenceBatch& batch, const Shape& row,
+                   const Tensor& first) {
+  if (!initial.defined()) return;
+  bool fits = initial.rank() == row.rank() + 1 && initial.size(0) == batch.size();
+  for (int d = 0; fits && d < row.rank(); ++d) fits = initial.size(d + 1) == row[d];
+  SSM_CHECK(fits, "{}: initial has shape {}, expected [{}, {}]", op, initial.shape(), batch.size(),
+            fmt::join(row.begin(), row.end(), ", "));
+  SSM_CHECK(initial.dtype() == DType::f32, "{}: initial is {}, expected f32", op, name_of(initial.dtype()));
+  SSM_CHECK(initial.contiguous(), "{}: initial is not contiguous", op);
+  check_device(op, "initial", initial, first);
+}
+
 void check_state(std::string_view op, const Tensor& state, const SequenceBatch& batch, const Shape& row,
                  const Tensor& first, bool narrow) {
   if (!state.defined()) return;

@@ -17,6 +17,14 @@ void check_activation(std::string_view op, std::string_view name, const Tensor& 
 // `x` is a parameter: f32, of this shape, on the device of `first`, rows contiguous.
 void check_parameter(std::string_view op, std::string_view name, const Tensor& x, const Shape& shape,
                      const Tensor& first);
+// The gradient of an activation or a parameter, which may be undefined: it is not wanted then.
+void check_activation_gradient(std::string_view op, std::string_view name, const Tensor& dx,
+                               const Shape& shape, const Tensor& first);
+void check_parameter_gradient(std::string_view op, std::string_view name, const Tensor& dw,
+                              const Shape& shape, const Tensor& first);
+// `initial` is undefined, or contiguous, f32, [sequences of the batch, row...] on the device of `first`.
+void check_initial(std::string_view op, const Tensor& initial, const SequenceBatch& batch, const Shape& row,
+                   const Tensor& first);
 // `state` is undefined, or a contiguous [slots > max_slot, row...] on the device of `first`: f32, or where
 // `narrow` on a card also bf16 or f16.
 void check_state(std::string_view op, const Tensor& state, const SequenceBatch& batch, const Shape& row,

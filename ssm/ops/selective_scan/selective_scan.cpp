@@ -18,9 +18,8 @@ void check_A(const Tensor& A, int64_t E) {
   SSM_CHECK(A.dtype() == DType::f32, "{}: A is {}, expected f32", kOp, name_of(A.dtype()));
 }
 
-}  // namespace
-
-Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& state) {
+// The operands of the forward and of the backward.
+void check_operands(const SelectiveScanArgs& args, const SequenceBatch& batch) {
   SSM_CHECK(args.u.defined() && args.u.rank() == 2, "{}: u has shape {}, expected [T, E]", kOp,
             args.u.shape());
   const int64_t T = batch.total(), E = args.u.size(1);
@@ -35,10 +34,38 @@ Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch,
   if (args.D.defined()) check_parameter(kOp, "D", args.D, {E}, args.u);
   if (args.z.defined()) check_activation(kOp, "z", args.z, {T, E}, args.u);
   if (args.delta_bias.defined()) check_parameter(kOp, "delta_bias", args.delta_bias, {E}, args.u);
+}
+
+}  // namespace
+
+Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& state) {
+  check_operands(args, batch);
+  const int64_t T = batch.total(), E = args.A.size(0), N = args.A.size(1);
   check_state(kOp, state, batch, {N, E}, args.u, true);
   Tensor y = Tensor::empty({T, E}, args.u.dtype(), args.u.device());
   SSM_DISPATCH(args.u.device(), selective_scan(args, batch, state, y));
   return y;
+}
+
+void selective_scan_backward(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
+                             const Tensor& dy, const SelectiveScanGrads& grads) {
+  check_operands(args, batch);
+  const int64_t T = batch.total(), E = args.A.size(0), N = args.A.size(1);
+  check_initial(kOp, initial, batch, {N, E}, args.u);
+  check_activation(kOp, "dy", dy, {T, E}, args.u);
+  check_activation_gradient(kOp, "du", grads.du, {T, E}, args.u);
+  check_activation_gradient(kOp, "ddelta", grads.ddelta, {T, E}, args.u);
+  check_activation_gradient(kOp, "dz", grads.dz, {T, E}, args.u);
+  check_activation_gradient(kOp, "dB", grads.dB, {T, N}, args.u);
+  check_activation_gradient(kOp, "dC", grads.dC, {T, N}, args.u);
+  check_parameter_gradient(kOp, "dA", grads.dA, {E, N}, args.u);
+  check_parameter_gradient(kOp, "dD", grads.dD, {E}, args.u);
+  check_parameter_gradient(kOp, "ddelta_bias", grads.ddelta_bias, {E}, args.u);
+  SSM_CHECK(args.z.defined() || !grads.dz.defined(), "{}: dz of an absent z", kOp);
+  SSM_CHECK(args.D.defined() || !grads.dD.defined(), "{}: dD of an absent D", kOp);
+  SSM_CHECK(args.delta_bias.defined() || !grads.ddelta_bias.defined(),
+            "{}: ddelta_bias of an absent delta_bias", kOp);
+  SSM_DISPATCH(args.u.device(), selective_scan_backward(args, batch, initial, dy, grads));
 }
 
 }  // namespace ssm

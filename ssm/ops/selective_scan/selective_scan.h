@@ -36,4 +36,38 @@ struct SelectiveScanArgs {
 
 Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& state);
 
+// The gradients of a functional whose gradient with respect to y is dy [T, E] (of y's type, rows contiguous).
+// With s[t] the argument of y's gate, dy'[t] = dy[t] silu(z[t]), and dh the gradient of the states, which
+// runs backwards in time (back-propagation through the recurrence; Gu & Dao 2023, section 3.3.2, recomputes h
+// so):
+//
+//   dh[t, e, n]  = C[t, n] dy'[t, e] + exp(delta'[t+1, e] A[e, n]) dh[t+1, e, n]
+//   dC[t, n]     = sum_e dy'[t, e] h[t, e, n]
+//   dB[t, n]     = sum_e dh[t, e, n] delta'[t, e] u[t, e]
+//   dA[e, n]    += sum_t dh[t, e, n] exp(delta' A) h[t-1, e, n] delta'[t, e]
+//   du[t, e]     = D[e] dy'[t, e] + delta'[t, e] sum_n dh[t, e, n] B[t, n]
+//   ddelta[t, e] = softplus'(delta + delta_bias) sum_n dh[t, e, n] (A exp(delta' A) h[t-1, e, n] + B[t, n]
+//   u[t, e]) ddelta_bias += sum_t ddelta[t, e],  dD[e] += sum_t dy'[t, e] u[t, e] dz[t, e]     = dy[t, e]
+//   s[t, e] silu'(z[t, e])
+//
+// du, ddelta, dz [T, E] and dB, dC [T, N] are overwritten (u's type, row strides allowed); dA [E, N] (any
+// strides), dD and ddelta_bias [E] are f32 and added to. An undefined one is not wanted. None overlaps an
+// operand or another.
+//
+// `initial` [B, N, E] f32 is the state before each sequence of the batch, in the batch's order (undefined:
+// zeros); nothing flows into it, nor out of the last state. States are recomputed, in memory that grows by
+// one state of a few channels a 2048 tokens; sums over E are made of at most 32 partial [T, N]. On a CPU the
+// gradients are the same bits whatever the threads, those of activations also whatever the batch.
+struct SelectiveScanGrads {
+  Tensor du, ddelta;   // [T, E]
+  Tensor dA;           // [E, N]
+  Tensor dB, dC;       // [T, N]
+  Tensor dD;           // [E]
+  Tensor dz;           // [T, E]
+  Tensor ddelta_bias;  // [E]
+};
+
+void selective_scan_backward(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
+                             const Tensor& dy, const SelectiveScanGrads& grads);
+
 }  // namespace ssm

@@ -88,6 +88,36 @@ BENCHMARK(selective_scan_bench)
     ->Unit(benchmark::kMicrosecond)
     ->UseRealTime();
 
+// Every gradient; `of_exp_limit` counts the exps of both passes over time, 2 E*N a token.
+void selective_scan_backward_bench(benchmark::State& state) {
+  static const double limit = exps_per_second();
+  const int64_t length = state.range(0), sequences = state.range(1), E = 1536, N = 16;
+  const SequenceBatch batch = test::equal_batch(sequences, length);
+  const int64_t T = batch.total();
+  Rng rng(1);
+  const SelectiveScanArgs args = test::selective_scan_case(T, E, N, rng);
+  const Tensor dy = test::random_normal({T, E}, rng);
+  const SelectiveScanGrads grads{
+      Tensor::empty({T, E}), Tensor::empty({T, E}), Tensor::zeros({N, E}).transpose(0, 1),
+      Tensor::empty({T, N}), Tensor::empty({T, N}), Tensor::zeros({E}),
+      Tensor::empty({T, E}), Tensor::zeros({E})};
+  const double seconds = test::seconds_in_arena(state, [&] {
+    selective_scan_backward(args, batch, Tensor(), dy, grads);
+    return grads.du;
+  });
+  const double tokens = static_cast<double>(state.iterations() * T);
+  state.counters["tokens/s"] = tokens / seconds;
+  state.counters["of_exp_limit"] = 2 * tokens * static_cast<double>(E * N) / limit / seconds;
+}
+
+BENCHMARK(selective_scan_backward_bench)
+    ->ArgNames({"T", "B"})
+    ->Args({256, 1})
+    ->Args({256, 4})
+    ->Args({4096, 1})
+    ->Unit(benchmark::kMicrosecond)
+    ->UseRealTime();
+
 }  // namespace
 }  // namespace ssm
 #endif

@@ -101,6 +101,19 @@ HWY_INLINE V silu_f32(D d, V x) {  // x * sigmoid(x); 0 below -88.3, where e^-x 
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -88.3f)), y);
 }
 
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V sigmoid_f32(D d, V x) {  // 1 / (1 + e^-x); 0 below -88.3, where e^-x is held
+  const V y = hn::Div(hn::Set(d, 1.0f), hn::Add(hn::Set(d, 1.0f), exp_f32(d, hn::Neg(x))));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -88.3f)), y);
+}
+
+// The derivative of silu: sigmoid(x) (1 + x (1 - sigmoid(x))).
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V silu_slope_f32(D d, V x) {
+  const V s = sigmoid_f32(d, x);
+  return hn::Mul(s, hn::MulAdd(x, hn::Sub(hn::Set(d, 1.0f), s), hn::Set(d, 1.0f)));
+}
+
 // x + log(1 + y) for y in [0, 1], the logarithm within 3 ulp: 2 atanh(y / (2 + y)) as an odd polynomial.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V add_log1p_unit_f32(D d, V x, V y) {
