@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ssm/autograd/tape.h"
+#include "ssm/ops/sequence_batch.h"
 
 namespace ssm {
 
@@ -20,6 +21,10 @@ class OverwrittenGradient {
   GradientTarget target_;
   Tensor written_;
 };
+
+// What the sequences of a batch begin with, [B, row...] in their order: a copy of their slots' rows, for a backward
+// that recomputes states. Undefined for an undefined state.
+Tensor initial_of(const Tensor& state, const SequenceBatch& batch);
 
 void zero_gradient(const Tensor& gradient);  // [T, M], rows contiguous
 

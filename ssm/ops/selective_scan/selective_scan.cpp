@@ -2,6 +2,7 @@
 
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
+#include "ssm/ops/gradient.h"
 #include "ssm/ops/selective_scan/selective_scan_cpu.h"
 #include "ssm/ops/selective_scan/selective_scan_cuda.h"
 
@@ -43,8 +44,23 @@ Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch,
   const int64_t T = batch.total(), E = args.A.size(0), N = args.A.size(1);
   check_state(kOp, state, batch, {N, E}, args.u, true);
   Tensor y = Tensor::empty({T, E}, args.u.dtype(), args.u.device());
+  const bool recorded =
+      records(args.u, args.delta, args.A, args.B, args.C, args.D, args.z, args.delta_bias);
+  const Tensor initial = recorded ? initial_of(state, batch) : Tensor();
   SSM_DISPATCH(args.u.device(), selective_scan(args, batch, state, y));
-  return y;
+  if (!recorded) return y;
+  return record(std::move(y), [args, batch, initial](const Tensor& dy) {
+    const OverwrittenGradient du(args.u), ddelta(args.delta), dB(args.B), dC(args.C), dz(args.z);
+    selective_scan_backward(args, batch, initial, dy,
+                            {.du = du.tensor(),
+                             .ddelta = ddelta.tensor(),
+                             .dA = gradient_sum(args.A),
+                             .dB = dB.tensor(),
+                             .dC = dC.tensor(),
+                             .dD = gradient_sum(args.D),
+                             .dz = dz.tensor(),
+                             .ddelta_bias = gradient_sum(args.delta_bias)});
+  });
 }
 
 void selective_scan_backward(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& initial,

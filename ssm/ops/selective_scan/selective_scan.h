@@ -46,9 +46,11 @@ Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch,
 //   dB[t, n]     = sum_e dh[t, e, n] delta'[t, e] u[t, e]
 //   dA[e, n]    += sum_t dh[t, e, n] exp(delta' A) h[t-1, e, n] delta'[t, e]
 //   du[t, e]     = D[e] dy'[t, e] + delta'[t, e] sum_n dh[t, e, n] B[t, n]
-//   ddelta[t, e] = softplus'(delta + delta_bias) sum_n dh[t, e, n] (A exp(delta' A) h[t-1, e, n] + B[t, n]
-//   u[t, e]) ddelta_bias += sum_t ddelta[t, e],  dD[e] += sum_t dy'[t, e] u[t, e] dz[t, e]     = dy[t, e]
-//   s[t, e] silu'(z[t, e])
+//   g[t, e]      = sum_n dh[t, e, n] (A exp(delta' A) h[t-1, e, n] + B[t, n] u[t, e])
+//   ddelta[t, e] = softplus'(delta[t, e] + delta_bias[e]) g[t, e]
+//   ddelta_bias += sum_t ddelta[t, e]
+//   dD[e]       += sum_t dy'[t, e] u[t, e]
+//   dz[t, e]     = dy[t, e] s[t, e] silu'(z[t, e])
 //
 // du, ddelta, dz [T, E] and dB, dC [T, N] are overwritten (u's type, row strides allowed); dA [E, N] (any
 // strides), dD and ddelta_bias [E] are f32 and added to. An undefined one is not wanted. None overlaps an
