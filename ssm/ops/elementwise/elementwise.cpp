@@ -20,6 +20,18 @@ Tensor negative_exp(const Tensor& x) {
   return y;
 }
 
+void negative_exp_backward(const Tensor& y, const Tensor& dy, const Tensor& dx) {
+  SSM_CHECK(y.defined() && (y.rank() == 1 || y.rank() == 2),
+            "negative_exp_backward: y has shape {}, expected rank 1 or 2", y.shape());
+  const auto check = [&](std::string_view name, const Tensor& t) {
+    SSM_CHECK(t.defined() && t.shape() == y.shape() && t.dtype() == DType::f32 && t.device() == y.device(),
+              "negative_exp_backward: {} is {} {} on {}, expected f32 {} on {}", name, name_of(t.dtype()),
+              t.shape(), name_of(t.device()), y.shape(), name_of(y.device()));
+  };
+  check("y", y), check("dy", dy), check("dx", dx);
+  SSM_DISPATCH(y.device(), negative_exp_backward(y, dy, dx));
+}
+
 Tensor gather_rows(const Tensor& x, const Tensor& rows) {
   SSM_CHECK(x.defined() && x.rank() == 2, "gather_rows: x has shape {}, expected [T, M]", x.shape());
   check_first("gather_rows", "x", x, x.shape());

@@ -8,6 +8,9 @@ namespace ssm {
 // -exp(x), f32: A from A_log. The result has the operand's strides, so a channels-contiguous one stays so.
 Tensor negative_exp(const Tensor& x);
 
+// Its gradient, from its result y = -exp(x): dx += y dy. All f32 of one shape of rank 1 or 2, of any strides.
+void negative_exp_backward(const Tensor& y, const Tensor& dy, const Tensor& dx);
+
 // y[b] = x[rows[b]].
 //   x [T, M]  of a type for activations, rows contiguous;  rows [B]  i32 or i64, on the device of x
 //   y [B, M]  of the type of x

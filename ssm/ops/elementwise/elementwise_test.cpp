@@ -21,6 +21,32 @@ TEST(Elementwise, NegativeExpKeepsTheLayout) {
   }
 }
 
+// y = -exp(x), dy/dx = y: against central differences of the forward in double.
+TEST(Elementwise, NegativeExpBackwardInAnyLayout) {
+  Rng rng(3);
+  for (int trial = 0; trial < 20; ++trial) {
+    const int64_t rows = 1 + rng.below(9), columns = 1 + rng.below(9);
+    const auto tensor = [&] {
+      return rng.below(2) ? test::random_normal({rows, columns}, rng)
+                          : test::random_normal({columns, rows}, rng).transpose(0, 1);
+    };
+    const Tensor x = tensor(), dy = tensor(), dx = tensor();
+    std::vector<double> expected = test::to_doubles(dx);
+    const std::vector<double> xs = test::to_doubles(x), dys = test::to_doubles(dy);
+    for (size_t i = 0; i < xs.size(); ++i) {
+      expected[i] += dys[i] * (-std::exp(xs[i] + 1e-5) + std::exp(xs[i] - 1e-5)) / 2e-5;
+    }
+    negative_exp_backward(negative_exp(x), dy, dx);
+    EXPECT_LT(test::relative_error(dx, expected), 1e-6);
+  }
+  const Tensor heads = test::random_normal({7}, rng), dy = test::random_normal({7}, rng),
+               dx = Tensor::zeros({7});
+  negative_exp_backward(heads, dy, dx);
+  for (int64_t i = 0; i < 7; ++i)
+    EXPECT_EQ(dx.data<float>()[i], heads.data<float>()[i] * dy.data<float>()[i]);
+  EXPECT_THROW(negative_exp_backward(heads, dy, Tensor::zeros({6})), Error);
+}
+
 TEST(Elementwise, GatherRowsCopiesTheRowsNamed) {
   Rng rng(2);
   for (int trial = 0; trial < 50; ++trial) {

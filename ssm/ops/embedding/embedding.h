@@ -15,4 +15,13 @@ namespace ssm {
 
 Tensor embedding(const Tensor& ids, const Weight& weight);
 
+// Its gradient: dweight[ids[t]] += dy[t], in the order of t.
+//
+//   dy      [T, M]  f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
+//   dweight [V, M]  f32, rows contiguous
+//
+// The same bits whatever the threads, on a card too. Errors as above; on a card a row of dy whose id is
+// outside the vocabulary is left out (the forward's NaN has told).
+void embedding_backward(const Tensor& ids, const Tensor& dy, const Tensor& dweight);
+
 }  // namespace ssm

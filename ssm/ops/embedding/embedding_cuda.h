@@ -5,5 +5,6 @@
 namespace ssm::cuda {
 
 void embedding(const Tensor& ids, const Tensor& table, const Tensor& y);
+void embedding_backward(const Tensor& ids, const Tensor& dy, const Tensor& dweight);
 
 }  // namespace ssm::cuda

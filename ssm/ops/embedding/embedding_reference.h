@@ -15,4 +15,13 @@ std::vector<T> embedding(const std::vector<int32_t>& ids, const std::vector<T>& 
   return y;
 }
 
+template <class T>
+void embedding_backward(const std::vector<int32_t>& ids, const std::vector<T>& dy, int64_t M,
+                        std::vector<T>& dweight) {
+  for (size_t t = 0; t < ids.size(); ++t) {
+    for (int64_t m = 0; m < M; ++m)
+      dweight[static_cast<size_t>(ids[t] * M + m)] += dy[t * static_cast<size_t>(M) + static_cast<size_t>(m)];
+  }
+}
+
 }  // namespace ssm::reference

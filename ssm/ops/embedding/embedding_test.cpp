@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "ssm/core/parallel.h"
 #include "ssm/ops/embedding/embedding_reference.h"
 #include "ssm/ops/test_util.h"
 
@@ -34,6 +35,36 @@ TEST(Embedding, NamesAnIdOutsideTheVocabulary) {
           << e.what();
     }
   }
+}
+
+// Every dweight is a sum of few f32: 1e-6. Equal ids, strided rows, what was there before.
+TEST(EmbeddingBackward, EqualsTheReferenceWhateverTheThreads) {
+  Rng rng(2);
+  for (int trial = 0; trial < 60; ++trial) {
+    const int64_t V = 1 + rng.below(20), M = 1 + rng.below(300), T = 1 + rng.below(40);
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < T; ++t) ids.push_back(static_cast<int32_t>(rng.below(V)));
+    const Tensor id = Tensor::from_values<int32_t>(ids, {T});
+    const Tensor dy = test::random_normal({T, M + 3}, rng).slice(1, 2, M + 2);
+    const Tensor dweight = test::random_normal({V, M}, rng), again = dweight.clone();
+    std::vector<double> expected = test::to_doubles(dweight);
+    reference::embedding_backward(ids, test::to_doubles(dy), M, expected);
+    set_num_threads(1);
+    embedding_backward(id, dy, dweight);
+    EXPECT_LT(test::relative_error(dweight, expected), 1e-6) << V << " " << M << " " << T;
+    set_num_threads(static_cast<int>(2 + rng.below(4)));
+    embedding_backward(id, dy, again);
+    EXPECT_TRUE(test::same_bits(dweight, again));
+  }
+  set_num_threads(0);
+}
+
+TEST(EmbeddingBackward, NamesWhatDoesNotFit) {
+  const std::vector<int32_t> ids{0, 4};
+  const Tensor id = Tensor::from_values<int32_t>(ids, {2}), dy = Tensor::zeros({2, 3});
+  EXPECT_THROW(embedding_backward(id, dy, Tensor::zeros({4, 3})), Error);
+  EXPECT_THROW(embedding_backward(id, dy, Tensor::zeros({5, 4})), Error);
+  EXPECT_THROW(embedding_backward(id, dy, Tensor::zeros({5, 3}, DType::bf16)), Error);
 }
 
 }  // namespace

@@ -21,6 +21,17 @@ Tensor like(std::string_view op, const Tensor& x, std::optional<DType> result) {
   return Tensor::empty(x.shape(), dtype, x.device());
 }
 
+// What all backwards share.
+void check_backward(std::string_view op, const RmsNormBackward& a) {
+  check_common(op, a.x, a.weight);
+  SSM_CHECK(a.dy.defined() && a.dy.shape() == a.x.shape(), "{}: dy has shape {}, expected {}", op,
+            a.dy.shape(), a.x.shape());
+  check_first(op, "dy", a.dy, a.x.shape());
+  SSM_CHECK(a.dy.device() == a.x.device(), "{}: dy is on {}, x on {}", op, name_of(a.dy.device()),
+            name_of(a.x.device()));
+  if (a.dweight.defined()) check_parameter(op, "dweight", a.dweight, {a.x.size(1)}, a.x);
+}
+
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, std::optional<DType> result) {
@@ -47,6 +58,66 @@ Tensor gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, in
   Tensor y = like("gated_rms_norm", x, {});
   SSM_DISPATCH(x.device(), gated_rms_norm(x, z, weight, groups, eps, y));
   return y;
+}
+
+void rms_norm_backward(const Tensor& x, const Tensor& weight, float eps, const Tensor& dy, const Tensor& dx,
+                       const Tensor& dweight) {
+  const RmsNormBackward args{.x = x,
+                             .z = {},
+                             .weight = weight,
+                             .dy = dy,
+                             .dresidual = {},
+                             .dx = dx,
+                             .dz = {},
+                             .dweight = dweight,
+                             .eps = eps};
+  check_backward("rms_norm_backward", args);
+  if (dx.defined()) check_activation("rms_norm_backward", "dx", dx, x.shape(), x);
+  SSM_DISPATCH(x.device(), rms_norm_backward(args));
+}
+
+void add_rms_norm_backward(const Tensor& residual, const Tensor& weight, float eps, const Tensor& dy,
+                           const Tensor& dresidual, const Tensor& dx, const Tensor& dweight) {
+  const RmsNormBackward args{.x = residual,
+                             .z = {},
+                             .weight = weight,
+                             .dy = dy,
+                             .dresidual = dresidual,
+                             .dx = dx,
+                             .dz = {},
+                             .dweight = dweight,
+                             .eps = eps};
+  check_backward("add_rms_norm_backward", args);
+  check_parameter("add_rms_norm_backward", "residual", residual, residual.shape(), residual);
+  check_parameter("add_rms_norm_backward", "dresidual", dresidual, residual.shape(), residual);
+  if (dx.defined()) {
+    check_first("add_rms_norm_backward", "dx", dx, residual.shape());
+    SSM_CHECK(dx.device() == residual.device(), "add_rms_norm_backward: dx is on {}, residual on {}",
+              name_of(dx.device()), name_of(residual.device()));
+  }
+  SSM_DISPATCH(residual.device(), rms_norm_backward(args));
+}
+
+void gated_rms_norm_backward(const Tensor& x, const Tensor& z, const Tensor& weight, int64_t groups,
+                             float eps, const Tensor& dy, const Tensor& dx, const Tensor& dz,
+                             const Tensor& dweight) {
+  const RmsNormBackward args{.x = x,
+                             .z = z,
+                             .weight = weight,
+                             .dy = dy,
+                             .dresidual = {},
+                             .dx = dx,
+                             .dz = dz,
+                             .dweight = dweight,
+                             .groups = groups,
+                             .eps = eps};
+  check_backward("gated_rms_norm_backward", args);
+  check_activation("gated_rms_norm_backward", "z", z, x.shape(), x);
+  SSM_CHECK(groups >= 1 && x.size(1) % groups == 0,
+            "gated_rms_norm_backward: {} groups do not divide a row of {}", groups, x.size(1));
+  if (dx.defined()) check_activation("gated_rms_norm_backward", "dx", dx, x.shape(), x);
+  if (dz.defined()) check_activation("gated_rms_norm_backward", "dz", dz, x.shape(), x);
+  SSM_DISPATCH(x.device(), rms_norm_backward(args));
 }
 
 }  // namespace ssm

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "ssm/core/tensor.h"
+#include "ssm/ops/rms_norm/rms_norm_backward.h"
 
 namespace ssm::cuda {
 
@@ -8,5 +9,7 @@ void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y)
 void add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps, const Tensor& y);
 void gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, int64_t groups, float eps,
                     const Tensor& y);
+
+void rms_norm_backward(const RmsNormBackward& args);
 
 }  // namespace ssm::cuda

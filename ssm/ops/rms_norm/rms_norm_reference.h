@@ -37,4 +37,39 @@ std::vector<T> gated_rms_norm(std::vector<T> x, const std::vector<T>& z, const s
   return rms_norm(x, weight, M, groups, eps);
 }
 
+template <class T>
+struct RmsNormGrads {
+  std::vector<T> dx, dz, dweight;
+};
+
+// Of gated_rms_norm, or without z of rms_norm in groups; dx is also what add_rms_norm adds to dresidual.
+template <class T>
+RmsNormGrads<T> rms_norm_backward(const std::vector<T>& x, const std::vector<T>& z,
+                                  const std::vector<T>& weight, const std::vector<T>& dy, int64_t M,
+                                  int64_t groups, T eps) {
+  const auto row = static_cast<size_t>(M), part = static_cast<size_t>(M / groups);
+  RmsNormGrads<T> g{std::vector<T>(x.size()), std::vector<T>(z.size()), std::vector<T>(row)};
+  const auto sigmoid = [&](size_t i) { return 1 / (1 + std::exp(-z[i])); };
+  for (size_t begin = 0; begin < x.size(); begin += part) {
+    T square = 0, dot = 0;
+    std::vector<T> u(part);
+    for (size_t i = 0; i < part; ++i) {
+      const size_t at = begin + i;
+      u[i] = z.empty() ? x[at] : x[at] * z[at] * sigmoid(at);
+      square += u[i] * u[i];
+      dot += dy[at] * (weight.empty() ? T(1) : weight[at % row]) * u[i];
+    }
+    const T count = static_cast<T>(part), r = 1 / std::sqrt(square / count + eps);
+    for (size_t i = 0; i < part; ++i) {
+      const size_t at = begin + i;
+      const T w = weight.empty() ? T(1) : weight[at % row];
+      const T du = r * dy[at] * w - u[i] * r * r * r * dot / count;
+      g.dweight[at % row] += dy[at] * u[i] * r;
+      g.dx[at] = z.empty() ? du : du * z[at] * sigmoid(at);
+      if (!z.empty()) g.dz[at] = du * x[at] * sigmoid(at) * (1 + z[at] * (1 - sigmoid(at)));
+    }
+  }
+  return g;
+}
+
 }  // namespace ssm::reference

@@ -1,0 +1,40 @@
+#include "ssm/ops/adamw/adamw.h"
+
+#include "ssm/ops/adamw/adamw_cpu.h"
+#include "ssm/ops/adamw/adamw_cuda.h"
+#include "ssm/ops/check.h"
+#include "ssm/ops/dispatch.h"
+
+namespace ssm {
+namespace {
+
+void check_like(std::string_view name, const Tensor& t, const Tensor& p, bool narrow) {
+  SSM_CHECK(t.defined() && t.shape() == p.shape(), "adamw: {} has shape {}, expected {}", name, t.shape(),
+            p.shape());
+  SSM_CHECK(narrow ? t.dtype() == DType::bf16 || t.dtype() == DType::f16 : t.dtype() == DType::f32,
+            "adamw: {} is {}, expected {}", name, name_of(t.dtype()), narrow ? "bf16 or f16" : "f32");
+  SSM_CHECK(t.device() == p.device(), "adamw: {} is on {}, p on {}", name, name_of(t.device()),
+            name_of(p.device()));
+  for (int d = 0; d < p.rank(); ++d) {
+    SSM_CHECK(p.size(d) == 1 || t.stride(d) == p.stride(d), "adamw: {} {} does not lie as p does", name,
+              t.shape());
+  }
+}
+
+bool without_gaps(const Tensor& p) {
+  return p.contiguous() || (p.rank() == 2 && p.transpose(0, 1).contiguous());
+}
+
+}  // namespace
+
+void adamw(const AdamW& options, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v,
+           const Tensor& grad_scale, const Tensor& narrow) {
+  SSM_CHECK(p.defined() && p.dtype() == DType::f32 && without_gaps(p), "adamw: p is not f32 without gaps");
+  check_like("g", g, p, false), check_like("m", m, p, false), check_like("v", v, p, false);
+  if (narrow.defined()) check_like("narrow", narrow, p, true);
+  if (grad_scale.defined()) check_parameter("adamw", "grad_scale", grad_scale, {1}, p);
+  SSM_CHECK(options.step >= 1, "adamw: step {}, expected 1 or more", options.step);
+  SSM_DISPATCH(p.device(), adamw(options, p, g, m, v, grad_scale, narrow));
+}
+
+}  // namespace ssm
