@@ -118,7 +118,7 @@ class Suite {
     auto operands = copies(bytes, [&] { return Operands{random({T, M}), parameter({T, M}, 1.0f, 0.0f)}; });
     const Tensor weight = parameter({M}, 0.1f, 1.0f);
     return {"add_rms_norm", fmt::format("T {} M {}", T, M), bytes, 0, [operands, weight](int i) {
-              const Operands& o = operands[static_cast<size_t>(i) % operands.size()];
+              Operands o = operands[static_cast<size_t>(i) % operands.size()];
               add_rms_norm(o.x, o.residual, weight, 1e-5f);
             }};
   }

@@ -20,8 +20,8 @@ Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const Mod
   SSM_CHECK(ids.rank() == 1 && ids.size(0) == batch.total(), "{} ids for a batch of {} tokens", ids.numel(),
             batch.total());
   const MixerState none;
-  const Tensor residual = embeddings_(ids);  // [T, M]
-  Tensor x;                                  // [T, M]
+  Tensor residual = embeddings_(ids);  // [T, M]
+  Tensor x;                            // [T, M]
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Block& block = layers_[i];
     const nn::RmsNorm& norm = block.norm;

@@ -28,6 +28,13 @@ Tensor initial_of(const Tensor& state, const SequenceBatch& batch) {
   return initial;
 }
 
+void give_gradient(const Tensor& x, const Tensor& gradient) {
+  if (gradient_give(x, gradient)) return;
+  const GradientTarget to = gradient_target(x);
+  if (!to.adds) zero_gradient(to.tensor);
+  add_scaled(to.tensor, gradient, 1.0f);
+}
+
 void zero_gradient(const Tensor& gradient) {
   const size_t element = size_of(gradient.dtype());
   zero_rows(gradient.raw(), gradient.device(), gradient.size(0),

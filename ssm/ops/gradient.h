@@ -22,9 +22,12 @@ class OverwrittenGradient {
   Tensor written_;
 };
 
-// What the sequences of a batch begin with, [B, row...] in their order: a copy of their slots' rows, for a backward
-// that recomputes states. Undefined for an undefined state.
+// What the sequences of a batch begin with, [B, row...] in their order: a copy of their slots' rows, for a
+// backward that recomputes states. Undefined for an undefined state.
 Tensor initial_of(const Tensor& state, const SequenceBatch& batch);
+
+// A whole gradient of x that is ready and of its type: handed over, or added to what has arrived before.
+void give_gradient(const Tensor& x, const Tensor& gradient);
 
 void zero_gradient(const Tensor& gradient);  // [T, M], rows contiguous
 

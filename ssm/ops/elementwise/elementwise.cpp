@@ -17,7 +17,9 @@ Tensor negative_exp(const Tensor& x) {
   }
   Tensor y = Tensor::empty(x.shape(), DType::f32, x.device());
   SSM_DISPATCH(x.device(), negative_exp(x, y));
-  return y;
+  if (!records(x)) return y;
+  return record(y,
+                [x = x.borrowed(), y](const Tensor& dy) { negative_exp_backward(y, dy, gradient_sum(x)); });
 }
 
 void negative_exp_backward(const Tensor& y, const Tensor& dy, const Tensor& dx) {
@@ -57,10 +59,7 @@ Tensor add_scaled(const Tensor& y, const Tensor& x, float scale) {
       if (!dx.adds) zero_gradient(dx.tensor);
       SSM_DISPATCH(dy.device(), add_scaled(dx.tensor, dy, scale));
     }
-    if (gradient_give(before, dy)) return;
-    const GradientTarget d = gradient_target(before);
-    if (!d.adds) zero_gradient(d.tensor);
-    SSM_DISPATCH(dy.device(), add_scaled(d.tensor, dy, 1.0f));
+    give_gradient(before, dy);
   });
 }
 

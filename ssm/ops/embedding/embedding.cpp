@@ -1,5 +1,6 @@
 #include "ssm/ops/embedding/embedding.h"
 
+#include "ssm/autograd/tape.h"
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
 #include "ssm/ops/embedding/embedding_cpu.h"
@@ -29,7 +30,10 @@ Tensor embedding(const Tensor& ids, const Weight& weight) {
             name_of(ids.device()));
   Tensor y = Tensor::empty({ids.size(0), table.size(1)}, DType::f32, ids.device());
   SSM_DISPATCH(ids.device(), embedding(ids, table, y));
-  return y;
+  if (!records(table)) return y;
+  return record(std::move(y), [ids, table = table.borrowed()](const Tensor& dy) {
+    embedding_backward(ids, dy, gradient_sum(table));
+  });
 }
 
 void embedding_backward(const Tensor& ids, const Tensor& dy, const Tensor& dweight) {

@@ -2,6 +2,7 @@
 
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
+#include "ssm/ops/gradient.h"
 #include "ssm/ops/rms_norm/rms_norm_cpu.h"
 #include "ssm/ops/rms_norm/rms_norm_cuda.h"
 
@@ -32,21 +33,59 @@ void check_backward(std::string_view op, const RmsNormBackward& a) {
   if (a.dweight.defined()) check_parameter(op, "dweight", a.dweight, {a.x.size(1)}, a.x);
 }
 
+// Of the residual's gradient, which passes through: what the norm adds goes to the same memory, and that is
+// both the gradient of the residual before and of x.
+void record_add_rms_norm(const Tensor& x, const Tensor& before, Tensor& residual, const Tensor& weight,
+                         float eps, Tensor& y) {
+  Tensor* outputs[] = {&y, &residual};
+  const auto backward = [x = x.borrowed(), before = before.borrowed(), residual, weight,
+                         eps](std::span<const Tensor> gradients) {
+    const Tensor& above = gradients[1];
+    const Tensor dresidual = !above.defined() ? Tensor::zeros(residual.shape(), DType::f32, residual.device())
+                             : above.sole_owner() ? above
+                                                  : above.clone();
+    if (!gradients[0].defined()) {
+      give_gradient(x, dresidual);
+      give_gradient(before, dresidual);
+      return;
+    }
+    const bool narrow = x.dtype() != DType::f32;
+    {
+      const OverwrittenGradient dx(narrow ? x : Tensor());
+      add_rms_norm_backward(residual, weight, eps, gradients[0], dresidual, dx.tensor(),
+                            gradient_sum(weight));
+    }
+    if (!narrow) give_gradient(x, dresidual);
+    give_gradient(before, dresidual);
+  };
+  current_tape()->record(outputs, backward);
+}
+
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, std::optional<DType> result) {
   check_common("rms_norm", x, weight);
   Tensor y = like("rms_norm", x, result);
   SSM_DISPATCH(x.device(), rms_norm(x, weight, eps, y));
-  return y;
+  if (!records(x, weight)) return y;
+  return record(std::move(y), [x, weight, eps](const Tensor& dy) {
+    const OverwrittenGradient dx(x);
+    rms_norm_backward(x, weight, eps, dy, dx.tensor(), gradient_sum(weight));
+  });
 }
 
-Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps,
+Tensor add_rms_norm(const Tensor& x, Tensor& residual, const Tensor& weight, float eps,
                     std::optional<DType> result) {
   check_common("add_rms_norm", x, weight);
   check_parameter("add_rms_norm", "residual", residual, x.shape(), x);
   Tensor y = like("add_rms_norm", x, result);
+  if (!records(x, residual, weight)) {
+    SSM_DISPATCH(x.device(), add_rms_norm(x, residual, weight, eps, y));
+    return y;
+  }
+  const Tensor before = std::exchange(residual, residual.clone());
   SSM_DISPATCH(x.device(), add_rms_norm(x, residual, weight, eps, y));
+  record_add_rms_norm(x, before, residual, weight, eps, y);
   return y;
 }
 
@@ -57,7 +96,11 @@ Tensor gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, in
             groups, x.size(1));
   Tensor y = like("gated_rms_norm", x, {});
   SSM_DISPATCH(x.device(), gated_rms_norm(x, z, weight, groups, eps, y));
-  return y;
+  if (!records(x, z, weight)) return y;
+  return record(std::move(y), [x, z, weight, groups, eps](const Tensor& dy) {
+    const OverwrittenGradient dx(x), dz(z);
+    gated_rms_norm_backward(x, z, weight, groups, eps, dy, dx.tensor(), dz.tensor(), gradient_sum(weight));
+  });
 }
 
 void rms_norm_backward(const Tensor& x, const Tensor& weight, float eps, const Tensor& dy, const Tensor& dx,

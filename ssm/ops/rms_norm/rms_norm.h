@@ -7,7 +7,7 @@
 //                   does)
 //
 //   x, z     [T, M] f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
-//   residual [T, M] f32, likewise; updated in place
+//   residual [T, M] f32, likewise; updated in place, but where a tape records: then it becomes another tensor
 //   weight   [M]    f32, or undefined for none
 //   y        [T, M] `result`, or x's type
 //
@@ -21,7 +21,7 @@
 namespace ssm {
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, std::optional<DType> result = {});
-Tensor add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps,
+Tensor add_rms_norm(const Tensor& x, Tensor& residual, const Tensor& weight, float eps,
                     std::optional<DType> result = {});
 Tensor gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, int64_t groups, float eps);
 
@@ -31,9 +31,8 @@ Tensor gated_rms_norm(const Tensor& x, const Tensor& z, const Tensor& weight, in
 //   du = r g - u r^3 mean(g u)      dweight += the sum of dy u r over the rows
 //
 //   rms_norm        dx = du
-//   add_rms_norm    dresidual <- dresidual + du, and dx the same: `residual` is the updated one, dresidual
-//   comes
-//                   with its gradient from above and leaves as that of the residual before and of x
+//   add_rms_norm    dresidual <- dresidual + du, and dx the same: `residual` is the updated one; dresidual
+//                   comes with its gradient from above and leaves as that of the residual before and of x
 //   gated_rms_norm  dx = du silu(z);  dz = du x silu'(z), silu' = s (1 + z (1 - s)), s = sigmoid(z)
 //
 //   dy             [T, M] f32 (on a card of y's type), rows contiguous (a row stride is allowed)

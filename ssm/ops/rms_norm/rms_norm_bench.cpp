@@ -27,7 +27,7 @@ void BM_add_rms_norm(benchmark::State& state) {
   Rng rng(1);
   const int64_t T = state.range(0);
   const Tensor x = test::random_normal({T, kM}, rng, 1e-6f), weight = test::random_normal({kM}, rng);
-  const Tensor residual = test::random_normal({T, kM}, rng);
+  Tensor residual = test::random_normal({T, kM}, rng);
   Arena arena;
   test::bench_bytes(state, 4 * T * kM * 4, [&] {
     const ArenaScope scope(&arena);

@@ -61,7 +61,7 @@ TEST(RmsNormCuda, AddUpdatesTheResidual) {
   Rng rng(22);
   for (int trial = 0; trial < 200; ++trial) {
     const Case c(rng);
-    const Tensor residual = on_card(c.residual);
+    Tensor residual = on_card(c.residual);
     auto sum = to_doubles(c.residual);
     const auto expected = reference::add_rms_norm<double>(to_doubles(c.x), sum, c.weights(), c.M, c.eps);
     const Tensor y = add_rms_norm(c.upload(c.x, c.dtype, rng), residual, on_card(c.weight), c.eps, c.result);
