@@ -1,5 +1,8 @@
 #include "ssm/models/causal_lm.h"
 
+#include <utility>
+
+#include "ssm/autograd/tape.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 
 namespace ssm {
@@ -23,13 +26,36 @@ Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const Mod
   Tensor residual = embeddings_(ids);  // [T, M]
   Tensor x;                            // [T, M]
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const Block& block = layers_[i];
-    const nn::RmsNorm& norm = block.norm;
-    const Tensor normed = i == 0 ? rms_norm(residual, norm.weight, norm.eps, activations_)
-                                 : add_rms_norm(x, residual, norm.weight, norm.eps, activations_);  // [T, M]
-    x = block.mixer->forward(normed, batch, state.empty() ? none : state[i]);                       // [T, M]
+    const MixerState& kept = state.empty() ? none : state[i];
+    std::vector<Tensor> out;
+    if (recompute_layers_ && current_tape() != nullptr) {
+      out = recomputed(layers_[i], x, residual, batch, kept);
+    } else {
+      out = layers_[i].forward(x, residual, batch, kept, activations_);
+    }
+    x = out[0];
+    residual = out[1];
   }
   return add_rms_norm(x, residual, norm_f_.weight, norm_f_.eps, activations_);  // [T, M]
+}
+
+std::vector<Tensor> CausalLm::Block::forward(const Tensor& x, Tensor residual, const SequenceBatch& batch,
+                                             const MixerState& state, DType activations) const {
+  const Tensor normed = x.defined() ? add_rms_norm(x, residual, norm.weight, norm.eps, activations)
+                                    : rms_norm(residual, norm.weight, norm.eps, activations);  // [T, M]
+  return {mixer->forward(normed, batch, state), residual};
+}
+
+// The layer runs twice and must begin from the same residual and state both times; it changes both in place.
+std::vector<Tensor> CausalLm::recomputed(const Block& block, const Tensor& x, const Tensor& residual,
+                                         const SequenceBatch& batch, const MixerState& state) const {
+  MixerState start;
+  if (state.conv.defined()) start = {.conv = state.conv.clone(), .ssm = state.ssm.clone()};
+  return checkpoint({x, residual}, [&block, batch, state, start, activations = activations_,
+                                    first = true](std::span<const Tensor> in) mutable {
+    const MixerState& used = std::exchange(first, false) ? state : start;
+    return block.forward(in[0], current_tape() ? in[1] : in[1].clone(), batch, used, activations);
+  });
 }
 
 Tensor CausalLm::logits(const Tensor& hidden) const { return lm_head_(hidden); }  // [T, V]

@@ -35,6 +35,9 @@ class CausalLm {
   ModelState make_state(int64_t slots, DType ssm = DType::f32) const;  // zeros, where the model is
   void visit(nn::Visitor& v);
   void prepare();
+  const Weight& head() const { return lm_head_.weight; }  // [V, M], for a loss that makes logits block by block
+  // Where a tape records: keep of a layer its input only and run it again for its gradient.
+  void recompute_layers(bool on) { recompute_layers_ = on; }
 
   int64_t vocab_size() const { return embeddings_.rows; }  // V, padding included
   int64_t hidden_size() const { return embeddings_.width; }
@@ -47,13 +50,20 @@ class CausalLm {
     nn::RmsNorm norm;
     std::unique_ptr<Mixer> mixer;
     void visit(nn::Visitor& v);
+    // (x, residual) -> (the mixer's output, the residual it is to be added to); x undefined in the first.
+    std::vector<Tensor> forward(const Tensor& x, Tensor residual, const SequenceBatch& batch,
+                                const MixerState& state, DType activations) const;
   };
+
+  std::vector<Tensor> recomputed(const Block& block, const Tensor& x, const Tensor& residual,
+                                 const SequenceBatch& batch, const MixerState& state) const;
 
   DType activations_;
   nn::Embedding embeddings_;
   std::vector<Block> layers_;
   nn::RmsNorm norm_f_;
   bool tied_;
+  bool recompute_layers_ = false;
   nn::Linear lm_head_;  // its weight is the embedding's when tied
 };
 

@@ -63,6 +63,15 @@ Tensor add_scaled(const Tensor& y, const Tensor& x, float scale) {
   });
 }
 
+void move_average(const Tensor& average, const Tensor& value, float weight) {
+  SSM_CHECK(average.defined() && average.dtype() == DType::f32 && value.dtype() == DType::f32 &&
+                average.shape() == value.shape() && average.strides() == value.strides() &&
+                average.device() == value.device(),
+            "move_average: average is {} {} on {}, value {} {} on {}", name_of(average.dtype()), average.shape(),
+            name_of(average.device()), name_of(value.dtype()), value.shape(), name_of(value.device()));
+  SSM_DISPATCH(value.device(), move_average(average, value, weight));
+}
+
 Tensor dropout(const Tensor& x, float p, uint64_t seed) {
   SSM_CHECK(x.defined() && x.rank() == 2, "dropout: x has shape {}, expected [T, M]", x.shape());
   check_first("dropout", "x", x, x.shape());

@@ -23,6 +23,10 @@ Tensor gather_rows(const Tensor& x, const Tensor& rows);
 // A gradient of y flows on to both.
 Tensor add_scaled(const Tensor& y, const Tensor& x, float scale);
 
+// average += (value - average) weight: a step of an exponential moving average. f32, of one shape and the same strides
+// without gaps, of any rank.
+void move_average(const Tensor& average, const Tensor& value, float weight);
+
 // y = x where kept, divided by 1 - p, and 0 elsewhere: each element is dropped with probability p (Srivastava
 // et al. 2014). Which ones depends on the seed and the place in y alone. Its gradient takes the same way.
 //   x [T, M] of a type for activations, rows contiguous (a row stride is allowed);  0 <= p < 1

@@ -45,6 +45,14 @@ void add_scaled(const Tensor& y, const Tensor& x, float scale) {
   });
 }
 
+void move_average(const Tensor& average, const Tensor& value, float weight) {
+  parallel_for(value.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+    float* to = average.data<float>();
+    const float* from = value.data<float>();
+    for (int64_t i = begin; i < end; ++i) to[i] += (from[i] - to[i]) * weight;
+  });
+}
+
 void dropout(const Tensor& x, float p, uint64_t seed, const Tensor& y) {
   const int64_t M = x.size(1), blocks = (M + 3) / 4;
   const uint32_t below = dropout_threshold(p);

@@ -54,6 +54,13 @@ __global__ void dropout_kernel(RowsArgs<T> args, uint32_t below, float scale, ui
   }
 }
 
+__global__ void move_average_kernel(float* average, const float* value, int64_t n, float weight) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n) average[i] += (value[i] - average[i]) * weight;
+}
+
 Launch by_rows(int64_t rows, int64_t items) {
   constexpr int64_t kThreads = 256, kMostRows = 32768;
   return {.grid = dim3(static_cast<unsigned>((items + kThreads - 1) / kThreads),
@@ -102,6 +109,16 @@ void add_scaled(const Tensor& y, const Tensor& x, float scale) {
     using T = decltype(zero);
     launch(by_rows(y.size(0), y.size(1)), add_scaled_kernel<T>, rows_of<T>(x, y), scale);
   });
+}
+
+void move_average(const Tensor& average, const Tensor& value, float weight) {
+  const int64_t n = value.numel();
+  constexpr int64_t kThreads = 256;
+  if (n == 0) return;
+  launch({.grid = dim3(static_cast<unsigned>((n + kThreads - 1) / kThreads)),
+          .block = dim3(kThreads),
+          .overlaps_previous = true},
+         move_average_kernel, average.data<float>(), value.data<float>(), n, weight);
 }
 
 void dropout(const Tensor& x, float p, uint64_t seed, const Tensor& y) {

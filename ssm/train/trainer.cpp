@@ -1,0 +1,207 @@
+#include "ssm/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "ssm/autograd/tape.h"
+#include "ssm/ops/adamw/adamw.h"
+#include "ssm/ops/elementwise/elementwise.h"
+#include "ssm/ops/gradient_norm/gradient_norm.h"
+#include "ssm/ops/linear_cross_entropy/linear_cross_entropy.h"
+
+namespace ssm::train {
+namespace {
+
+double value_of(const Tensor& scalar) {
+  const Tensor t = scalar.to(kCpu);
+  return t.dtype() == DType::f64 ? t.data<double>()[0] : static_cast<double>(t.data<float>()[0]);
+}
+
+SequenceBatch sequences_of(const Batch& batch) {
+  std::vector<int32_t> slots(batch.lengths.size());
+  std::iota(slots.begin(), slots.end(), 0);
+  return SequenceBatch(batch.lengths, slots);
+}
+
+Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
+  return Tensor::from_values<int32_t>(ids, {std::ssize(ids)}).to(device);
+}
+
+void copy_row(const MixerState& from, int64_t row, const MixerState& to, int64_t to_row) {
+  from.for_each([&](std::string_view name, const Tensor& source) {
+    if (source.numel() == 0) return;  // a convolution of width 1 keeps nothing
+    const Tensor a = source.select(0, row), b = (name == "conv" ? to.conv : to.ssm).select(0, to_row);
+    copy_bytes(b.raw(), b.device(), a.raw(), a.device(), a.bytes());
+  });
+}
+
+bool any(const std::vector<uint8_t>& flags) {
+  return std::any_of(flags.begin(), flags.end(), [](uint8_t flag) { return flag != 0; });
+}
+
+}  // namespace
+
+void TrainerOptions::check() const {
+  schedule.check();
+  SSM_CHECK(beta1 >= 0 && beta1 < 1, "beta1 is {}, expected 0 to 1", beta1);
+  SSM_CHECK(beta2 >= 0 && beta2 < 1, "beta2 is {}, expected 0 to 1", beta2);
+  SSM_CHECK(eps > 0, "eps is {}, expected more than 0", eps);
+  SSM_CHECK(weight_decay >= 0, "weight decay is {}, expected 0 or more", weight_decay);
+  SSM_CHECK(clip >= 0, "clip is {}, expected 0 or more", clip);
+  SSM_CHECK(average >= 0 && average < 1, "average is {}, expected 0 to 1", average);
+}
+
+Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, TrainerOptions options)
+    : model_(model),
+      vocab_(vocab),
+      device_(device),
+      options_((options.check(), std::move(options))),
+      parameters_(model, device, compute, options_.trained, options_.average > 0) {
+  SSM_CHECK(!parameters_.all().empty(), "nothing is to be trained");
+  model_.recompute_layers(options_.recompute_layers);
+}
+
+StepResult Trainer::step(std::span<const Batch> batches) {
+  const ArenaScope scope(&arena_);
+  StepResult result;
+  for (const Batch& batch : batches) {
+    result.inputs += std::ssize(batch.ids);
+    result.targets += batch.learned;
+  }
+  SSM_CHECK(result.targets > 0, "step {}: no token of its batch has a target", done_ + 1);
+  parameters_.clear_gradients();
+  const float scale = 1.0f / static_cast<float>(result.targets);
+  for (const Batch& batch : batches) result.loss += forward_backward(batch, scale);
+
+  std::vector<Tensor> gradients;
+  std::vector<TrainedParameter*> changed;
+  for (TrainedParameter& p : parameters_.all()) {
+    const Tensor gradient = gradient_of(p.used);
+    if (!gradient.defined()) continue;
+    gradients.push_back(gradient);
+    changed.push_back(&p);
+  }
+  const GradientNorm norm = gradient_norm(gradients, static_cast<float>(options_.clip));
+  result.grad_norm = value_of(norm.norm);
+  check_finite(result.loss, result.grad_norm);
+  result.lr = options_.schedule.at(done_);
+  for (size_t i = 0; i < changed.size(); ++i) {
+    const TrainedParameter& p = *changed[i];
+    const AdamW how{.lr = static_cast<float>(result.lr),
+                    .beta1 = static_cast<float>(options_.beta1),
+                    .beta2 = static_cast<float>(options_.beta2),
+                    .eps = static_cast<float>(options_.eps),
+                    .weight_decay = static_cast<float>(p.decays ? options_.weight_decay : 0.0),
+                    .step = done_ + 1};
+    const bool copied = p.used.raw() != p.value.raw();
+    adamw(how, p.value, gradients[i], p.m, p.v, norm.scale, copied ? p.used : Tensor());
+  }
+  if (options_.average > 0) {
+    for (const TrainedParameter* p : changed) {
+      move_average(p->average, p->value, static_cast<float>(1.0 - options_.average));
+    }
+  }
+  ++done_;
+  return result;
+}
+
+double Trainer::forward_backward(const Batch& batch, float scale) {
+  const bool carries = any(batch.continues) || any(batch.carries_on);
+  const ModelState rows = carries ? begin_states(batch) : ModelState();
+  const double loss = loss_of(batch, rows, scale, true);
+  if (carries) keep_states(batch, rows);
+  return loss;
+}
+
+double Trainer::evaluate(const Batch& batch) {
+  const ArenaScope scope(&arena_);
+  return loss_of(batch, {}, 1.0f, false);
+}
+
+double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
+  const SequenceBatch sequences = sequences_of(batch);
+  const Tensor ids = ids_on(batch.ids, device_), targets = ids_on(batch.targets, device_);
+  Tape tape;
+  Tensor hidden;
+  {
+    const RecordScope recording(gradient ? &tape : nullptr);
+    model_.prepare();
+    hidden = model_.hidden(ids, sequences, state);
+  }
+  const Tensor& head = std::get<Tensor>(model_.head());
+  LinearCrossEntropyGrads grads;
+  if (gradient) {
+    if (wants_gradient(hidden)) grads.dhidden = Tensor::empty(hidden.shape(), hidden.dtype(), device_);
+    grads.dweight = gradient_sum(head);
+  }
+  const LinearCrossEntropy loss = linear_cross_entropy(hidden, head, targets, {}, scale, vocab_, grads);
+  if (gradient && wants_gradient(hidden)) tape.backward(hidden, grads.dhidden);
+  return value_of(loss.loss);
+}
+
+// Rows of a state for this batch's sequences: those that go on take what their stream kept.
+ModelState Trainer::begin_states(const Batch& batch) {
+  const int64_t streams = *std::max_element(batch.streams.begin(), batch.streams.end()) + 1;
+  if (carried_.empty() || carried_[0].ssm.size(0) < streams) {
+    const ArenaScope heap(nullptr);
+    const ModelState before = std::exchange(carried_, model_.make_state(streams));
+    for (size_t layer = 0; layer < before.size(); ++layer) {
+      for (int64_t s = 0; s < before[layer].ssm.size(0); ++s) copy_row(before[layer], s, carried_[layer], s);
+    }
+  }
+  ModelState rows = model_.make_state(std::ssize(batch.lengths));
+  for (size_t b = 0; b < batch.lengths.size(); ++b) {
+    if (!batch.continues[b]) continue;
+    for (size_t layer = 0; layer < rows.size(); ++layer) {
+      copy_row(carried_[layer], batch.streams[b], rows[layer], static_cast<int64_t>(b));
+    }
+  }
+  return rows;
+}
+
+void Trainer::keep_states(const Batch& batch, const ModelState& rows) {
+  for (size_t b = 0; b < batch.lengths.size(); ++b) {
+    if (!batch.carries_on[b]) continue;
+    for (size_t layer = 0; layer < rows.size(); ++layer) {
+      copy_row(rows[layer], static_cast<int64_t>(b), carried_[layer], batch.streams[b]);
+    }
+  }
+}
+
+// The first parameter in the model's order whose gradient is not finite: the tape runs backwards, so the last of
+// them is where it began.
+void Trainer::check_finite(double loss, double norm) {
+  if (std::isfinite(loss) && std::isfinite(norm)) return;
+  std::string where;
+  for (const TrainedParameter& p : parameters_.all()) {
+    const Tensor gradient = gradient_of(p.used);
+    if (!gradient.defined()) continue;
+    const Tensor one[] = {gradient};
+    if (!std::isfinite(value_of(gradient_norm(one, 0.0f).norm))) where = p.name;
+  }
+  fail("step {}: the loss is {}, the gradient's norm {}{}; nothing was updated", done_ + 1, loss, norm,
+       where.empty() ? "" : fmt::format(" (not finite in {})", where));
+}
+
+void Trainer::for_each_state(const std::function<void(const std::string& name, const Tensor& tensor)>& f) {
+  for (TrainedParameter& p : parameters_.all()) {
+    f("value." + p.name, p.value);
+    f("m." + p.name, p.m);
+    f("v." + p.name, p.v);
+    if (p.average.defined()) f("average." + p.name, p.average);
+  }
+  for (size_t layer = 0; layer < carried_.size(); ++layer) {
+    carried_[layer].for_each([&](std::string_view name, const Tensor& t) {
+      f(fmt::format("carried.{}.{}", layer, name), t);
+    });
+  }
+}
+
+void Trainer::restore(int64_t steps_done) {
+  done_ = steps_done;
+  parameters_.refresh_copies();
+  model_.prepare();
+}
+
+}  // namespace ssm::train

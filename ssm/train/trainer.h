@@ -1,0 +1,70 @@
+// Trainer: one optimiser step after another on one device: forward, backward, clipping, AdamW.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "ssm/train/batches.h"
+#include "ssm/train/parameters.h"
+#include "ssm/train/schedule.h"
+
+namespace ssm::train {
+
+struct TrainerOptions {
+  Schedule schedule;
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
+  double clip = 1.0;             // of the global gradient norm; 0: none
+  double average = 0;            // decay of an exponential moving average of the parameters; 0: none
+  bool recompute_layers = false;  // keep a layer's input only and run it again in backward: less memory, a third
+                                  // more time
+  std::function<bool(std::string_view name)> trained = [](std::string_view) { return true; };
+
+  void check() const;  // throws Error naming the field that makes no sense
+};
+
+struct StepResult {
+  double loss = 0;       // mean over the step's targets, before the update
+  double grad_norm = 0;  // before clipping
+  double lr = 0;
+  int64_t inputs = 0, targets = 0;
+};
+
+class Trainer {
+ public:
+  // `model` is one made for `device` and `compute` (its Precision), with its parameters on the host; `vocab`: ids
+  // below it are real. Steps count from `step`.
+  Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, TrainerOptions options);
+
+  // One update by the gradient of the mean over the targets of all of `batches` (gradient accumulation). Throws Error
+  // naming the step and the parameter where loss or gradient is not finite, and changes nothing then.
+  StepResult step(std::span<const Batch> batches);
+  // The sum of the targets' negative log-likelihoods in nats; sequences begin without a state. Nothing changes.
+  double evaluate(const Batch& batch);
+
+  int64_t steps_done() const { return done_; }
+  ParameterSet& parameters() { return parameters_; }
+  const TrainerOptions& options() const { return options_; }
+
+  // For checkpoints: everything but the options and the position in the data.
+  void for_each_state(const std::function<void(const std::string& name, const Tensor& tensor)>& f);
+  void restore(int64_t steps_done);  // after the tensors of for_each_state were filled
+
+ private:
+  double forward_backward(const Batch& batch, float scale);
+  double loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient);
+  ModelState begin_states(const Batch& batch);
+  void keep_states(const Batch& batch, const ModelState& rows);
+  void check_finite(double loss, double norm);
+
+  CausalLm& model_;
+  int64_t vocab_;
+  Device device_;
+  TrainerOptions options_;
+  ParameterSet parameters_;
+  ModelState carried_;  // a row a stream
+  Arena arena_;
+  int64_t done_ = 0;
+};
+
+}  // namespace ssm::train
