@@ -47,5 +47,28 @@ BENCHMARK(BM_causal_conv1d_as_stored)
     ->ArgNames({"C", "T"})
     ->UseRealTime();
 
+// Every gradient: reads x and dy, writes dx.
+void BM_causal_conv1d_backward(benchmark::State& state) {
+  Rng rng(1);
+  const int64_t C = state.range(0), T = state.range(1);
+  const Tensor x = test::random_normal({T, C}, rng), bias = test::random_normal({C}, rng);
+  const Tensor weight = test::random_normal({kK, C}, rng).transpose(0, 1);
+  const Tensor dy = test::random_normal({T, C}, rng);
+  const CausalConv1dGrads grads{Tensor::empty({T, C}), Tensor::zeros({kK, C}).transpose(0, 1),
+                                Tensor::zeros({C})};
+  Arena arena;
+  test::bench_bytes(state, 3 * T * C * 4, [&] {
+    const ArenaScope scope(&arena);
+    causal_conv1d_backward(x, weight, bias, Activation::silu, SequenceBatch::single(T), {}, dy, grads);
+    benchmark::DoNotOptimize(grads.dx.raw());
+  });
+}
+BENCHMARK(BM_causal_conv1d_backward)
+    ->ArgNames({"C", "T"})
+    ->Args({1536, 256})
+    ->Args({1792, 256})
+    ->Args({1536, 2048})
+    ->UseRealTime();
+
 }  // namespace
 }  // namespace ssm

@@ -113,19 +113,6 @@ constexpr int64_t kRows = 8;  // of a tile: enough that the weights' loads do no
 constexpr int64_t kChannels = 1024;
 alignas(64) constexpr float kZeros[kChannels] = {};
 
-// Weights with a stride of 1 over C, [K, C]: a view of what is given, or a copy.
-Tensor over_channels(const Tensor& weight) {
-  const int64_t C = weight.size(0), K = weight.size(1);
-  if (C == 1 || weight.stride(0) == 1) return weight.transpose(0, 1);
-  const Tensor copy = Tensor::empty({K, C});
-  const float* from = weight.data<float>();
-  for (int64_t k = 0; k < K; ++k) {
-    float* to = copy.data<float>() + k * C;
-    for (int64_t c = 0; c < C; ++c) to[c] = from[c * weight.stride(0) + k * weight.stride(1)];
-  }
-  return copy;
-}
-
 // The work is cut into tiles of rows and channels that depend on the shapes alone. A sequence's first tile
 // has at least K - 1 rows, so no other reads its state, and it may write the new one when its rows are done.
 struct Conv {
@@ -176,9 +163,21 @@ struct Conv {
 
 }  // namespace
 
+Tensor conv_weight_over_channels(const Tensor& weight) {
+  const int64_t C = weight.size(0), K = weight.size(1);
+  if (C == 1 || weight.stride(0) == 1) return weight.transpose(0, 1);
+  const Tensor copy = Tensor::empty({K, C});
+  const float* from = weight.data<float>();
+  for (int64_t k = 0; k < K; ++k) {
+    float* to = copy.data<float>() + k * C;
+    for (int64_t c = 0; c < C; ++c) to[c] = from[c * weight.stride(0) + k * weight.stride(1)];
+  }
+  return copy;
+}
+
 void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation,
                    const SequenceBatch& batch, const Tensor& state, const Tensor& y) {
-  const Tensor w = over_channels(weight);
+  const Tensor w = conv_weight_over_channels(weight);
   const int64_t C = w.size(1), K = w.size(0), B = batch.size();
   const int64_t rows = std::max(kRows, K - 1), blocks = (C + kChannels - 1) / kChannels;
   std::vector<int64_t> first_tile{0};

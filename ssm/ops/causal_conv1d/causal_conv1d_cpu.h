@@ -4,7 +4,13 @@
 
 namespace ssm::cpu {
 
+// weight [C, K] as [K, C] with a stride of 1 over C: a view of what is given, or a copy.
+Tensor conv_weight_over_channels(const Tensor& weight);
+
 void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation,
                    const SequenceBatch& batch, const Tensor& state, const Tensor& y);
+void causal_conv1d_backward(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation,
+                            const SequenceBatch& batch, const Tensor& initial, const Tensor& dy,
+                            const CausalConv1dGrads& grads);
 
 }  // namespace ssm::cpu

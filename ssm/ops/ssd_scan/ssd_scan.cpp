@@ -7,8 +7,12 @@
 
 namespace ssm {
 
-Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state) {
-  constexpr std::string_view kOp = "ssd_scan";
+namespace {
+
+constexpr std::string_view kOp = "ssd_scan";
+
+// The operands of the forward and of the backward.
+void check_operands(const SsdScanArgs& args, const SequenceBatch& batch) {
   const int64_t T = batch.total(), G = args.groups;
   // H is A's, P and N are what x and B leave for it.
   SSM_CHECK(args.A.defined() && args.A.rank() == 1 && args.A.size(0) >= 1, "{}: A has shape {}, expected [H]",
@@ -28,10 +32,35 @@ Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tenso
   if (args.D.defined()) check_parameter(kOp, "D", args.D, {args.D.numel() == H ? H : H * P}, args.x);
   if (args.dt_bias.defined()) check_parameter(kOp, "dt_bias", args.dt_bias, {H}, args.x);
   SSM_CHECK(args.dt_min <= args.dt_max, "{}: dt_min {} is above dt_max {}", kOp, args.dt_min, args.dt_max);
+}
+
+}  // namespace
+
+Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state) {
+  check_operands(args, batch);
+  const int64_t H = args.A.size(0), P = args.x.size(1) / H, N = args.B.size(1) / args.groups;
   check_state(kOp, state, batch, {H, N, P}, args.x, true);
-  Tensor y = Tensor::empty({T, H * P}, args.x.dtype(), args.x.device());
+  Tensor y = Tensor::empty({batch.total(), H * P}, args.x.dtype(), args.x.device());
   SSM_DISPATCH(args.x.device(), ssd_scan(args, batch, state, y));
   return y;
+}
+
+void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
+                       const Tensor& dy, const SsdScanGrads& grads) {
+  check_operands(args, batch);
+  const int64_t H = args.A.size(0), P = args.x.size(1) / H, N = args.B.size(1) / args.groups;
+  check_initial(kOp, initial, batch, {H, N, P}, args.x);
+  check_activation(kOp, "dy", dy, args.x.shape(), args.x);
+  check_activation_gradient(kOp, "dx", grads.dx, args.x.shape(), args.x);
+  check_activation_gradient(kOp, "ddt", grads.ddt, args.dt.shape(), args.x);
+  check_activation_gradient(kOp, "dB", grads.dB, args.B.shape(), args.x);
+  check_activation_gradient(kOp, "dC", grads.dC, args.C.shape(), args.x);
+  check_parameter_gradient(kOp, "dA", grads.dA, {H}, args.x);
+  check_parameter_gradient(kOp, "ddt_bias", grads.ddt_bias, {H}, args.x);
+  SSM_CHECK(args.D.defined() || !grads.dD.defined(), "{}: dD of an absent D", kOp);
+  SSM_CHECK(args.dt_bias.defined() || !grads.ddt_bias.defined(), "{}: ddt_bias of an absent dt_bias", kOp);
+  if (args.D.defined()) check_parameter_gradient(kOp, "dD", grads.dD, args.D.shape(), args.x);
+  SSM_DISPATCH(args.x.device(), ssd_scan_backward(args, batch, initial, dy, grads));
 }
 
 }  // namespace ssm

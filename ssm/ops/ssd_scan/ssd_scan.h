@@ -50,4 +50,32 @@ struct SsdScanArgs {
 
 Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state);
 
+// The gradients for dy [T, H*P] (of x's type, rows contiguous): the reverse-time recurrence of the one above
+// (chain rule; Dao & Gu 2024, section 6, differentiate the same matrix form). Heads are left out below, n and
+// p summed over by the dots:
+//
+//   dh[t]  = C[t] dy[t]^T + exp(dt'[t+1] A) dh[t+1]                                              [N, P]
+//   dx[t]  = dt'[t] B[t] dh[t] + D dy[t],  dD += sum_t dy[t] x[t] (summed over p where D is [H])
+//   dC[t]  = h[t] dy[t],  dB[t] = dt'[t] dh[t] x[t]                   summed over the heads of the group
+//   r[t]   = exp(dt'[t] A) <dh[t], h[t-1]>,  dA += sum_t dt'[t] r[t]
+//   ddt[t] = slope (A r[t] + B[t] dh[t] . x[t]),  ddt_bias += sum_t ddt[t]
+//
+// slope is that of softplus, and zero where dt' is clamped. dx, ddt, dB, dC are overwritten (x's type, row
+// strides allowed), dA, dD and ddt_bias (laid out as the operands, f32) added to. An undefined one is not
+// wanted. None overlaps an operand or another. `initial` [B, H, N, P] f32 is the state before each sequence
+// of the batch, in its order (undefined: zeros); nothing flows into it, nor out of the last state. States are
+// computed again; on a CPU those before every 1024th token are kept. There the bits do not depend on the
+// threads, nor those of the activations' gradients on the batch.
+struct SsdScanGrads {
+  Tensor dx;        // [T, H*P]
+  Tensor ddt;       // [T, H]
+  Tensor dA;        // [H]
+  Tensor dB, dC;    // [T, G*N]
+  Tensor dD;        // as D
+  Tensor ddt_bias;  // [H]
+};
+
+void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
+                       const Tensor& dy, const SsdScanGrads& grads);
+
 }  // namespace ssm

@@ -111,6 +111,38 @@ BENCHMARK(ssd_scan_bench)
     ->Unit(benchmark::kMicrosecond)
     ->UseRealTime();
 
+// Every gradient. A head's chunk multiplies for dx, dC, dB, dh and h (N*P each) and for dM and M^T dy (half
+// of L*P each); S, dS B and dS^T C are the group's.
+void ssd_scan_backward_bench(benchmark::State& state) {
+  static const double fma_limit = fmas_per_second();
+  const int64_t length = state.range(0), sequences = state.range(1);
+  const int64_t H = 24, P = 64, G = 1, N = 128;
+  const SequenceBatch batch = test::equal_batch(sequences, length);
+  const int64_t T = batch.total();
+  Rng rng(1);
+  const SsdScanArgs args = test::ssd_scan_case(T, H, P, G, N, rng);
+  const Tensor dy = test::random_normal({T, H * P}, rng);
+  const SsdScanGrads grads{Tensor::empty({T, H * P}), Tensor::empty({T, H}),     Tensor::zeros({H}),
+                           Tensor::empty({T, G * N}), Tensor::empty({T, G * N}), Tensor::zeros({H}),
+                           Tensor::zeros({H})};
+  const double seconds = test::seconds_in_arena(state, [&] {
+    ssd_scan_backward(args, batch, Tensor(), dy, grads);
+    return grads.dx;
+  });
+  const auto tokens = static_cast<double>(state.iterations() * T);
+  const int64_t fmas = H * (5 * N * P + P * kSsdChunk) + G * N * 3 * kSsdChunk / 2;
+  state.counters["tokens/s"] = tokens / seconds;
+  state.counters["of_fma_peak"] = tokens * static_cast<double>(fmas) / fma_limit / seconds;
+}
+
+BENCHMARK(ssd_scan_backward_bench)
+    ->ArgNames({"T", "B"})
+    ->Args({256, 1})
+    ->Args({256, 4})
+    ->Args({4096, 1})
+    ->Unit(benchmark::kMicrosecond)
+    ->UseRealTime();
+
 }  // namespace
 }  // namespace ssm
 #endif

@@ -5,5 +5,7 @@
 namespace ssm::cpu {
 
 void ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state, const Tensor& y);
+void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
+                       const Tensor& dy, const SsdScanGrads& grads);
 
 }  // namespace ssm::cpu

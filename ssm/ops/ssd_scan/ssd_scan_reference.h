@@ -51,4 +51,64 @@ std::vector<T> ssd_scan(const SsdScan<T>& s, std::vector<T>& state) {
   return y;
 }
 
+template <class T>
+struct SsdScanGradients {
+  std::vector<T> x, dt, A, B, C, D, dt_bias;  // laid out as in SsdScan
+};
+
+// The gradients for dy [T, H, P], from `initial` [H, N, P], as the recurrence in reverse time (ssd_scan.h).
+template <class T>
+SsdScanGradients<T> ssd_scan_backward(const SsdScan<T>& s, const std::vector<T>& initial,
+                                      const std::vector<T>& dy) {
+  const size_t H = s.H, P = s.P, N = s.N, length = s.dt.size() / H;
+  const auto like = [](const std::vector<T>& v) { return std::vector<T>(v.size(), T(0)); };
+  SsdScanGradients<T> grads{like(s.x), like(s.dt), like(s.A),      like(s.B),
+                            like(s.C), like(s.D),  like(s.dt_bias)};
+  for (size_t h = 0; h < H; ++h) {
+    const size_t g = h / (H / s.G);
+    std::vector<T> dt(length), slope(length, T(1)), states((length + 1) * N * P), dh(N * P, T(0));
+    std::copy_n(initial.begin() + static_cast<std::ptrdiff_t>(h * N * P), N * P, states.begin());
+    for (size_t t = 0; t < length; ++t) {
+      const T raw = s.dt[t * H + h] + (s.dt_bias.empty() ? T(0) : s.dt_bias[h]);
+      const T step = !s.dt_softplus ? raw
+                     : raw > 0      ? raw + std::log1p(std::exp(-raw))
+                                    : std::log1p(std::exp(raw));
+      dt[t] = std::clamp(step, s.dt_min, s.dt_max);
+      slope[t] = step < s.dt_min || step > s.dt_max ? T(0) : s.dt_softplus ? 1 / (1 + std::exp(-raw)) : T(1);
+      for (size_t n = 0; n < N; ++n) {
+        for (size_t p = 0; p < P; ++p) {
+          states[((t + 1) * N + n) * P + p] = std::exp(dt[t] * s.A[h]) * states[(t * N + n) * P + p] +
+                                              dt[t] * s.B[(t * s.G + g) * N + n] * s.x[(t * H + h) * P + p];
+        }
+      }
+    }
+    for (size_t t = length; t-- > 0;) {
+      const T decay = std::exp(dt[t] * s.A[h]);
+      T r = 0, direct = 0;
+      for (size_t p = 0; p < P; ++p) {
+        const size_t i = (t * H + h) * P + p;
+        for (size_t n = 0; n < N; ++n) {
+          const size_t row = (t * s.G + g) * N + n;
+          T& d = dh[n * P + p];
+          d += s.C[row] * dy[i];
+          grads.C[row] += states[((t + 1) * N + n) * P + p] * dy[i];
+          grads.B[row] += dt[t] * d * s.x[i];
+          grads.x[i] += dt[t] * s.B[row] * d;
+          r += decay * d * states[(t * N + n) * P + p];
+          direct += s.B[row] * d * s.x[i];
+          d *= decay;
+        }
+        if (s.D.empty()) continue;
+        const size_t at = s.D.size() == H ? h : h * P + p;
+        grads.x[i] += s.D[at] * dy[i];
+        grads.D[at] += dy[i] * s.x[i];
+      }
+      grads.A[h] += dt[t] * r;
+      grads.dt[t * H + h] = slope[t] * (s.A[h] * r + direct);
+      if (!s.dt_bias.empty()) grads.dt_bias[h] += grads.dt[t * H + h];
+    }
+  }
+  return grads;
+}
+
 }  // namespace ssm::reference
