@@ -9,6 +9,7 @@ texts below are written. Without it these two files are left as they are.
 
 import copy
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -326,10 +327,56 @@ def small_sentencepiece(kind):
     dump(f"sentencepiece-{kind}.json", of_sentencepiece(path))
 
 
+def trained_bpe(texts, vocab_size, min_frequency, special_tokens, probe):
+    """What BpeTrainer learns: merges in order, ids of a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    by_id = sorted(model["vocab"], key=model["vocab"].get)
+    return {
+        "texts": texts,
+        "vocab_size": vocab_size,
+        "min_frequency": min_frequency,
+        "special_tokens": special_tokens,
+        "merges": [" ".join(pair) for pair in model["merges"]],
+        "last_tokens": by_id[-20:],
+        "ids": tokenizer.encode(probe).ids,
+    }
+
+
+def bpe_trainer():
+    chance = random.Random(1)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(1, 9))) for _ in range(60)]
+    prose = [" ".join(chance.choices(words, weights=range(1, 61), k=40)) + ".\n" for _ in range(30)]
+    letters = ["".join(chance.choices("ab", k=60)) for _ in range(30)]
+    runs = ["-" * n + " " * n + "=" * (2 * n) + "\n" for n in range(1, 40)]
+    probe = "the -------- data, caf\u00e9 abababba <|x|>   don't\n\n==="
+    end = ["<|endoftext|>"]
+    cases = [
+        (TEXTS, 400, 1, end),
+        (TEXTS * 3, 350, 3, end),
+        (prose, 700, 2, end),
+        (prose, 5000, 1, []),
+        (letters, 330, 1, end),
+        (runs, 330, 1, end),
+        (["a<|x|> <|x|> <|x|>b"] * 5 + runs, 300, 2, ["<|x|>", "<|endoftext|>"]),
+    ]
+    dump("bpe_trainer.json", {"probe": probe, "cases": [trained_bpe(*case, probe) for case in cases]})
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     print("tokenizers", tokenizers.__version__, "sentencepiece", sentencepiece.__version__)
     synthetic()
+    bpe_trainer()
     small_sentencepiece("bpe")
     small_sentencepiece("unigram")
     dump("bundled.json", of_tokenizer_json(ROOT / "models" / "tale-8m" / "tokenizer.json"))

@@ -9,6 +9,7 @@ void add_generate(CLI::App& program);
 void add_chat(CLI::App& program);
 void add_score(CLI::App& program);
 void add_tokenize(CLI::App& program);
+void add_tokenizer(CLI::App& program);  // `ssm tokenizer train`
 void add_info(CLI::App& program);
 void add_bench(CLI::App& program);
 void add_bench_ops(CLI::App& bench);  // `ssm bench ops`

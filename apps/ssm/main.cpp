@@ -59,6 +59,7 @@ void describe(CLI::App& program) {
   add_chat(program);
   add_score(program);
   add_tokenize(program);
+  add_tokenizer(program);
   add_info(program);
   add_bench(program);
 }

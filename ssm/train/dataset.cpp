@@ -7,69 +7,18 @@
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
 #include "ssm/core/parallel.h"
-#include "ssm/io/mapped_file.h"
 #include "ssm/text/tokenizer.h"
-#include "ssm/text/utf8.h"
 #include "ssm/text/vocab.h"
+#include "ssm/train/sources.h"
 
 namespace ssm::train {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kPieceBytes = size_t{1} << 20;
 constexpr size_t kRoundBytes = size_t{4} << 20;  // tokenised together
 constexpr size_t kHeadBytes = size_t{64} << 10;
 constexpr int64_t kByteIds = 256;
-
-struct Source {
-  fs::path path;
-  std::string format;
-  uint64_t bytes = 0;
-};
-
-bool is_ascii_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-
-Source describe(const fs::path& path, const DatasetOptions& options) {
-  const std::string name = io::printable(path.string());
-  std::error_code error;
-  SSM_CHECK(fs::exists(path, error), "{}: no such file or folder", name);
-  SSM_CHECK(fs::is_regular_file(path, error), "{}: is not a regular file", name);
-  RecordOptions records = options.records;
-  const std::string extension = path.extension().string();
-  const bool text =
-      extension == ".txt" || extension == ".jsonl" || extension == ".ndjson" || extension == ".csv";
-  if (options.tokenizer.empty() && records.format.empty() && !text) records.format = "raw";
-  Source source{path, record_format(path, records), fs::file_size(path, error)};
-  SSM_CHECK(!error, "{}: {}", name, error.message());
-  SSM_CHECK(source.bytes > 0, "{}: the file is empty", name);
-  return source;
-}
-
-std::vector<Source> describe_all(const std::vector<fs::path>& paths, const DatasetOptions& options) {
-  SSM_CHECK(!paths.empty(), "no training data are given");
-  std::vector<Source> sources;
-  for (const fs::path& path : paths) {
-    std::error_code error;
-    if (!fs::is_directory(path, error)) {
-      sources.push_back(describe(path, options));
-      continue;
-    }
-    std::vector<fs::path> files;
-    for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
-      const std::string extension = it->path().extension().string();
-      std::error_code ignored;
-      const bool known =
-          extension == ".txt" || extension == ".jsonl" || extension == ".ndjson" || extension == ".csv";
-      if (known && it->is_regular_file(ignored)) files.push_back(it->path());
-    }
-    SSM_CHECK(!error, "{}: {}", io::printable(path.string()), error.message());
-    SSM_CHECK(!files.empty(), "{}: no .txt, .jsonl or .csv in this folder", io::printable(path.string()));
-    std::sort(files.begin(), files.end());
-    for (const fs::path& file : files) sources.push_back(describe(file, options));
-  }
-  return sources;
-}
 
 std::string hex(uint64_t hash) { return fmt::format("{:016x}", hash); }
 
@@ -123,96 +72,6 @@ std::string identity_of(const std::vector<Source>& sources, const DatasetOptions
   return all.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-// A stretch of one part of one document, and what must live while it is looked at.
-struct Piece {
-  std::string_view text;
-  bool learn = true;
-  bool begins_document = false, ends_document = false;
-  std::shared_ptr<const Document> document;
-  std::shared_ptr<RecordReader> reader;
-};
-
-// The pieces of all documents of all sources, in order.
-class Pieces {
- public:
-  Pieces(const std::vector<Source>& sources, const DatasetOptions& options, bool drops_space)
-      : sources_(sources), options_(options), drops_space_(drops_space) {}
-
-  bool next(Piece& piece) {
-    if (!document_ && !next_document()) return false;
-    const Part& part = (*document_)[part_];
-    std::string_view rest = part.view().substr(at_);
-    const size_t size = options_.tokenizer.empty() ? std::min(rest.size(), kPieceBytes)
-                                                   : tokenisable_prefix(rest, kPieceBytes);
-    // Such a tokenizer puts a space before each text itself.
-    const size_t skip = at_ > 0 && drops_space_ && rest.starts_with(' ') ? 1 : 0;
-    piece = {rest.substr(skip, size - skip), part.learn, part_ == 0 && at_ == 0, false, document_, reader_};
-    at_ += size;
-    if (at_ == part.view().size()) {
-      at_ = 0;
-      piece.ends_document = ++part_ == document_->size();
-      if (piece.ends_document) document_ = nullptr;
-    }
-    last_ = piece.text;
-    return true;
-  }
-
-  double fraction() const {
-    uint64_t all = 0, done = 0;
-    for (size_t i = 0; i < sources_.size(); ++i) {
-      all += sources_[i].bytes;
-      if (i + 1 < source_) done += sources_[i].bytes;
-    }
-    return static_cast<double>(done + consumed()) / static_cast<double>(all);
-  }
-
-  // What was given is not needed any more: its pages may leave memory.
-  void release() const {
-    if (file_) file_->release(file_->bytes().data(), consumed());
-  }
-
- private:
-  bool next_document() {
-    for (;;) {
-      auto document = std::make_shared<Document>();
-      while (reader_ && reader_->next(*document)) {
-        std::erase_if(*document, [](const Part& part) { return part.view().empty(); });
-        if (document->empty()) continue;
-        document_ = std::move(document);
-        part_ = at_ = 0;
-        return true;
-      }
-      if (source_ == sources_.size()) return false;
-      open(sources_[source_++]);
-    }
-  }
-
-  void open(const Source& source) {
-    file_ = io::MappedFile::open(source.path);
-    RecordOptions records = options_.records;
-    records.format = source.format;
-    reader_ = read_records({file_->bytes(), file_, io::printable(source.path.string())}, records);
-  }
-
-  // Of the file that is being read: up to the last piece, or where its text is no view, the reader's place.
-  size_t consumed() const {
-    if (!file_) return 0;
-    const auto base = reinterpret_cast<uintptr_t>(file_->bytes().data());
-    const auto end = reinterpret_cast<uintptr_t>(last_.data()) + last_.size();
-    return end > base && end - base <= file_->bytes().size() ? end - base : reader_->offset();
-  }
-
-  const std::vector<Source>& sources_;
-  const DatasetOptions& options_;
-  const bool drops_space_;
-  size_t source_ = 0;  // the next one
-  std::shared_ptr<const io::MappedFile> file_;
-  std::shared_ptr<RecordReader> reader_;
-  std::shared_ptr<const Document> document_;
-  size_t part_ = 0, at_ = 0;
-  std::string_view last_;
-};
-
 std::vector<int32_t> encode(const text::Tokenizer* tokenizer, std::string_view text) {
   if (tokenizer) return tokenizer->encode(text);
   std::vector<int32_t> ids(text.size());
@@ -220,7 +79,7 @@ std::vector<int32_t> encode(const text::Tokenizer* tokenizer, std::string_view t
   return ids;
 }
 
-void write_piece(const Piece& piece, const std::vector<int32_t>& ids, const DatasetOptions& options,
+void write_piece(const TextPiece& piece, const std::vector<int32_t>& ids, const DatasetOptions& options,
                  TokenFileWriter& writer) {
   if (piece.begins_document && options.bos) writer.append(std::span(&*options.bos, 1), piece.learn);
   writer.append(ids, piece.learn);
@@ -243,17 +102,12 @@ void tokenise(const std::vector<Source>& sources, const DatasetOptions& options,
               "id {} before or after documents is outside a vocabulary of {}", id.value_or(0), vocab);
   }
   TokenFileWriter writer(target, vocab);
-  Pieces pieces(sources, options, tokenizer && tokenizer->drops_first_space());
-  std::vector<Piece> round;
-  for (bool more = true; more;) {
-    round.clear();
-    for (size_t bytes = 0; more && bytes < kRoundBytes;) {
-      Piece piece;
-      more = pieces.next(piece);
-      if (!more) break;
-      bytes += piece.text.size() + 64;
-      round.push_back(std::move(piece));
-    }
+  const auto cut = !tokenizer                       ? TextPieces::Cut::anywhere
+                   : tokenizer->drops_first_space() ? TextPieces::Cut::drop_space
+                                                    : TextPieces::Cut::text;
+  TextPieces pieces(sources, options.records, cut);
+  std::vector<TextPiece> round;
+  for (pieces.next_round(kRoundBytes, round); !round.empty(); pieces.next_round(kRoundBytes, round)) {
     std::vector<std::vector<int32_t>> ids(round.size());
     parallel_for(std::ssize(round), 1, [&](int64_t begin, int64_t end) {
       for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
@@ -262,7 +116,7 @@ void tokenise(const std::vector<Source>& sources, const DatasetOptions& options,
     });
     for (size_t i = 0; i < round.size(); ++i) write_piece(round[i], ids[i], options, writer);
     pieces.release();
-    if (options.progress) options.progress(more ? pieces.fraction() : 1.0);
+    if (options.progress) options.progress(pieces.fraction());
   }
   writer.commit(identity);
 }
@@ -281,19 +135,6 @@ std::shared_ptr<const TokenFile> open_cached(const fs::path& path, const std::st
 
 }  // namespace
 
-size_t tokenisable_prefix(std::string_view text, size_t limit) {
-  if (text.size() <= limit) return text.size();
-  for (size_t at = limit; at > limit / 2; --at) {
-    if (text[at] == ' ' && is_ascii_letter(text[at - 1]) &&
-        is_ascii_letter(text[at + 1 < text.size() ? at + 1 : at]))
-      return at;
-  }
-  for (size_t at = limit; at + 4 > limit; --at) {  // else between two characters
-    if ((static_cast<uint8_t>(text[at]) & 0xC0) != 0x80) return at;
-  }
-  return limit;
-}
-
 fs::path dataset_cache_folder() {
   if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache && *cache == '/')
     return fs::path(cache) / "ssm/datasets";
@@ -304,7 +145,7 @@ fs::path dataset_cache_folder() {
 
 std::shared_ptr<const TokenFile> open_dataset(const std::vector<fs::path>& paths,
                                               const DatasetOptions& options) {
-  const std::vector<Source> sources = describe_all(paths, options);
+  const std::vector<Source> sources = find_sources(paths, options.records, options.tokenizer.empty());
   const std::string identity = identity_of(sources, options);
   const fs::path folder = options.cache.empty() ? dataset_cache_folder() : options.cache;
   std::error_code error;

@@ -33,8 +33,4 @@ std::shared_ptr<const TokenFile> open_dataset(const std::vector<std::filesystem:
 // XDG_CACHE_HOME/ssm/datasets, or ~/.cache/ssm/datasets. Throws Error where neither is known.
 std::filesystem::path dataset_cache_folder();
 
-// How much of `text` to tokenise next so that the rest can follow by itself: at most `limit` bytes (at least
-// 8).
-size_t tokenisable_prefix(std::string_view text, size_t limit);
-
 }  // namespace ssm::train
