@@ -10,14 +10,10 @@ thread_local Tape* tape_of_thread = nullptr;
 
 using Columns = std::pair<int64_t, int64_t>;
 
-// An uninitialised tensor that lies as `x` does. Dense tensors only: a parameter stored with its channels
-// contiguous is a transposed row-major one.
+// An uninitialised tensor that lies as `x` does.
 Tensor like(const Tensor& x, DType dtype) {
-  if (x.contiguous()) return Tensor::empty(x.shape(), dtype, x.device());
-  const int last = x.rank() - 1;
-  const Tensor other = last >= 1 ? x.transpose(0, last) : x;
-  SSM_CHECK(other.contiguous(), "tape: a tensor {} with gaps has no gradient of its own", x.shape());
-  return Tensor::empty(other.shape(), dtype, x.device()).transpose(0, last);
+  SSM_CHECK(x.dense(), "tape: a tensor {} with gaps has no gradient of its own", x.shape());
+  return Tensor::empty(x.shape(), dtype, x.device()).as_strided(x.shape(), x.strides(), 0);
 }
 
 int64_t width_of(const TapeNode& node) {

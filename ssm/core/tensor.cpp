@@ -1,5 +1,6 @@
 #include "ssm/core/tensor.h"
 
+#include <array>
 #include <cstring>
 
 #include "ssm/core/parallel.h"
@@ -70,6 +71,22 @@ bool Tensor::contiguous() const {
   for (int i = rank() - 1; i >= 0; --i) {
     if (shape_[i] != 1 && strides_[i] != step) return false;
     step *= shape_[i];
+  }
+  return true;
+}
+
+bool Tensor::dense() const {
+  std::array<bool, Shape::kMaxRank> placed{};
+  int64_t step = 1;
+  for (int i = 0; i < rank(); ++i) {
+    int next = 0;  // the dimension that lies innermost of those left
+    while (next < rank() &&
+           (placed[static_cast<size_t>(next)] || (shape_[next] != 1 && strides_[next] != step))) {
+      ++next;
+    }
+    if (next == rank()) return false;
+    placed[static_cast<size_t>(next)] = true;
+    step *= shape_[next];
   }
   return true;
 }

@@ -40,6 +40,7 @@ class Tensor {
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
   bool contiguous() const;
+  bool dense() const;  // without gaps, its dimensions in whatever order: numel() elements from raw() on
 
   std::byte* raw() const { return data_; }
   template <class T>

@@ -67,7 +67,8 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
     loaded.stored = first->dtype();
   set_execution(loaded, options);
   loaded.model = make_causal_lm(loaded.config, precision_of(loaded));
-  fill_parameters(*loaded.model, *checkpoint.weights, {loaded.device, loaded.compute});
+  fill_parameters(*loaded.model, *checkpoint.weights,
+                  options.parameters_stay ? Placement{} : Placement{loaded.device, loaded.compute});
   const ParameterCount count = count_parameters(*loaded.model);
   loaded.parameters = count.parameters;
   loaded.weight_bytes = count.bytes;

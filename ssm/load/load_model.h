@@ -21,6 +21,8 @@ struct LoadOptions {
   std::filesystem::path tokenizer = {};  // a file or folder that replaces the model's own
   Device device = kCpu;
   DType state = DType::f32;  // how SSM states are stored; bf16 and f16 on a card only
+  // Leave the parameters on the host as they are stored: who trains the model takes them to `device`.
+  bool parameters_stay = false;
 };
 
 struct LoadedModel {

@@ -11,17 +11,14 @@ namespace {
 
 // A copy that lies as `t` does (a transposed one stays transposed).
 Tensor own_copy(const Tensor& t, Device device) {
-  if (!t.contiguous() && t.rank() >= 2) {
-    const int last = t.rank() - 1;
-    return own_copy(t.transpose(0, last), device).transpose(0, last);
-  }
-  return device == t.device() ? t.clone() : t.to(device);
+  SSM_CHECK(t.dense(), "a parameter {} with gaps", t.shape());
+  const Tensor copy = Tensor::empty(t.shape(), t.dtype(), device);
+  copy_bytes(copy.raw(), device, t.raw(), t.device(), t.bytes());
+  return copy.as_strided(t.shape(), t.strides(), 0);
 }
 
 Tensor zeros_like(const Tensor& t) {
-  const int last = t.rank() - 1;
-  if (t.contiguous()) return Tensor::zeros(t.shape(), DType::f32, t.device());
-  return Tensor::zeros(t.transpose(0, last).shape(), DType::f32, t.device()).transpose(0, last);
+  return Tensor::zeros(t.shape(), DType::f32, t.device()).as_strided(t.shape(), t.strides(), 0);
 }
 
 class Collector final : public nn::Visitor {
@@ -77,7 +74,8 @@ class Collector final : public nn::Visitor {
 
 bool decays(std::string_view name) {
   constexpr std::array kFixed{"A_log", ".D", "dt_bias", ".bias", "norm.weight", "norm_f.weight"};
-  return std::none_of(kFixed.begin(), kFixed.end(), [&](std::string_view end) { return name.ends_with(end); });
+  return std::none_of(kFixed.begin(), kFixed.end(),
+                      [&](std::string_view end) { return name.ends_with(end); });
 }
 
 ParameterSet::ParameterSet(CausalLm& model, Device device, DType compute,

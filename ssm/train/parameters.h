@@ -1,6 +1,6 @@
 // What training changes: f32 values, and beside them what AdamW remembers. The model computes with the values
-// themselves, or on a card with 16-bit copies of its matrices (mixed precision: parameters in f32, products in bf16,
-// as the authors of Mamba ask for). A_log, D, dt's bias, norms and convolutions are f32 everywhere.
+// themselves, or on a card with 16-bit copies of its matrices (mixed precision: parameters in f32, products
+// in bf16, as the authors of Mamba ask for). A_log, D, dt's bias, norms and convolutions are f32 everywhere.
 #pragma once
 
 #include <functional>
@@ -21,14 +21,15 @@ struct TrainedParameter {
   bool decays = false;
 };
 
-// Whether AdamW's weight decay applies: to matrices, embeddings and convolutions; not to A_log, D, dt_bias, norms
-// and biases.
+// Whether AdamW's weight decay applies: to matrices, embeddings and convolutions; not to A_log, D, dt_bias,
+// norms and biases.
 bool decays(std::string_view name);
 
 class ParameterSet {
  public:
-  // Takes every parameter of `model` (of which the matrices may lie on the host in any type) to `device`. Those that
-  // `trained` names get memory of their own and a gradient; the others stay fixed, in `compute`'s type on a card.
+  // Takes every parameter of `model` (of which the matrices may lie on the host in any type) to `device`.
+  // Those that `trained` names get memory of their own and a gradient; the others stay fixed, in `compute`'s
+  // type on a card.
   ParameterSet(CausalLm& model, Device device, DType compute,
                const std::function<bool(std::string_view name)>& trained, bool averages);
 

@@ -169,8 +169,8 @@ void Trainer::keep_states(const Batch& batch, const ModelState& rows) {
   }
 }
 
-// The first parameter in the model's order whose gradient is not finite: the tape runs backwards, so the last of
-// them is where it began.
+// The first parameter in the model's order whose gradient is not finite: the tape runs backwards, so the last
+// of them is where it began.
 void Trainer::check_finite(double loss, double norm) {
   if (std::isfinite(loss) && std::isfinite(norm)) return;
   std::string where;
@@ -192,9 +192,8 @@ void Trainer::for_each_state(const std::function<void(const std::string& name, c
     if (p.average.defined()) f("average." + p.name, p.average);
   }
   for (size_t layer = 0; layer < carried_.size(); ++layer) {
-    carried_[layer].for_each([&](std::string_view name, const Tensor& t) {
-      f(fmt::format("carried.{}.{}", layer, name), t);
-    });
+    carried_[layer].for_each(
+        [&](std::string_view name, const Tensor& t) { f(fmt::format("carried.{}.{}", layer, name), t); });
   }
 }
 

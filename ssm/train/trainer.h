@@ -14,10 +14,10 @@ namespace ssm::train {
 struct TrainerOptions {
   Schedule schedule;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
-  double clip = 1.0;             // of the global gradient norm; 0: none
-  double average = 0;            // decay of an exponential moving average of the parameters; 0: none
-  bool recompute_layers = false;  // keep a layer's input only and run it again in backward: less memory, a third
-                                  // more time
+  double clip = 1.0;              // of the global gradient norm; 0: none
+  double average = 0;             // decay of an exponential moving average of the parameters; 0: none
+  bool recompute_layers = false;  // keep a layer's input only and run it again in backward: less memory, a
+                                  // third more time
   std::function<bool(std::string_view name)> trained = [](std::string_view) { return true; };
 
   void check() const;  // throws Error naming the field that makes no sense
@@ -32,14 +32,16 @@ struct StepResult {
 
 class Trainer {
  public:
-  // `model` is one made for `device` and `compute` (its Precision), with its parameters on the host; `vocab`: ids
-  // below it are real. Steps count from `step`.
+  // `model` is one made for `device` and `compute` (its Precision), with its parameters on the host; `vocab`:
+  // ids below it are real. Steps count from `step`.
   Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, TrainerOptions options);
 
-  // One update by the gradient of the mean over the targets of all of `batches` (gradient accumulation). Throws Error
-  // naming the step and the parameter where loss or gradient is not finite, and changes nothing then.
+  // One update by the gradient of the mean over the targets of all of `batches` (gradient accumulation).
+  // Throws Error naming the step and the parameter where loss or gradient is not finite, and changes nothing
+  // then.
   StepResult step(std::span<const Batch> batches);
-  // The sum of the targets' negative log-likelihoods in nats; sequences begin without a state. Nothing changes.
+  // The sum of the targets' negative log-likelihoods in nats; sequences begin without a state. Nothing
+  // changes.
   double evaluate(const Batch& batch);
 
   int64_t steps_done() const { return done_; }

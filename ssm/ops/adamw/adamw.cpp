@@ -21,15 +21,11 @@ void check_like(std::string_view name, const Tensor& t, const Tensor& p, bool na
   }
 }
 
-bool without_gaps(const Tensor& p) {
-  return p.contiguous() || (p.rank() == 2 && p.transpose(0, 1).contiguous());
-}
-
 }  // namespace
 
 void adamw(const AdamW& options, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v,
            const Tensor& grad_scale, const Tensor& narrow) {
-  SSM_CHECK(p.defined() && p.dtype() == DType::f32 && without_gaps(p), "adamw: p is not f32 without gaps");
+  SSM_CHECK(p.defined() && p.dtype() == DType::f32 && p.dense(), "adamw: p is not f32 without gaps");
   check_like("g", g, p, false), check_like("m", m, p, false), check_like("v", v, p, false);
   if (narrow.defined()) check_like("narrow", narrow, p, true);
   if (grad_scale.defined()) check_parameter("adamw", "grad_scale", grad_scale, {1}, p);

@@ -4,6 +4,7 @@
 #include "ssm/ops/causal_conv1d/causal_conv1d_cuda.h"
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
+#include "ssm/ops/gradient.h"
 
 namespace ssm {
 namespace {
@@ -29,8 +30,15 @@ Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, 
   check_operands(x, weight, bias, batch);
   check_state(kOp, state, batch, {weight.size(1) - 1, weight.size(0)}, x);
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  const bool recorded = records(x, weight, bias);
+  const Tensor initial = recorded ? initial_of(state, batch) : Tensor();
   SSM_DISPATCH(x.device(), causal_conv1d(x, weight, bias, activation, batch, state, y));
-  return y;
+  if (!recorded) return y;
+  return record(std::move(y), [x, weight, bias, activation, batch, initial](const Tensor& dy) {
+    const OverwrittenGradient dx(x);
+    causal_conv1d_backward(x, weight, bias, activation, batch, initial, dy,
+                           {.dx = dx.tensor(), .dweight = gradient_sum(weight), .dbias = gradient_sum(bias)});
+  });
 }
 
 void causal_conv1d_backward(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation,

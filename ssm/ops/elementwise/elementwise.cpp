@@ -65,10 +65,11 @@ Tensor add_scaled(const Tensor& y, const Tensor& x, float scale) {
 
 void move_average(const Tensor& average, const Tensor& value, float weight) {
   SSM_CHECK(average.defined() && average.dtype() == DType::f32 && value.dtype() == DType::f32 &&
-                average.shape() == value.shape() && average.strides() == value.strides() &&
+                average.shape() == value.shape() && average.strides() == value.strides() && value.dense() &&
                 average.device() == value.device(),
-            "move_average: average is {} {} on {}, value {} {} on {}", name_of(average.dtype()), average.shape(),
-            name_of(average.device()), name_of(value.dtype()), value.shape(), name_of(value.device()));
+            "move_average: average is {} {} on {}, value {} {} on {}", name_of(average.dtype()),
+            average.shape(), name_of(average.device()), name_of(value.dtype()), value.shape(),
+            name_of(value.device()));
   SSM_DISPATCH(value.device(), move_average(average, value, weight));
 }
 

@@ -23,8 +23,8 @@ Tensor gather_rows(const Tensor& x, const Tensor& rows);
 // A gradient of y flows on to both.
 Tensor add_scaled(const Tensor& y, const Tensor& x, float scale);
 
-// average += (value - average) weight: a step of an exponential moving average. f32, of one shape and the same strides
-// without gaps, of any rank.
+// average += (value - average) weight: a step of an exponential moving average. f32, of one shape and the
+// same strides without gaps, of any rank.
 void move_average(const Tensor& average, const Tensor& value, float weight);
 
 // y = x where kept, divided by 1 - p, and 0 elsewhere: each element is dropped with probability p (Srivastava

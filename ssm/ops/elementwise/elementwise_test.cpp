@@ -95,7 +95,8 @@ TEST(Elementwise, AddScaledAddsInPlace) {
 }
 
 TEST(Elementwise, MoveAverageGoesPartOfTheWay) {
-  const Tensor average = test::filled({3, 4}, 1.0f).transpose(0, 1), value = test::filled({3, 4}, 5.0f).transpose(0, 1);
+  const Tensor average = test::filled({3, 4}, 1.0f).transpose(0, 1),
+               value = test::filled({3, 4}, 5.0f).transpose(0, 1);
   move_average(average, value, 0.25f);
   EXPECT_EQ(test::to_doubles(average), std::vector<double>(12, 2.0));
   EXPECT_THROW(move_average(average, test::filled({4, 3}, 5.0f), 0.25f), Error);

@@ -11,8 +11,7 @@ GradientNorm gradient_norm(std::span<const Tensor> gradients, float max_norm) {
   const Device device = gradients[0].device();
   for (size_t i = 0; i < gradients.size(); ++i) {
     const Tensor& g = gradients[i];
-    SSM_CHECK(g.defined() && g.dtype() == DType::f32 && g.device() == device &&
-                  (g.contiguous() || (g.rank() == 2 && g.transpose(0, 1).contiguous())),
+    SSM_CHECK(g.defined() && g.dtype() == DType::f32 && g.device() == device && g.dense(),
               "gradient_norm: gradient {} is {} {} on {}, expected f32 without gaps on {}", i,
               name_of(g.dtype()), g.shape(), name_of(g.device()), name_of(device));
   }

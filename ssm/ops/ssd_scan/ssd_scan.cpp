@@ -2,6 +2,7 @@
 
 #include "ssm/ops/check.h"
 #include "ssm/ops/dispatch.h"
+#include "ssm/ops/gradient.h"
 #include "ssm/ops/ssd_scan/ssd_scan_cpu.h"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.h"
 
@@ -41,8 +42,21 @@ Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tenso
   const int64_t H = args.A.size(0), P = args.x.size(1) / H, N = args.B.size(1) / args.groups;
   check_state(kOp, state, batch, {H, N, P}, args.x, true);
   Tensor y = Tensor::empty({batch.total(), H * P}, args.x.dtype(), args.x.device());
+  const bool recorded = records(args.x, args.dt, args.A, args.B, args.C, args.D, args.dt_bias);
+  const Tensor initial = recorded ? initial_of(state, batch) : Tensor();
   SSM_DISPATCH(args.x.device(), ssd_scan(args, batch, state, y));
-  return y;
+  if (!recorded) return y;
+  return record(std::move(y), [args, batch, initial](const Tensor& dy) {
+    const OverwrittenGradient dx(args.x), ddt(args.dt), dB(args.B), dC(args.C);
+    ssd_scan_backward(args, batch, initial, dy,
+                      {.dx = dx.tensor(),
+                       .ddt = ddt.tensor(),
+                       .dA = gradient_sum(args.A),
+                       .dB = dB.tensor(),
+                       .dC = dC.tensor(),
+                       .dD = gradient_sum(args.D),
+                       .ddt_bias = gradient_sum(args.dt_bias)});
+  });
 }
 
 void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
