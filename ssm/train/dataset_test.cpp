@@ -188,6 +188,8 @@ TEST(Dataset, PiecesEndBetweenCharacters) {
   const std::string words = "one two three four";
   EXPECT_EQ(tokenisable_prefix(words, 100), words.size());
   EXPECT_EQ(tokenisable_prefix(words, 10), 7u);
+  EXPECT_EQ(tokenisable_prefix("ab cd  ef  gh ij", 12), 12u)
+      << "no space between two letters in its second half";
   std::string wide;
   for (int i = 0; i < 10; ++i) wide += "\xF0\x9F\x91\x8D";
   for (size_t limit = 8; limit < 30; ++limit) EXPECT_EQ(tokenisable_prefix(wide, limit), limit / 4 * 4);
