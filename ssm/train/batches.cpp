@@ -16,7 +16,8 @@ constexpr int64_t kNeverCut = std::numeric_limits<int64_t>::max();
 const DocumentSet& checked(const DocumentSet& documents, const BatchOptions& options) {
   SSM_CHECK(options.rows >= 1 && options.rows <= kMostRows, "batches of {} rows", options.rows);
   SSM_CHECK(options.length >= 1 && options.length <= kLongestRow, "batches of length {}", options.length);
-  SSM_CHECK(options.longest >= 0, "documents cut after {} inputs", options.longest);
+  SSM_CHECK(options.longest >= 0 && options.longest <= kLongestRow, "documents cut after {} inputs",
+            options.longest);
   SSM_CHECK(options.epochs >= 0, "{} epochs", options.epochs);
   return documents;
 }
