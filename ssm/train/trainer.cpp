@@ -86,16 +86,21 @@ StepResult Trainer::step(std::span<const Batch> batches) {
   result.grad_norm = value_of(norm.norm);
   check_finite(result.loss, result.grad_norm);
   result.lr = options_.schedule.at(done_);
-  for (size_t i = 0; i < changed.size(); ++i) {
-    const TrainedParameter& p = *changed[i];
-    const AdamW how{.lr = static_cast<float>(result.lr),
-                    .beta1 = static_cast<float>(options_.beta1),
-                    .beta2 = static_cast<float>(options_.beta2),
-                    .eps = static_cast<float>(options_.eps),
-                    .weight_decay = static_cast<float>(p.decays ? options_.weight_decay : 0.0),
-                    .step = done_ + 1};
-    const bool copied = p.used.raw() != p.value.raw();
-    adamw(how, p.value, gradients[i], p.m, p.v, norm.scale, copied ? p.used : Tensor());
+  for (const bool decayed : {true, false}) {
+    std::vector<AdamWParameter> group;
+    for (size_t i = 0; i < changed.size(); ++i) {
+      const TrainedParameter& p = *changed[i];
+      if (p.decays != decayed) continue;
+      const bool copied = p.used.raw() != p.value.raw();
+      group.push_back({p.value, gradients[i], p.m, p.v, copied ? p.used : Tensor()});
+    }
+    adamw({.lr = static_cast<float>(result.lr),
+           .beta1 = static_cast<float>(options_.beta1),
+           .beta2 = static_cast<float>(options_.beta2),
+           .eps = static_cast<float>(options_.eps),
+           .weight_decay = static_cast<float>(decayed ? options_.weight_decay : 0.0),
+           .step = done_ + 1},
+          group, norm.scale);
   }
   if (options_.average > 0) {
     for (const TrainedParameter* p : changed) {

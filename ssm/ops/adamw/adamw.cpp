@@ -23,14 +23,19 @@ void check_like(std::string_view name, const Tensor& t, const Tensor& p, bool na
 
 }  // namespace
 
-void adamw(const AdamW& options, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v,
-           const Tensor& grad_scale, const Tensor& narrow) {
-  SSM_CHECK(p.defined() && p.dtype() == DType::f32 && p.dense(), "adamw: p is not f32 without gaps");
-  check_like("g", g, p, false), check_like("m", m, p, false), check_like("v", v, p, false);
-  if (narrow.defined()) check_like("narrow", narrow, p, true);
-  if (grad_scale.defined()) check_parameter("adamw", "grad_scale", grad_scale, {1}, p);
+void adamw(const AdamW& options, std::span<const AdamWParameter> parameters, const Tensor& grad_scale) {
   SSM_CHECK(options.step >= 1, "adamw: step {}, expected 1 or more", options.step);
-  SSM_DISPATCH(p.device(), adamw(options, p, g, m, v, grad_scale, narrow));
+  if (parameters.empty()) return;
+  const Tensor& first = parameters[0].p;
+  for (const auto& [p, g, m, v, narrow] : parameters) {
+    SSM_CHECK(p.defined() && p.dtype() == DType::f32 && p.dense(), "adamw: p is not f32 without gaps");
+    SSM_CHECK(p.device() == first.device(), "adamw: a parameter is on {}, the first on {}",
+              name_of(p.device()), name_of(first.device()));
+    check_like("g", g, p, false), check_like("m", m, p, false), check_like("v", v, p, false);
+    if (narrow.defined()) check_like("narrow", narrow, p, true);
+  }
+  if (grad_scale.defined()) check_parameter("adamw", "grad_scale", grad_scale, {1}, first);
+  SSM_DISPATCH(first.device(), adamw(options, parameters, grad_scale));
 }
 
 }  // namespace ssm

@@ -1,4 +1,4 @@
-// adamw: one step of AdamW on one parameter, in one pass (Loshchilov & Hutter 2019, algorithm 2, with the
+// adamw: one step of AdamW, in one pass over each parameter (Loshchilov & Hutter 2019, algorithm 2, with the
 // schedule's factor in lr, as torch.optim.AdamW has it):
 //
 //   g <- g grad_scale
@@ -16,6 +16,8 @@
 // step counts from 1. The same bits whatever the threads.
 #pragma once
 
+#include <span>
+
 #include "ssm/core/tensor.h"
 
 namespace ssm {
@@ -24,8 +26,11 @@ struct AdamW {
   float lr = 1e-3f, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f, weight_decay = 0.1f;
   int64_t step = 1;
 };
+struct AdamWParameter {
+  Tensor p, g, m, v, narrow{};
+};
 
-void adamw(const AdamW& options, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v,
-           const Tensor& grad_scale = {}, const Tensor& narrow = {});
+// All of one device; on a card many parameters are one launch.
+void adamw(const AdamW& options, std::span<const AdamWParameter> parameters, const Tensor& grad_scale = {});
 
 }  // namespace ssm

@@ -17,7 +17,8 @@ void BM_adamw(benchmark::State& state) {
   const Tensor v = Tensor::zeros({kN}), copy = narrow ? Tensor::zeros({kN}, DType::bf16) : Tensor{};
   AdamW options;
   test::bench_bytes(state, kN * (narrow ? 30 : 28), [&] {
-    adamw(options, p, g, m, v, {}, copy);
+    const AdamWParameter parameter{p, g, m, v, copy};
+    adamw(options, {&parameter, 1});
     ++options.step;
   });
 }

@@ -43,27 +43,34 @@ namespace ssm {
 HWY_EXPORT(adamw_kernel);
 
 namespace cpu {
+namespace {
 
-void adamw(const AdamW& options, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v,
-           const Tensor& grad_scale, const Tensor& narrow) {
-  const float scale = grad_scale.defined() ? grad_scale.data<float>()[0] : 1.0f;
-  if (!std::isfinite(scale)) return;
-  const AdamWFactors factors = factors_of(options);
-  constexpr int64_t kGrain = 4096;  // what the caches keep for the rounding after it
-  parallel_for((p.numel() + kGrain - 1) / kGrain, 4, [&](int64_t first, int64_t last) {
-    for (int64_t piece = first; piece < last; ++piece) {
-      const int64_t begin = piece * kGrain, n = std::min(kGrain, p.numel() - begin);
-      float* const at = p.data<float>() + begin;
+void step(const AdamWFactors& factors, float scale, const AdamWParameter& a) {
+  constexpr int64_t kPiece = 4096;  // what the caches keep for the rounding after it
+  const int64_t size = a.p.numel();
+  parallel_for((size + kPiece - 1) / kPiece, 4, [&](int64_t first, int64_t last) {
+    for (int64_t begin = first * kPiece; begin < std::min(size, last * kPiece); begin += kPiece) {
+      const int64_t n = std::min(kPiece, size - begin);
+      float* const p = a.p.data<float>() + begin;
       HWY_DYNAMIC_DISPATCH(adamw_kernel)
-      (factors, scale, at, g.data<float>() + begin, m.data<float>() + begin, v.data<float>() + begin, n);
-      if (!narrow.defined()) continue;
-      dispatch_float(narrow.dtype(), "adamw", [&](auto zero) {
+      (factors, scale, p, a.g.data<float>() + begin, a.m.data<float>() + begin, a.v.data<float>() + begin, n);
+      if (!a.narrow.defined()) continue;
+      dispatch_float(a.narrow.dtype(), "adamw", [&](auto zero) {
         using T = decltype(zero);
-        T* const to = narrow.data<T>() + begin;
-        for (int64_t i = 0; i < n; ++i) to[i] = from_float<T>(at[i]);
+        T* const to = a.narrow.data<T>() + begin;
+        for (int64_t i = 0; i < n; ++i) to[i] = from_float<T>(p[i]);
       });
     }
   });
+}
+
+}  // namespace
+
+void adamw(const AdamW& options, std::span<const AdamWParameter> parameters, const Tensor& grad_scale) {
+  const float scale = grad_scale.defined() ? grad_scale.data<float>()[0] : 1.0f;
+  if (!std::isfinite(scale)) return;
+  const AdamWFactors factors = factors_of(options);
+  for (const AdamWParameter& parameter : parameters) step(factors, scale, parameter);
 }
 
 }  // namespace cpu

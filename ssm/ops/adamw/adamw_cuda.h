@@ -4,7 +4,6 @@
 
 namespace ssm::cuda {
 
-void adamw(const AdamW& options, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v,
-           const Tensor& grad_scale, const Tensor& narrow);
+void adamw(const AdamW& options, std::span<const AdamWParameter> parameters, const Tensor& grad_scale);
 
 }  // namespace ssm::cuda

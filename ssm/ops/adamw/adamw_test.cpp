@@ -16,6 +16,12 @@ namespace {
 
 using test::to_doubles;
 
+void adamw(const AdamW& options, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v,
+           const Tensor& grad_scale = {}, const Tensor& narrow = {}) {
+  const AdamWParameter parameter{p, g, m, v, narrow};
+  ssm::adamw(options, {&parameter, 1}, grad_scale);
+}
+
 TEST(AdamW, EqualsTheReferenceOnEveryTarget) {
   test::for_each_target([] {
     Rng rng(1);

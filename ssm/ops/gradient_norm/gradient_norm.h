@@ -6,7 +6,7 @@
 //   gradients   f32 on one device, each without gaps (adamw.h)
 //   norm, scale [1] f32 on that device, so that adamw takes scale without anyone waiting for it
 //
-// Squares are added in f64 (on a card in f32 within blocks), in an order that depends on the sizes alone.
+// Squares are added in f64, in an order that depends on the sizes alone.
 // Where a gradient is not finite, neither is the norm, and scale is NaN.
 #pragma once
 
