@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "ssm/core/crc32c.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
 #include "ssm/core/tensor.h"
@@ -127,6 +128,18 @@ TEST(Rng, MatchesThePublishedPhiloxVectors) {
   const uint64_t ones = ~uint64_t{0};
   EXPECT_EQ(philox4x32(ones, ones, ones),
             (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+}
+
+TEST(Crc32c, TheVectorsOfItsRfc) {
+  EXPECT_EQ(crc32c("123456789"), 0xE3069283u);
+  EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8A9136AAu);
+  EXPECT_EQ(crc32c(std::string(32, '\xFF')), 0x62A8AB43u);
+  EXPECT_EQ(crc32c(""), 0u);
+  const std::string text = "a checksum of parts goes on where the first one ended";
+  for (size_t cut = 0; cut <= text.size(); ++cut) {
+    const auto bytes = std::as_bytes(std::span(text));
+    EXPECT_EQ(crc32c(bytes.subspan(cut), crc32c(bytes.first(cut))), crc32c(text)) << cut;
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <system_error>
 
+#include "ssm/core/crc32c.h"
 #include "ssm/core/error.h"
 #include "ssm/io/bytes.h"
 #include "ssm/train/metrics.h"
@@ -50,29 +51,11 @@ void put_scalar(std::string& summary, std::string_view tag, double value) {
 
 uint32_t masked(uint32_t crc) { return ((crc >> 15) | (crc << 17)) + 0xA282EAD8u; }
 
-constexpr std::array<uint32_t, 256> crc_table() {
-  std::array<uint32_t, 256> table{};
-  for (uint32_t i = 0; i < 256; ++i) {
-    uint32_t crc = i;
-    for (int bit = 0; bit < 8; ++bit)
-      crc = (crc >> 1) ^ (crc & 1 ? 0x82F63B78u : 0);  // Castagnoli's, reflected
-    table[i] = crc;
-  }
-  return table;
-}
-
 double wall_time() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
-
-uint32_t crc32c(std::string_view bytes) {
-  static constexpr std::array<uint32_t, 256> kTable = crc_table();
-  uint32_t crc = ~uint32_t{0};
-  for (const char c : bytes) crc = (crc >> 8) ^ kTable[(crc ^ static_cast<uint8_t>(c)) & 0xFF];
-  return ~crc;
-}
 
 EventLog::EventLog(const std::filesystem::path& folder, int64_t step) {
   std::error_code error;

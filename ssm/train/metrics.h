@@ -64,8 +64,6 @@ class EventLog {
   int fd_ = -1;
 };
 
-uint32_t crc32c(std::string_view bytes);
-
 // "step 120/1000  loss 3.214  12.3k tokens/s  ETA 3m12s  1.20 GiB": what fits into a line of a terminal.
 // `seconds_left` as the caller estimates it.
 std::string progress_line(const Metrics& metrics, int64_t steps, std::optional<double> seconds_left);

@@ -86,6 +86,12 @@ ParameterSet::ParameterSet(CausalLm& model, Device device, DType compute,
   parameters_ = std::move(collector.parameters);
 }
 
+Tensor ParameterSet::value_of(std::string_view name) const {
+  const auto found = std::find_if(parameters_.begin(), parameters_.end(),
+                                  [&](const TrainedParameter& p) { return p.name == name; });
+  return found == parameters_.end() ? Tensor() : found->value;
+}
+
 int64_t ParameterSet::count() const {
   int64_t count = 0;
   for (const TrainedParameter& p : parameters_) count += p.value.numel();

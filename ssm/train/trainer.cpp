@@ -147,14 +147,7 @@ double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale
 
 // Rows of a state for this batch's sequences: those that go on take what their stream kept.
 ModelState Trainer::begin_states(const Batch& batch) {
-  const int64_t streams = *std::max_element(batch.streams.begin(), batch.streams.end()) + 1;
-  if (carried_.empty() || carried_[0].ssm.size(0) < streams) {
-    const ArenaScope heap(nullptr);
-    const ModelState before = std::exchange(carried_, model_.make_state(streams));
-    for (size_t layer = 0; layer < before.size(); ++layer) {
-      for (int64_t s = 0; s < before[layer].ssm.size(0); ++s) copy_row(before[layer], s, carried_[layer], s);
-    }
-  }
+  carry_streams(*std::max_element(batch.streams.begin(), batch.streams.end()) + 1);
   ModelState rows = model_.make_state(std::ssize(batch.lengths));
   for (size_t b = 0; b < batch.lengths.size(); ++b) {
     if (!batch.continues[b]) continue;
@@ -189,20 +182,29 @@ void Trainer::check_finite(double loss, double norm) {
        where.empty() ? "" : fmt::format(" (not finite in {})", where));
 }
 
-void Trainer::for_each_state(const std::function<void(const std::string& name, const Tensor& tensor)>& f) {
+void Trainer::for_each_moment(const std::function<void(const std::string& name, const Tensor& tensor)>& f) {
   for (TrainedParameter& p : parameters_.all()) {
-    f("value." + p.name, p.value);
     f("m." + p.name, p.m);
     f("v." + p.name, p.v);
     if (p.average.defined()) f("average." + p.name, p.average);
   }
   for (size_t layer = 0; layer < carried_.size(); ++layer) {
-    carried_[layer].for_each(
-        [&](std::string_view name, const Tensor& t) { f(fmt::format("carried.{}.{}", layer, name), t); });
+    carried_[layer].for_each([&](std::string_view name, const Tensor& t) {
+      if (t.numel() > 0) f(fmt::format("carried.{}.{}", layer, name), t);
+    });
   }
 }
 
-void Trainer::restore(int64_t steps_done) {
+void Trainer::carry_streams(int64_t streams) {
+  if (!carried_.empty() && carried_[0].ssm.size(0) >= streams) return;
+  const ArenaScope heap(nullptr);
+  const ModelState before = std::exchange(carried_, model_.make_state(streams));
+  for (size_t layer = 0; layer < before.size(); ++layer) {
+    for (int64_t s = 0; s < before[layer].ssm.size(0); ++s) copy_row(before[layer], s, carried_[layer], s);
+  }
+}
+
+void Trainer::restored(int64_t steps_done) {
   done_ = steps_done;
   parameters_.refresh_copies();
   model_.prepare();

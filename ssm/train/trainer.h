@@ -48,9 +48,11 @@ class Trainer {
   ParameterSet& parameters() { return parameters_; }
   const TrainerOptions& options() const { return options_; }
 
-  // For checkpoints: everything but the options and the position in the data.
-  void for_each_state(const std::function<void(const std::string& name, const Tensor& tensor)>& f);
-  void restore(int64_t steps_done);  // after the tensors of for_each_state were filled
+  // For checkpoints, beside the parameters' values: AdamW's moments, averages, the states that streams carry.
+  // f32.
+  void for_each_moment(const std::function<void(const std::string& name, const Tensor& tensor)>& f);
+  void carry_streams(int64_t streams);  // makes room for the states of so many
+  void restored(int64_t steps_done);    // after values and moments were filled
 
  private:
   double forward_backward(const Batch& batch, float scale);
