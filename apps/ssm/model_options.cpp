@@ -15,6 +15,11 @@ void add_tokenizer_flag(CLI::App& verb, ModelOptions& options) {
       ->option_text("PATH");
 }
 
+void add_adapter_flag(CLI::App& verb, ModelOptions& options) {
+  verb.add_option("--adapter", options.adapter, "A LoRA adapter for the model, in PEFT's layout")
+      ->option_text("FOLDER");
+}
+
 void add_json_flag(CLI::App& verb, ModelOptions& options) {
   verb.add_flag("--json", options.json, "Print one JSON object");
 }
@@ -53,6 +58,7 @@ LoadOptions load_options(const ModelOptions& options) {
   SSM_CHECK(load.state == DType::f32 || load.device.is_cuda(),
             "--state-dtype {}: on a CPU states are kept in f32", options.state_dtype);
   load.tokenizer = options.tokenizer;
+  load.adapter = options.adapter;
   return load;
 }
 

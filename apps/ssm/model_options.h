@@ -12,6 +12,7 @@ namespace ssm::app {
 struct ModelOptions {
   std::string model;  // as given; empty: the bundled model
   std::string tokenizer;
+  std::string adapter;
   std::string device = "auto";
   std::string dtype = "auto";
   std::string state_dtype = "f32";
@@ -21,6 +22,7 @@ struct ModelOptions {
 
 void add_model_argument(CLI::App& verb, ModelOptions& options);
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options);
+void add_adapter_flag(CLI::App& verb, ModelOptions& options);
 void add_json_flag(CLI::App& verb, ModelOptions& options);
 void add_machine_flags(CLI::App& verb, ModelOptions& options);  // device, dtype, state-dtype, threads
 void add_model_flags(CLI::App& verb, ModelOptions& options);    // all of these

@@ -143,6 +143,7 @@ void add_score(CLI::App& program) {
       ->option_text("FILE")
       ->excludes(tokens);
   verb->add_flag("--per-token", arguments->per_token, "Each token's log-probability too");
+  add_adapter_flag(*verb, arguments->model);
   add_model_flags(*verb, arguments->model);
   verb->footer(
       "No token is added. The first token has no log-probability; perplexity is exp of minus the mean of the "

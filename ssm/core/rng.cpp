@@ -40,4 +40,10 @@ int64_t Rng::below(int64_t n) {
   return static_cast<int64_t>((static_cast<Wide>(bits) * static_cast<uint64_t>(n)) >> 64);
 }
 
+uint64_t stream_of(std::string_view name) {
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
+  return hash;
+}
+
 }  // namespace ssm

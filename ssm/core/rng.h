@@ -4,10 +4,13 @@
 
 #include <array>
 #include <cstdint>
+#include <string_view>
 
 namespace ssm {
 
 std::array<uint32_t, 4> philox4x32(uint64_t seed, uint64_t stream, uint64_t index);
+
+uint64_t stream_of(std::string_view name);  // a stream of its own for each name: FNV-1a
 
 class Rng {
  public:

@@ -1,6 +1,7 @@
 #include "ssm/load/load_model.h"
 
 #include "ssm/io/checkpoint.h"
+#include "ssm/load/adapter.h"
 #include "ssm/load/parameters.h"
 #include "ssm/models/registry.h"
 #include "ssm/ops/linear/linear.h"
@@ -67,8 +68,13 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
     loaded.stored = first->dtype();
   set_execution(loaded, options);
   loaded.model = make_causal_lm(loaded.config, precision_of(loaded));
-  fill_parameters(*loaded.model, *checkpoint.weights,
-                  options.parameters_stay ? Placement{} : Placement{loaded.device, loaded.compute});
+  const Placement placement =
+      options.parameters_stay ? Placement{} : Placement{loaded.device, loaded.compute};
+  fill_parameters(*loaded.model, *checkpoint.weights, placement);
+  if (!options.adapter.empty()) {
+    attach_adapter(*loaded.model, io::open_adapter(options.adapter), placement);
+    loaded.config["tie_word_embeddings"] = loaded.model->tied();
+  }
   const ParameterCount count = count_parameters(*loaded.model);
   loaded.parameters = count.parameters;
   loaded.weight_bytes = count.bytes;

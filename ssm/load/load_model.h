@@ -19,6 +19,7 @@ struct LoadOptions {
   // natively, otherwise f32. Weights stay as stored; on a card they are converted to this type if need be.
   std::optional<DType> compute;
   std::filesystem::path tokenizer = {};  // a file or folder that replaces the model's own
+  std::filesystem::path adapter = {};    // a folder in PEFT's layout, which the model is given
   Device device = kCpu;
   DType state = DType::f32;  // how SSM states are stored; bf16 and f16 on a card only
   // Leave the parameters on the host as they are stored: who trains the model takes them to `device`.

@@ -26,13 +26,7 @@ class Filler final : public nn::Visitor {
  private:
   Tensor find(const std::string& name, const Shape& shape) {
     used_.insert(name);
-    const std::optional<Tensor> t = source_.find(name);
-    SSM_CHECK(t.has_value(), "{}: missing, expected shape {}", source_.describe(name), shape);
-    SSM_CHECK(t->shape() == shape, "{}: has shape {}, the config asks for {}", source_.describe(name),
-              t->shape(), shape);
-    SSM_CHECK(t->dtype() == DType::f32 || t->dtype() == DType::bf16 || t->dtype() == DType::f16,
-              "{}: is {}, expected f32, bf16 or f16", source_.describe(name), name_of(t->dtype()));
-    return *t;
+    return need_tensor(source_, name, shape);
   }
 
   const io::WeightSource& source_;
@@ -56,6 +50,16 @@ class Counter final : public nn::Visitor {
 };
 
 }  // namespace
+
+Tensor need_tensor(const io::WeightSource& source, const std::string& name, const Shape& shape) {
+  const std::optional<Tensor> t = source.find(name);
+  SSM_CHECK(t.has_value(), "{}: missing, expected shape {}", source.describe(name), shape);
+  SSM_CHECK(t->shape() == shape, "{}: has shape {}, the config asks for {}", source.describe(name),
+            t->shape(), shape);
+  SSM_CHECK(t->dtype() == DType::f32 || t->dtype() == DType::bf16 || t->dtype() == DType::f16,
+            "{}: is {}, expected f32, bf16 or f16", source.describe(name), name_of(t->dtype()));
+  return *t;
+}
 
 Tensor place_weight(const Tensor& weight, const Placement& placement) {
   const Tensor typed = placement.device.is_cuda() ? weight.to(placement.compute) : weight;

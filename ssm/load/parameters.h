@@ -13,6 +13,10 @@ struct Placement {
   DType compute = DType::f32;
 };
 
+// The source's tensor of that name, f32, bf16 or f16. Throws Error naming it where it is missing or of
+// another shape or type.
+Tensor need_tensor(const io::WeightSource& source, const std::string& name, const Shape& shape);
+
 Tensor place_weight(const Tensor& weight, const Placement& placement);
 
 // Sets every parameter of `model` from `source` and prepares it. Throws Error naming a tensor that is missing

@@ -16,7 +16,12 @@ CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer 
     layers_.push_back({{.width = M, .eps = eps}, make_mixer(config, precision.compute)});
   }
   norm_f_ = {.width = M, .eps = eps};
-  lm_head_ = {.in = M, .out = V, .has_bias = false, .compute = precision.compute, .result = DType::f32};
+  lm_head_ = {.in = M,
+              .out = V,
+              .has_bias = false,
+              .compute = precision.compute,
+              .result = DType::f32,
+              .owns_weight = !tied_};
 }
 
 Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {
@@ -75,7 +80,14 @@ void CausalLm::visit(nn::Visitor& v) {
   v.child("backbone.embeddings", embeddings_);
   for (size_t i = 0; i < layers_.size(); ++i) v.child("backbone.layers." + std::to_string(i), layers_[i]);
   v.child("backbone.norm_f", norm_f_);
-  if (!tied_) v.child("lm_head", lm_head_);
+  v.child("lm_head", lm_head_);
+}
+
+void CausalLm::untie() {
+  if (!tied_) return;
+  lm_head_.weight = embeddings_.weight;
+  lm_head_.owns_weight = true;
+  tied_ = false;
 }
 
 void CausalLm::prepare() {

@@ -38,6 +38,7 @@ class CausalLm {
   const Weight& head() const {
     return lm_head_.weight;
   }  // [V, M], for a loss that makes logits block by block
+  const std::optional<nn::Lora>& head_lora() const { return lm_head_.lora; }
   // Where a tape records: keep of a layer its input only and run it again for its gradient.
   void recompute_layers(bool on) { recompute_layers_ = on; }
 
@@ -45,6 +46,7 @@ class CausalLm {
   int64_t hidden_size() const { return embeddings_.width; }
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
   bool tied() const { return tied_; }
+  void untie();  // a head of its own, which begins as the embedding
   Device device() const { return device_of(embeddings_.weight); }
 
  private:

@@ -1,7 +1,6 @@
 #include "ssm/models/mamba1.h"
 
 #include "ssm/ops/elementwise/elementwise.h"
-#include "ssm/ops/linear/linear.h"
 #include "ssm/ops/mamba1_step/mamba1_step.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 #include "ssm/ops/selective_scan/selective_scan.h"
@@ -24,7 +23,8 @@ Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
 }
 
 Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {
-  if (state.conv.defined() && batch.is_step()) {
+  const bool adapted = in_proj_.lora || x_proj_.lora || dt_proj_.lora;  // which the fused step knows not
+  if (state.conv.defined() && batch.is_step() && !adapted) {
     const Mamba1StepArgs step{.x = x,
                               .in_proj = std::get<Tensor>(in_proj_.weight),
                               .in_bias = in_proj_.bias,
@@ -48,8 +48,7 @@ Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
   if (dt_b_c_eps_ > 0) {
     for (Tensor* t : {&dt, &B, &C}) *t = rms_norm(*t, {}, dt_b_c_eps_);
   }
-  const Tensor delta =
-      linear(dt, dt_proj_.weight, {}, dt_proj_.compute);  // [T, E], its bias added in the scan
+  const Tensor delta = dt_proj_.without_bias(dt);  // [T, E], its bias added in the scan
   const Tensor y = selective_scan(
       {.u = u, .delta = delta, .A = A_, .B = B, .C = C, .D = D_, .z = z, .delta_bias = dt_proj_.bias}, batch,
       state.ssm);       // [T, E]

@@ -26,7 +26,7 @@ Mamba2Mixer::Mamba2Mixer(const nlohmann::json& config, DType compute)
 }
 
 Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {
-  if (state.conv.defined() && batch.is_step()) {
+  if (state.conv.defined() && batch.is_step() && !in_proj_.lora) {  // which the fused step knows not
     const Mamba2StepArgs step{.u = x,
                               .in_proj = std::get<Tensor>(in_proj_.weight),
                               .in_bias = in_proj_.bias,

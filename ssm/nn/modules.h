@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "ssm/nn/lora.h"
 #include "ssm/nn/visitor.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 #include "ssm/ops/sequence_batch.h"
@@ -15,16 +16,20 @@ struct Linear {
   bool has_bias = false;
   DType compute = DType::f32;        // type of the activations at the product
   std::optional<DType> result = {};  // of the output; nothing: the input's
+  bool owns_weight = true;           // false: it is another module's, who names it
   Weight weight = {};                // [out, in]
   Tensor bias = {};                  // [out]
+  std::optional<Lora> lora = {};
 
-  Tensor operator()(const Tensor& x) const;  // [T, in] -> [T, out]
+  Tensor operator()(const Tensor& x) const;    // [T, in] -> [T, out]
+  Tensor without_bias(const Tensor& x) const;  // the same, for who adds the bias later
   void visit(Visitor& v);
 };
 
 struct Embedding {
   int64_t rows = 0, width = 0;
   Weight weight = {};  // [rows, width]
+  std::optional<Lora> lora = {};
 
   Tensor operator()(const Tensor& ids) const;  // [T] -> [T, width]
   void visit(Visitor& v);

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "ssm/core/tensor.h"
+#include "ssm/nn/lora.h"
 #include "ssm/quant/weight.h"
 
 namespace ssm::nn {
@@ -37,8 +38,13 @@ class Visitor {
               Storage storage = Storage::row_major) {
     on_tensor(full(name), tensor, shape, storage);
   }
+  // A module that may have a Lora; one that is set here is visited with it.
+  void target(const LoraTarget& target) {
+    on_target(path_.substr(0, path_.empty() ? 0 : path_.size() - 1), target);
+  }
 
  protected:
+  virtual void on_target(const std::string& /*module*/, const LoraTarget& /*target*/) {}
   virtual void on_weight(const std::string& name, Weight& weight, const Shape& shape) = 0;
   virtual void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, Storage storage) = 0;
 

@@ -11,12 +11,6 @@ namespace {
 constexpr float kStepMin = 1e-3f, kStepMax = 1e-1f, kStepFloor = 1e-4f;
 constexpr float kReferenceEmbedding = 0.02f, kHuggingFaceRange = 0.1f;
 
-uint64_t stream_of(std::string_view name) {  // FNV-1a
-  uint64_t hash = 0xcbf29ce484222325ull;
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-  return hash;
-}
-
 bool is(const std::string& name, std::string_view parameter) { return name.ends_with(parameter); }
 
 class Initialiser final : public nn::Visitor {

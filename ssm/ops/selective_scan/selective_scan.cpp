@@ -44,8 +44,7 @@ Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch,
   const int64_t T = batch.total(), E = args.A.size(0), N = args.A.size(1);
   check_state(kOp, state, batch, {N, E}, args.u, true);
   Tensor y = Tensor::empty({T, E}, args.u.dtype(), args.u.device());
-  const bool recorded =
-      records(args.u, args.delta, args.A, args.B, args.C, args.D, args.z, args.delta_bias);
+  const bool recorded = records(args.u, args.delta, args.A, args.B, args.C, args.D, args.z, args.delta_bias);
   const Tensor initial = recorded ? initial_of(state, batch) : Tensor();
   SSM_DISPATCH(args.u.device(), selective_scan(args, batch, state, y));
   if (!recorded) return y;
