@@ -11,6 +11,7 @@ void add_score(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_tokenizer(CLI::App& program);  // `ssm tokenizer train`
 void add_info(CLI::App& program);
+void add_train(CLI::App& program);
 void add_bench(CLI::App& program);
 void add_bench_ops(CLI::App& bench);  // `ssm bench ops`
 

@@ -61,6 +61,7 @@ void describe(CLI::App& program) {
   add_tokenize(program);
   add_tokenizer(program);
   add_info(program);
+  add_train(program);
   add_bench(program);
 }
 
