@@ -19,124 +19,175 @@ namespace {
 
 using namespace selective_backward;
 
-// A thread's states of its channel.
+// A thread's states of its two channels.
 template <class T>
 struct Scanner {
   const BackwardArgs& a;
   const Block<T>& block;
-  int64_t e, at;  // its channel, and element of a chunk's states
-  bool there;
-  float A[kOwn];  // in units of log 2
-  float h[kOwn] = {}, dh[kOwn] = {}, dA[kOwn] = {};
+  float A[2][kOwn];  // in units of log 2
+  float h[2][kOwn] = {}, dh[2][kOwn] = {}, dA[2][kOwn] = {};
 
-  __device__ __forceinline__ Scanner(const BackwardArgs& args, const Block<T>& of)
-      : a(args), block(of), e(of.e0 + of.channel), there(of.channel < of.width) {
-    at = (of.number * a.s.E + e) * kStates + of.lane * kOwn;
+  __device__ __forceinline__ Scanner(const BackwardArgs& args, const Block<T>& of) : a(args), block(of) {
 #pragma unroll
-    for (int j = 0; j < kOwn; ++j) {
-      const int n = a.n0 + of.lane * kOwn + j;
-      A[j] = there && n < a.s.N ? kLog2e * a.s.A[e * a.s.A_channel_stride + n * a.s.A_state_stride] : 0.0f;
-    }
+    for (int i = 0; i < 2 * kOwn; ++i) A[i / kOwn][i % kOwn] = 0.0f;
+    for_states([&](int i, int j, int n, int64_t e) {
+      if (a.n0 + n < a.s.N)
+        A[i][j] = kLog2e * a.s.A[e * a.s.A_channel_stride + (a.n0 + n) * a.s.A_state_stride];
+    });
   }
 
-  __device__ __forceinline__ void load_first() {
-    if (a.split) {
-      if (!there) return;
-      load<kOwn>(h, a.chunk_h + at);
-      load<kOwn>(dh, a.chunk_dh + at);
-    } else if (a.initial) {
+  // f(which channel, register, state of this launch, channel)
+  template <class F>
+  __device__ __forceinline__ void for_states(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int j = 0; j < kOwn; ++j) {
-        const int n = a.n0 + block.lane * kOwn + j;
-        if (there && n < a.s.N) h[j] = a.initial[(block.chunk.sequence * a.s.N + n) * a.s.E + e];
+        if (block.channel + i < block.width)
+          f(i, j, block.lane * kOwn + (j ^ block.order), block.e0 + block.channel + i);
       }
     }
   }
 
+  __device__ __forceinline__ void load_first() {
+    for_states([&](int i, int j, int n, int64_t e) {
+      if (a.split) {
+        const int64_t at = (block.number * a.s.E + e) * kStates + n;
+        h[i][j] = a.chunk_h[at], dh[i][j] = a.chunk_dh[at];
+      } else if (a.initial && a.n0 + n < a.s.N) {
+        h[i][j] = a.initial[(block.chunk.sequence * a.s.N + a.n0 + n) * a.s.E + e];
+      }
+    });
+  }
+
+  // Read and written by this thread only, in its order.
   __device__ __forceinline__ float* start_of(int tile) const {
     const int64_t b = block.chunk.sequence, begin = a.s.batch.offsets[b];
     const int64_t number = begin / kRows + b + (block.first_row(tile) - begin) / kRows;
-    return a.starts + (number * a.s.E + e) * kStates + block.lane * kOwn;
+    return a.starts + (number * a.s.E + block.e0 + block.channel) * kStates + block.lane * kOwn;
+  }
+  __device__ __forceinline__ void store_start(int tile) const {
+    float* const to = start_of(tile);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (block.channel + i < block.width) store<kOwn>(to + i * kStates, h[i]);
+    }
+  }
+  __device__ __forceinline__ void load_start(int tile) {
+    const float* const from = start_of(tile);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (block.channel + i < block.width) load<kOwn>(h[i], from + i * kStates);
+    }
   }
 
   __device__ __forceinline__ void advance(int first, int rows) {
 #pragma unroll 4
     for (int r = first; r < first + rows; ++r) {
-      const Prepared p = block.prepared(r);
-      float B[kOwn];
+      float steps[4], B[kOwn];
+      block.load_steps(steps, r);
       block.load_BC(B, 0, r);
 #pragma unroll
-      for (int j = 0; j < kOwn; ++j) h[j] = fmaf(exp2_fast(p.delta * A[j]), h[j], p.delta_u * B[j]);
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j)
+          h[i][j] = fmaf(exp2_fast(steps[2 * i] * A[i][j]), h[i][j], steps[2 * i + 1] * B[j]);
+      }
     }
+  }
+
+  // Back over token r, whose decays and kept states are given; sums[q][i] are over the thread's states.
+  __device__ __forceinline__ void back(int r, const float (&decay)[2][kOwn], const float (&kept)[2][kOwn],
+                                       float (&sums)[3][2]) {
+    float steps[4], dy[2], B[kOwn], C[kOwn], dC[kOwn], dB[kOwn];
+    block.load_steps(steps, r);
+    block.load_dy(dy, r);
+    block.load_BC(B, 0, r);
+    block.load_BC(C, 1, r);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float delta = steps[2 * i], delta_u = steps[2 * i + 1];
+      float y = 0.0f, ddelta = 0.0f, du = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) {
+        const float state = fmaf(delta_u, B[j], kept[i][j]);
+        const float g = fmaf(C[j], dy[i], dh[i][j]);
+        const float through = g * kept[i][j];
+        y = fmaf(C[j], state, y);
+        dA[i][j] = fmaf(through, delta, dA[i][j]);
+        ddelta = fmaf(through, A[i][j], ddelta);
+        du = fmaf(g, B[j], du);
+        dC[j] = i == 0 ? dy[0] * state : fmaf(dy[1], state, dC[j]);
+        dB[j] = i == 0 ? g * delta_u : fmaf(g, delta_u, dB[j]);
+        dh[i][j] = g * decay[i][j];
+      }
+      sums[0][i] = y, sums[1][i] = ddelta, sums[2][i] = du;
+    }
+    // Over the warp's channels: a lane ends with dC or dB of its first register's state.
+    constexpr unsigned kAll = 0xffffffffu;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      dC[j] += __shfl_xor_sync(kAll, dC[j + 2], 8);
+      dB[j] += __shfl_xor_sync(kAll, dB[j + 2], 8);
+    }
+    dC[0] += __shfl_xor_sync(kAll, dC[1], 4);
+    dB[0] += __shfl_xor_sync(kAll, dB[1], 4);
+    const int id = threadIdx.x % 32;
+    const bool is_B = id >= 16;
+    const float keep = is_B ? dB[0] : dC[0], send = is_B ? dC[0] : dB[0];
+    block.shared.over_channels[threadIdx.x / 32][r][(is_B ? kStates : 0) + block.lane * kOwn + block.order] =
+        keep + __shfl_xor_sync(kAll, send, 16);
   }
 
   // kGroup tokens from `first` on, from their first state h: again forwards, then back.
   __device__ __forceinline__ void group(int first) {
-    float decay[kGroup][kOwn], kept[kGroup][kOwn];
+    float decay[kGroup][2][kOwn], kept[kGroup][2][kOwn];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      const Prepared p = block.prepared(first + k);
-      float B[kOwn];
+      float steps[4], B[kOwn];
+      block.load_steps(steps, first + k);
       block.load_BC(B, 0, first + k);
 #pragma unroll
-      for (int j = 0; j < kOwn; ++j) {
-        decay[k][j] = exp2_fast(p.delta * A[j]);
-        kept[k][j] = decay[k][j] * h[j];
-        h[j] = fmaf(p.delta_u, B[j], kept[k][j]);
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          decay[k][i][j] = exp2_fast(steps[2 * i] * A[i][j]);
+          kept[k][i][j] = decay[k][i][j] * h[i][j];
+          h[i][j] = fmaf(steps[2 * i + 1], B[j], kept[k][i][j]);
+        }
       }
     }
 #pragma unroll
     for (int k0 = kGroup - 4; k0 >= 0; k0 -= 4) {
-      float over_states[3][4];
+      float sums[4][3][2];
 #pragma unroll
-      for (int k = k0 + 3; k >= k0; --k) {
-        const int r = first + k;
-        const Prepared p = block.prepared(r);
-        float B[kOwn], C[kOwn], over_channels[2 * kOwn];
-        block.load_BC(B, 0, r);
-        block.load_BC(C, 1, r);
-        float y = 0.0f, ddelta = 0.0f, du = 0.0f;
+      for (int k = 3; k >= 0; --k) back(first + k0 + k, decay[k0 + k], kept[k0 + k], sums[k]);
+      const int r =
+          first + k0 + (block.lane & 1) * 2 + (block.lane >> 1);  // the token that this lane ends with
 #pragma unroll
-        for (int j = 0; j < kOwn; ++j) {
-          const float state = fmaf(p.delta_u, B[j], kept[k][j]);
-          const float g = fmaf(C[j], p.dy, dh[j]);
-          const float through = g * kept[k][j];
-          y = fmaf(C[j], state, y);
-          dA[j] = fmaf(through, p.delta, dA[j]);
-          ddelta = fmaf(through, A[j], ddelta);
-          du = fmaf(g, B[j], du);
-          over_channels[j] = p.dy * state;
-          over_channels[kOwn + j] = g * p.delta_u;
-          dh[j] = g * decay[k][j];
+      for (int q = 0; q < 3; ++q) {
+        float own[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float x[4] = {sums[0][q][i], sums[1][q][i], sums[2][q][i], sums[3][q][i]};
+          fold<1, 4>(x);
+          fold<2, 2>(x);
+          own[i] = q == 1 ? x[0] * (1.0f / kLog2e) : x[0];
         }
-        over_states[0][k - k0] = y, over_states[1][k - k0] = ddelta, over_states[2][k - k0] = du;
-        fold<16, 8>(over_channels);
-        fold<8, 4>(over_channels);
-        fold<4, 2>(over_channels);
-        const int id = threadIdx.x % 32, j = (id >> 3 & 1) * 2 + (id >> 2 & 1);
-        block.shared.over_channels[threadIdx.x / 32][r][(id >> 4) * kStates + block.lane * kOwn + j] =
-            over_channels[0];
-      }
-#pragma unroll
-      for (int q = 0; q < 3; ++q) {  // token k0 + 2 (bit 0 of the lane) + bit 1
-        fold<1, 4>(over_states[q]);
-        fold<2, 2>(over_states[q]);
-        const int r = first + k0 + (block.lane & 1) * 2 + (block.lane >> 1);
-        block.shared.over_states[q][r][block.channel] =
-            q == 1 ? over_states[q][0] * (1.0f / kLog2e) : over_states[q][0];
+        store<2>(&block.shared.over_states[q][r][block.channel], own);
       }
     }
   }
 
   __device__ __forceinline__ void tile_back() {
     static_assert(kRows == 2 * kGroup);
-    float begin[kOwn];
+    float begin[2][kOwn];
 #pragma unroll
-    for (int j = 0; j < kOwn; ++j) begin[j] = h[j];
+    for (int i = 0; i < 2 * kOwn; ++i) begin[i / kOwn][i % kOwn] = h[i / kOwn][i % kOwn];
     advance(0, kGroup);
     group(kGroup);
 #pragma unroll
-    for (int j = 0; j < kOwn; ++j) h[j] = begin[j];
+    for (int i = 0; i < 2 * kOwn; ++i) h[i / kOwn][i % kOwn] = begin[i / kOwn][i % kOwn];
     group(0);
   }
 };
@@ -155,26 +206,23 @@ __device__ __forceinline__ void write_over_channels(const BackwardArgs& a, const
   }
 }
 
-// dA of the scanners, dD and ddelta_bias of the finishers, which have a channel in kRows threads.
+// dA of the scanners, dD and ddelta_bias of the finishers, which have a channel in kRowStep threads.
 template <class T>
 __device__ __forceinline__ void write_parameters(const BackwardArgs& a, const Block<T>& block,
                                                  const Scanner<T>& scanner, const float (&dD)[4],
                                                  const float (&dbias)[4]) {
   float* const to = a.parameters + block.number * kParameters * a.s.E;
-  if (scanner.there) {
-#pragma unroll
-    for (int j = 0; j < kOwn; ++j) to[(block.lane * kOwn + j) * a.s.E + scanner.e] = scanner.dA[j];
-  }
+  scanner.for_states([&](int i, int j, int n, int64_t e) { to[n * a.s.E + e] = scanner.dA[i][j]; });
   __syncthreads();
   float(&rows)[3][kRows][kPitch] = block.shared.over_states;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    rows[0][block.row][block.c + i] = dD[i], rows[1][block.row][block.c + i] = dbias[i];
+  store<4>(&rows[0][block.row][block.c], dD);
+  store<4>(&rows[1][block.row][block.c], dbias);
   __syncthreads();
   const int which = threadIdx.x / kChannels, c = threadIdx.x % kChannels;
-  if (which >= 2 || c >= block.width) return;
+  static_assert(kThreads == 2 * kChannels);
+  if (c >= block.width) return;
   float sum = 0.0f;
-  for (int r = 0; r < kRows; ++r) sum += rows[which][r][c];
+  for (int r = 0; r < kRowStep; ++r) sum += rows[which][r][c];
   to[(kStates + which) * a.s.E + block.e0 + c] = sum;
 }
 
@@ -196,14 +244,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   Scanner<T> scanner(a, block);
   scanner.load_first();
   block.template copy_in<false>(0, 0);
-  float2 BC = block.fetch_BC(0);
+  typename Block<T>::BC BC = block.fetch_BC(0);
   for (int i = 0; i + 1 < block.tiles; ++i) {
     wait_for_copies<0>();
     __syncthreads();  // also for who still reads what the next copies overwrite
     block.template copy_in<false>(i + 1, (i + 1) & 1);
     block.template prepare<false>(i, i & 1, BC);
     BC = block.fetch_BC(i + 1);
-    if (scanner.there) store<kOwn>(scanner.start_of(i), scanner.h);
+    scanner.store_start(i);
     __syncthreads();
     scanner.advance(0, kRows);
   }
@@ -220,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     block.template copy_in<true>(i - 1, (i - 1) & 1);
     block.template prepare<true>(i, i & 1, BC);
     BC = block.fetch_BC(i - 1);
-    if (i < last && scanner.there) load<kOwn>(scanner.h, scanner.start_of(i));
+    if (i < last) scanner.load_start(i);
     __syncthreads();
     scanner.tile_back();
     __syncthreads();
@@ -241,11 +289,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Block<T> block(a, shared);
   if (block.chunk.sequence < 0) return;
   Scanner<T> scanner(a, block);
-  float P[kOwn], sum = 0.0f;
+  float P[2][kOwn], sum[2] = {};
 #pragma unroll
-  for (int j = 0; j < kOwn; ++j) P[j] = 1.0f;
+  for (int i = 0; i < 2 * kOwn; ++i) P[i / kOwn][i % kOwn] = 1.0f;
   block.template copy_in<true>(0, 0);
-  float2 BC = block.fetch_BC(0);
+  typename Block<T>::BC BC = block.fetch_BC(0);
   for (int i = 0; i < block.tiles; ++i) {
     wait_for_copies<0>();
     __syncthreads();
@@ -255,24 +303,30 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
 #pragma unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const Prepared p = block.prepared(r);
-      float B[kOwn], C[kOwn];
+      float steps[4], dy[2], B[kOwn], C[kOwn];
+      block.load_steps(steps, r);
+      block.load_dy(dy, r);
       block.load_BC(B, 0, r);
       block.load_BC(C, 1, r);
-      sum += p.delta;
 #pragma unroll
-      for (int j = 0; j < kOwn; ++j) {
-        const float decay = exp2_fast(p.delta * scanner.A[j]);
-        scanner.h[j] = fmaf(decay, scanner.h[j], p.delta_u * B[j]);
-        P[j] *= decay;
-        scanner.dh[j] = fmaf(P[j], C[j] * p.dy, scanner.dh[j]);
+      for (int c = 0; c < 2; ++c) {
+        sum[c] += steps[2 * c];
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          const float decay = exp2_fast(steps[2 * c] * scanner.A[c][j]);
+          scanner.h[c][j] = fmaf(decay, scanner.h[c][j], steps[2 * c + 1] * B[j]);
+          P[c][j] *= decay;
+          scanner.dh[c][j] = fmaf(P[c][j], C[j] * dy[c], scanner.dh[c][j]);
+        }
       }
     }
   }
-  if (!scanner.there) return;
-  store<kOwn>(a.chunk_h + scanner.at, scanner.h);
-  store<kOwn>(a.chunk_dh + scanner.at, scanner.dh);
-  if (block.lane == 0) a.chunk_delta[block.number * a.s.E + scanner.e] = sum;
+  scanner.for_states([&](int i, int j, int n, int64_t e) {
+    const int64_t row = block.number * a.s.E + e;
+    a.chunk_h[row * kStates + n] = scanner.h[i][j];
+    a.chunk_dh[row * kStates + n] = scanner.dh[i][j];
+    if (n == 0) a.chunk_delta[row] = sum[i];
+  });
 }
 
 // A thread is a channel and state of one sequence.

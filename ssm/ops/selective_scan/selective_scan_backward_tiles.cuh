@@ -1,6 +1,10 @@
 // What a block of the scan's backward works on: a chunk of one sequence's time for kChannels channels and
-// kStates states, in tiles of kRows tokens. A thread prepares and finishes four channels of one token of a
-// tile, and scans kOwn states of one channel over all of them; the lanes of a channel are neighbours.
+// kStates states, in tiles of kRows tokens. A thread prepares and finishes four channels of two tokens of a
+// tile, and scans kOwn states of two channels over all of them; the kLanes lanes of two channels are
+// neighbours.
+//
+// The order in which a lane holds its states depends on its channels, so that in a sum over a warp's channels
+// what a lane keeps lies in the same registers everywhere: register j is state kOwn lane + (j ^ order).
 #pragma once
 
 #include "ssm/ops/cuda/async_copy.cuh"
@@ -8,17 +12,19 @@
 
 namespace ssm::cuda::selective_backward {
 
-inline constexpr int kThreads = 256;
+inline constexpr int kThreads = 128;
 inline constexpr int kStates = 16;  // of a launch
 inline constexpr int kOwn = 4;
 inline constexpr int kLanes = kStates / kOwn;
-inline constexpr int kChannels = kThreads / kLanes;
+inline constexpr int kChannels = kThreads / kLanes * 2;
 inline constexpr int kRows = 16;
 inline constexpr int kGroup = 8;  // tokens whose decays are held in registers
 inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kPitch = kChannels + 8;
 inline constexpr int kParameters = kStates + 2;
-static_assert(kThreads == kRows * kChannels / 4 && kThreads == kRows * kStates);
+inline constexpr int kTokens = kRows * kChannels / 4 / kThreads;  // that a thread prepares, kRowStep apart
+inline constexpr int kRowStep = kRows / kTokens;
+static_assert(kTokens == 2 && kThreads * 2 == kRows * kStates && kOwn == 4);
 
 struct BackwardArgs {
   SelectiveScanOperands s;  // of it neither y nor the state
@@ -42,15 +48,12 @@ struct BackwardArgs {
   __host__ __device__ bool last() const { return n0 + kStates >= s.N; }
 };
 
-struct Prepared {            // of a channel at a token
-  float delta, delta_u, dy;  // delta', delta' u, dy'
-};
-
 template <class T>
 struct Shared {
   T raw[2][4][kRows][kChannels];           // u, delta, dy, z
-  float4 prepared[kRows][kChannels];       // Prepared
-  float BC[2][kRows][kStates];             // B, C
+  float2 steps[kRows][kChannels];          // delta' and delta' u
+  float dy[kRows][kChannels];              // dy'
+  float BC[2][kRows][kOwn][kStates];       // B and C in each order
   float over_states[3][kRows][kPitch];     // of C h, dh kept A and dh B
   float over_channels[kWarps][kRows][32];  // dC and dB
 };
@@ -63,8 +66,8 @@ struct Block {
   int64_t number, e0;
   Chunk chunk;
   int width, tiles;
-  int row, c;         // that this thread prepares
-  int lane, channel;  // that it scans
+  int row, c;                // that this thread prepares: kTokens rows, kRowStep apart
+  int lane, order, channel;  // that it scans: the first of two
   float bias[4], D[4];
 
   __device__ __forceinline__ Block(const BackwardArgs& args, Shared<T>& in)
@@ -78,7 +81,8 @@ struct Block {
         row(threadIdx.x / (kChannels / 4)),
         c(threadIdx.x % (kChannels / 4) * 4),
         lane(threadIdx.x % kLanes),
-        channel(threadIdx.x / kLanes) {
+        order(threadIdx.x / kLanes % 4),
+        channel(threadIdx.x / kLanes * 2) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool there = c + i < width;
@@ -123,56 +127,89 @@ struct Block {
     commit_copies();
   }
 
-  // B and C of a tile, one element each a thread.
-  __device__ __forceinline__ float2 fetch_BC(int tile) const {
-    const int r = threadIdx.x / kStates, n = a.n0 + threadIdx.x % kStates;
-    if (tile < 0 || tile >= tiles || r >= rows_of(tile) || n >= a.s.N) return {0.0f, 0.0f};
-    const int64_t t = first_row(tile) + r;
-    return {to_f32(static_cast<const T*>(a.s.B)[t * a.s.B_stride + n]),
-            to_f32(static_cast<const T*>(a.s.C)[t * a.s.C_stride + n])};
+  // B and C of a tile: a thread has a state of kTokens rows.
+  struct BC {
+    float B[kTokens], C[kTokens];
+  };
+  __device__ __forceinline__ BC fetch_BC(int tile) const {
+    BC x{};
+    const int n = a.n0 + threadIdx.x % kStates;
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) {
+      const int r = threadIdx.x / kStates + k * kRowStep;
+      if (tile < 0 || tile >= tiles || r >= rows_of(tile) || n >= a.s.N) continue;
+      const int64_t t = first_row(tile) + r;
+      x.B[k] = to_f32(static_cast<const T*>(a.s.B)[t * a.s.B_stride + n]);
+      x.C[k] = to_f32(static_cast<const T*>(a.s.C)[t * a.s.C_stride + n]);
+    }
+    return x;
   }
 
-  // Past the sequence's end all three are 0, which leaves h and dh as they are and adds nothing.
+  // Past the sequence's end delta', delta' u and dy' are 0, which leaves h and dh as they are and adds
+  // nothing.
   template <bool kBack>
-  __device__ __forceinline__ void prepare(int tile, int stage, const float2& BC) const {
-    const bool there = row < rows_of(tile);
-    float u[4], delta[4], dy[4] = {};
-    load<4>(u, &shared.raw[stage][0][row][c]);
-    load<4>(delta, &shared.raw[stage][1][row][c]);
-    if (kBack) load<4>(dy, &shared.raw[stage][2][row][c]);
-    if (kBack && a.s.z) {
-      float z[4];
-      load<4>(z, &shared.raw[stage][3][row][c]);
+  __device__ __forceinline__ void prepare(int tile, int stage, const BC& of) const {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) dy[i] *= silu(z[i]);
-    }
+    for (int k = 0; k < kTokens; ++k) {
+      const int r = row + k * kRowStep;
+      const bool there = r < rows_of(tile);
+      float u[4], delta[4], steps[8];
+      load<4>(u, &shared.raw[stage][0][r][c]);
+      load<4>(delta, &shared.raw[stage][1][r][c]);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      delta[i] += bias[i];
-      if (a.s.delta_softplus) delta[i] = softplus(delta[i]);
-      if (!there) delta[i] = dy[i] = 0.0f;
-      shared.prepared[row][c + i] = make_float4(delta[i], delta[i] * u[i], dy[i], 0.0f);
+      for (int i = 0; i < 4; ++i) {
+        delta[i] += bias[i];
+        if (a.s.delta_softplus) delta[i] = softplus(delta[i]);
+        steps[2 * i] = there ? delta[i] : 0.0f;
+        steps[2 * i + 1] = steps[2 * i] * u[i];
+      }
+      store<4>(&shared.steps[r][c].x, {steps[0], steps[1], steps[2], steps[3]});
+      store<4>(&shared.steps[r][c + 2].x, {steps[4], steps[5], steps[6], steps[7]});
+      if constexpr (kBack) {
+        float dy[4];
+        load<4>(dy, &shared.raw[stage][2][r][c]);
+        if (a.s.z) {
+          float z[4];
+          load<4>(z, &shared.raw[stage][3][r][c]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) dy[i] *= silu(z[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dy[i] = there ? dy[i] : 0.0f;
+        store<4>(&shared.dy[r][c], dy);
+      }
+      const int t = threadIdx.x / kStates + k * kRowStep, n = threadIdx.x % kStates;
+#pragma unroll
+      for (int o = 0; o < kOwn; ++o) {
+        shared.BC[0][t][o][n ^ o] = of.B[k];
+        if (kBack) shared.BC[1][t][o][n ^ o] = of.C[k];
+      }
     }
-    const int r = threadIdx.x / kStates, n = threadIdx.x % kStates;
-    shared.BC[0][r][n] = BC.x, shared.BC[1][r][n] = BC.y;
   }
 
-  __device__ __forceinline__ Prepared prepared(int r) const {
-    const float4 p = shared.prepared[r][channel];
-    return {p.x, p.y, p.z};
+  // Of the thread's two channels: delta', delta' u, the next channel's.
+  __device__ __forceinline__ void load_steps(float (&to)[4], int r) const {
+    load<4>(to, &shared.steps[r][channel].x);
+  }
+  __device__ __forceinline__ void load_dy(float (&to)[2], int r) const {
+    load<2>(to, &shared.dy[r][channel]);
   }
   __device__ __forceinline__ void load_BC(float (&to)[kOwn], int which, int r) const {
-    load<kOwn>(to, &shared.BC[which][r][lane * kOwn]);
+    load<kOwn>(to, &shared.BC[which][r][order][lane * kOwn]);
   }
 
-  // The gradients of this thread's token and channels from the sums over the states.
+  // The gradients of this thread's tokens and channels from the sums over the states.
   __device__ __forceinline__ void finish(int tile, int stage, float (&dD)[4], float (&dbias)[4]) const {
-    const int rows = rows_of(tile);
-    if (row >= rows) return;
-    const int64_t t = first_row(tile) + row;
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) finish_row(tile, stage, row + k * kRowStep, dD, dbias);
+  }
+  __device__ __forceinline__ void finish_row(int tile, int stage, int r, float (&dD)[4],
+                                             float (&dbias)[4]) const {
+    if (r >= rows_of(tile)) return;
+    const int64_t t = first_row(tile) + r;
     float sum[3][4];
 #pragma unroll
-    for (int q = 0; q < 3; ++q) load<4>(sum[q], &shared.over_states[q][row][c]);
+    for (int q = 0; q < 3; ++q) load<4>(sum[q], &shared.over_states[q][r][c]);
     if (a.over_states) {
 #pragma unroll
       for (int i = 0; i < 12; ++i) {
@@ -183,24 +220,26 @@ struct Block {
       }
       if (!a.last()) return;
     }
-    float u[4], raw[4], du[4], ddelta[4];
-    load<4>(u, &shared.raw[stage][0][row][c]);
-    load<4>(raw, &shared.raw[stage][1][row][c]);
+    float u[4], raw[4], gated[4], steps[2][4], du[4], ddelta[4];
+    load<4>(u, &shared.raw[stage][0][r][c]);
+    load<4>(raw, &shared.raw[stage][1][r][c]);
+    load<4>(gated, &shared.dy[r][c]);
+    load<4>(steps[0], &shared.steps[r][c].x);
+    load<4>(steps[1], &shared.steps[r][c + 2].x);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 p = shared.prepared[row][c + i];
       const float slope = a.s.delta_softplus ? sigmoid(raw[i] + bias[i]) : 1.0f;
-      du[i] = fmaf(p.x, sum[2][i], D[i] * p.z);
+      du[i] = fmaf(steps[i / 2][i % 2 * 2], sum[2][i], D[i] * gated[i]);
       ddelta[i] = fmaf(u[i], sum[2][i], sum[1][i]) * slope;
-      dD[i] = fmaf(p.z, u[i], dD[i]);
+      dD[i] = fmaf(gated[i], u[i], dD[i]);
       dbias[i] += ddelta[i];
     }
     if (a.du) write(a.du, a.du_stride, t, du);
     if (a.ddelta) write(a.ddelta, a.ddelta_stride, t, ddelta);
     if (a.dz) {
       float z[4], dy[4];
-      load<4>(dy, &shared.raw[stage][2][row][c]);
-      load<4>(z, &shared.raw[stage][3][row][c]);
+      load<4>(dy, &shared.raw[stage][2][r][c]);
+      load<4>(z, &shared.raw[stage][3][r][c]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float gate = sigmoid(z[i]);
