@@ -1,4 +1,4 @@
-// Ctrl-C asks a generation to stop; a second one ends the program at once.
+// Ctrl-C or SIGTERM asks long work to stop; a second one ends the program at once.
 #pragma once
 
 namespace ssm::app {

@@ -62,6 +62,7 @@ void describe(CLI::App& program) {
   add_tokenizer(program);
   add_merge(program);
   add_info(program);
+  add_train(program);
   add_bench(program);
 }
 

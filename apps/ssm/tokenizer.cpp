@@ -98,7 +98,7 @@ void run(const Arguments& arguments) {
   }
 }
 
-void add_train(CLI::App& tokenizer) {
+void add_tokenizer_train(CLI::App& tokenizer) {
   auto arguments = std::make_shared<Arguments>();
   arguments->trainer.special_tokens = {"<|endoftext|>"};
   CLI::App* verb = tokenizer.add_subcommand("train", "Learn a byte-level BPE vocabulary from texts");
@@ -144,7 +144,7 @@ void add_train(CLI::App& tokenizer) {
 void add_tokenizer(CLI::App& program) {
   CLI::App* verb = program.add_subcommand("tokenizer", "Make a tokenizer");
   verb->require_subcommand(1);
-  add_train(*verb);
+  add_tokenizer_train(*verb);
 }
 
 }  // namespace ssm::app

@@ -35,8 +35,7 @@ Generator::Generator(const LoadedModel& model, int64_t slots)
     : model_(model),
       pool_(*model.model, slots, model.state),
       runner_(*model.model, pool_),
-      seen_(Tensor::zeros({slots + (model.device.is_cuda() ? 1 : 0), model.model->vocab_size()}, DType::u8,
-                          model.device)) {
+      seen_(Tensor::zeros({pool_.rows(), model.model->vocab_size()}, DType::u8, model.device)) {
 #ifdef SSM_CUDA
   if (model.device.is_cuda()) stepper_ = std::make_unique<Stepper>(model, pool_, seen_);
 #endif

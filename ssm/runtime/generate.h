@@ -73,7 +73,7 @@ class Generator {
   StatePool pool_;
   SequenceRunner runner_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
-  Tensor seen_;  // [slots, V] u8: for the repetition penalty; on a card with the scratch slot's row
+  Tensor seen_;  // [the pool's rows, V] u8: for the repetition penalty
 #ifdef SSM_CUDA
   std::unique_ptr<Stepper> stepper_;  // of a model on a card
 #endif

@@ -5,9 +5,7 @@
 namespace ssm {
 
 StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm)
-    : device_(model.device()),
-      state_(model.make_state(slots + (device_.is_cuda() ? 1 : 0), ssm)),
-      used_(static_cast<size_t>(slots)) {}
+    : device_(model.device()), used_(static_cast<size_t>(slots)), state_(model.make_state(rows(), ssm)) {}
 
 int32_t StatePool::acquire() {
   const auto free = std::find(used_.begin(), used_.end(), false);

@@ -22,8 +22,10 @@ class StatePool {
   const ModelState& state() const { return state_; }
   int64_t capacity() const { return static_cast<int64_t>(used_.size()); }
   int64_t available() const;
-  // One slot more, never given out: rows that only fill up a captured batch read and write it.
+  // On a card there is one slot more, never given out: rows that only fill up a captured batch read and write
+  // it.
   int32_t scratch_slot() const { return static_cast<int32_t>(used_.size()); }
+  int64_t rows() const { return capacity() + (device_.is_cuda() ? 1 : 0); }  // of each state tensor
   size_t bytes_per_slot() const;
 
   // Calls f(layer, name, row) for each state tensor's row of a slot.
@@ -39,8 +41,8 @@ class StatePool {
   void check_used(int32_t slot) const;
 
   Device device_;
-  ModelState state_;
   std::vector<bool> used_;
+  ModelState state_;
 };
 
 }  // namespace ssm

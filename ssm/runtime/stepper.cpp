@@ -7,12 +7,12 @@
 namespace ssm {
 
 struct Stepper::Batch {
-  Batch(const Tensor& ids_, const Tensor& slots_, const Tensor& rows_)
-      : ids(ids_),
-        slots(slots_),
-        rows(rows_),
-        sequences(SequenceBatch::steps_on_device(slots_)),
-        mailbox(ids_.size(0)) {}
+  explicit Batch(int64_t size)
+      : ids(Tensor::empty({size}, DType::i32, kCuda)),
+        slots(Tensor::empty({size}, DType::i32, kCuda)),
+        rows(Tensor::empty({size, static_cast<int64_t>(sizeof(SamplingRow))}, DType::u8, kCuda)),
+        sequences(SequenceBatch::steps_on_device(slots)),
+        mailbox(size) {}
 
   int64_t size() const { return ids.size(0); }
 
@@ -37,13 +37,8 @@ void Stepper::enqueue(const Batch& batch) const {
 Stepper::Batch& Stepper::batch_for(int64_t size) {
   std::unique_ptr<Batch>& batch = batches_[size];
   if (batch) return *batch;
-  const std::vector<int32_t> ids(static_cast<size_t>(size), 0);
-  const std::vector<int32_t> slots(static_cast<size_t>(size), pool_.scratch_slot());
-  const std::vector<SamplingParams> params(static_cast<size_t>(size), SamplingParams{.temperature = 0});
-  const std::vector<int64_t> positions(static_cast<size_t>(size), 0);
-  auto made = std::make_unique<Batch>(Tensor::from_values<int32_t>(ids, {size}).to(kCuda),
-                                      Tensor::from_values<int32_t>(slots, {size}).to(kCuda),
-                                      sampling_rows(params, slots, positions).to(kCuda));
+  auto made = std::make_unique<Batch>(size);
+  upload({}, *made);
   enqueue(*made);  // on the scratch slot: what is made at first use must not fall into the capture
   made->graph.emplace([&] {
     enqueue(*made);

@@ -86,10 +86,11 @@ ParameterSet::ParameterSet(CausalLm& model, Device device, DType compute,
   parameters_ = std::move(collector.parameters);
 }
 
-Tensor ParameterSet::value_of(std::string_view name) const {
+Tensor ParameterSet::value_of(std::string_view name, bool averaged) const {
   const auto found = std::find_if(parameters_.begin(), parameters_.end(),
                                   [&](const TrainedParameter& p) { return p.name == name; });
-  return found == parameters_.end() ? Tensor() : found->value;
+  if (found == parameters_.end()) return {};
+  return averaged ? found->average : found->value;
 }
 
 int64_t ParameterSet::count() const {

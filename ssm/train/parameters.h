@@ -35,8 +35,9 @@ class ParameterSet {
 
   std::vector<TrainedParameter>& all() { return parameters_; }
   const std::vector<TrainedParameter>& all() const { return parameters_; }
-  Tensor value_of(std::string_view name) const;  // undefined for one that is not trained
-  int64_t count() const;                         // elements that are trained
+  // Or its average; undefined for one that is not trained.
+  Tensor value_of(std::string_view name, bool averaged = false) const;
+  int64_t count() const;  // elements that are trained
   void clear_gradients();
   // After `value` was set from outside: the model's copies.
   void refresh_copies();

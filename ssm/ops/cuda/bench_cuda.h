@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ssm/core/graph.h"
+#include "ssm/core/rng.h"
 #include "ssm/core/tensor.h"
 
 namespace ssm::test {
@@ -42,6 +43,18 @@ inline double card_copy_bandwidth() {
   const Tensor from = Tensor::zeros({kBytes}, DType::u8, kCuda),
                to = Tensor::zeros({kBytes}, DType::u8, kCuda);
   return 2.0 * kBytes / card_seconds(1, [&](int) { copy_bytes(to.raw(), kCuda, from.raw(), kCuda, kBytes); });
+}
+
+// A tensor of a card from a block of random numbers: what a large one takes to make is mostly the card's.
+inline Tensor card_random(const Shape& shape, DType dtype, float scale = 1.0f) {
+  Rng rng(static_cast<uint64_t>(shape.numel()));
+  Tensor block = Tensor::empty({std::min<int64_t>(shape.numel(), 999983)});
+  for (float& x : block.values<float>()) x = scale * rng.normal();
+  block = block.to(dtype);
+  const Tensor t = Tensor::empty(shape, dtype, kCuda);
+  for (size_t at = 0; at < t.bytes(); at += block.bytes())
+    copy_bytes(t.raw() + at, kCuda, block.raw(), kCpu, std::min(block.bytes(), t.bytes() - at));
+  return t;
 }
 
 }  // namespace ssm::test

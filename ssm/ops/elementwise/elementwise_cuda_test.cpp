@@ -19,6 +19,26 @@ TEST(ElementwiseCuda, NegativeExpKeepsTheLayout) {
   }
 }
 
+TEST(ElementwiseCuda, NegativeExpBackwardIsTheCpusInAnyLayout) {
+  SSM_NEED_CUDA();
+  Rng rng(4);
+  for (int trial = 0; trial < 20; ++trial) {
+    const int64_t rows = 1 + rng.below(300), columns = 1 + rng.below(40);
+    const auto tensor = [&] {
+      return rng.below(2) ? test::random_normal({rows, columns}, rng)
+                          : test::random_normal({columns, rows}, rng).transpose(0, 1);
+    };
+    const auto upload = [](const Tensor& t) {
+      return t.contiguous() ? t.to(kCuda) : t.transpose(0, 1).to(kCuda).transpose(0, 1);
+    };
+    const Tensor y = tensor(), dy = tensor(), dx = tensor(), on = upload(dx);
+    negative_exp_backward(upload(y), upload(dy), on);
+    negative_exp_backward(y, dy, dx);
+    const Tensor back = on.contiguous() ? on.to(kCpu) : on.transpose(0, 1).to(kCpu).transpose(0, 1);
+    EXPECT_LT(test::relative_error(back, test::to_doubles(dx)), 1e-6);
+  }
+}
+
 TEST(ElementwiseCuda, GatherRowsCopiesTheRowsNamed) {
   SSM_NEED_CUDA();
   Rng rng(2);

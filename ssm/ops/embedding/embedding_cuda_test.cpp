@@ -57,5 +57,43 @@ TEST(EmbeddingCuda, ReplaysWithOtherIds) {
   }
 }
 
+// dweight is a sum of f32, of rows rounded to their type beforehand: 2e-6. Few ids of many tokens, many of
+// few, more tokens than are sorted at once, ids outside the vocabulary; the same bits again.
+TEST(EmbeddingBackwardCuda, EqualsTheReference) {
+  SSM_NEED_CUDA();
+  Rng rng(3);
+  for (int trial = 0; trial < 60; ++trial) {
+    const DType dtype = std::array{DType::f32, DType::bf16, DType::f16}[static_cast<size_t>(trial % 3)];
+    const int64_t V = 1 + rng.below(rng.below(2) ? 5 : 3000), M = 1 + rng.below(rng.below(2) ? 70 : 1500);
+    const int64_t T = trial == 7 ? 40000 : 1 + rng.below(rng.below(3) ? 60 : 1500),
+                  left = rng.below(2) ? rng.below(9) : 0;
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < T; ++t) ids.push_back(static_cast<int32_t>(rng.below(V)));
+    const Tensor wide = test::rounded(test::random_normal({T, left + M}, rng), dtype);
+    const Tensor dweight = test::random_normal({V, M}, rng);
+    std::vector<double> expected = test::to_doubles(dweight);
+    reference::embedding_backward(ids, test::to_doubles(wide.slice(1, left, left + M).clone()), M, expected);
+    const Tensor on_ids = Tensor::from_values<int32_t>(ids, {T}).to(kCuda);
+    const Tensor dy = wide.to(dtype).to(kCuda).slice(1, left, left + M);
+    const Tensor on = dweight.to(kCuda), again = dweight.to(kCuda);
+    embedding_backward(on_ids, dy, on);
+    embedding_backward(on_ids, dy, again);
+    EXPECT_LT(test::card_error(on, expected), T > 2000 ? 1e-5 : 2e-6)
+        << T << " " << V << " " << M << " " << name_of(dtype);
+    EXPECT_TRUE(test::same_bits(on.to(kCpu), again.to(kCpu)));
+  }
+}
+
+TEST(EmbeddingBackwardCuda, LeavesOutIdsOutsideTheVocabulary) {
+  SSM_NEED_CUDA();
+  const std::vector<int32_t> ids{-1, 2, 4, 2, INT32_MIN, INT32_MAX};
+  Tensor dy = Tensor::empty({6, 5});
+  for (int64_t i = 0; i < 30; ++i) dy.data<float>()[i] = 1;
+  const Tensor dweight = Tensor::zeros({4, 5}, DType::f32, kCuda);
+  embedding_backward(Tensor::from_values<int32_t>(ids, {6}).to(kCuda), dy.to(kCuda), dweight);
+  const Tensor back = dweight.to(kCpu);
+  for (int64_t i = 0; i < 20; ++i) EXPECT_EQ(back.data<float>()[i], i / 5 == 2 ? 2.0f : 0.0f);
+}
+
 }  // namespace
 }  // namespace ssm

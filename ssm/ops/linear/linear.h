@@ -33,8 +33,9 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DT
 //   dx      [T, K]  of dy's type, likewise with a row stride; overwritten, or added to where dx_adds
 //   dweight [N, K], dbias [N]  f32, added to
 //
-// What is undefined is not computed. Sums are f32; on a CPU in one order whatever the thread count, and a row
-// of dx does not depend on the other rows.
+// What is undefined is not computed. Sums are f32, rounded to dx's type (on a card the product is rounded
+// before it is added to a 16-bit dx); on a CPU in one order whatever the thread count, and a row of dx does
+// not depend on the other rows.
 struct LinearGrads {
   Tensor dx{};
   bool dx_adds = false;

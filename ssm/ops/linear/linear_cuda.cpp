@@ -33,18 +33,20 @@ uint32_t alignment_of(const void* p) {
 int64_t stride_of(const Tensor& t) { return t.size(0) > 1 ? t.stride(0) : t.size(1); }
 
 // What an algorithm depends on.
-using Key = std::array<int64_t, 10>;
-Key key_of(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
-  return {x.size(0),
-          w.size(0),
-          w.size(1),
-          stride_of(x),
-          stride_of(w),
-          static_cast<int64_t>(x.dtype()) * 64 + static_cast<int64_t>(y.dtype()),
-          alignment_of(x.raw()),
-          alignment_of(w.raw()),
-          alignment_of(y.raw()),
-          bias.defined()};
+using Key = std::array<int64_t, 12>;
+Key key_of(const LibraryProduct& p) {
+  return {p.a.size(0),
+          p.a.size(1),
+          p.b.size(0),
+          p.b.size(1),
+          stride_of(p.a),
+          stride_of(p.b),
+          stride_of(p.c),
+          static_cast<int64_t>(p.a.dtype()) * 64 + static_cast<int64_t>(p.c.dtype()),
+          alignment_of(p.a.raw()),
+          alignment_of(p.b.raw()),
+          alignment_of(p.c.raw()),
+          p.a_transposed + 2 * p.b_transposed + 4 * p.bias.defined() + 8 * p.adds};
 }
 
 struct Layout {
@@ -59,23 +61,23 @@ struct Layout {
   Layout& operator=(const Layout&) = delete;
 };
 
-// y^T [N, T] = w^T transposed [N, K] * x^T [K, T] in the library's column-major terms.
+// In the library's column-major terms: c^T = op(b)^T op(a)^T, where what lies there is transposed already.
 struct Plan {
   cublasLtMatmulDesc_t product = nullptr;
-  Layout w, x, y;
+  Layout a, b, c;
   cublasLtMatmulAlgo_t algorithm{};
   bool exists = false;
 
-  Plan(cublasLtHandle_t library, const Tensor& x_, const Tensor& w_, const Tensor& bias, const Tensor& y_)
-      : w(w_.dtype(), w_.size(0), w_.size(1), stride_of(w_)),
-        x(x_.dtype(), x_.size(0), x_.size(1), stride_of(x_)),
-        y(y_.dtype(), y_.size(0), y_.size(1), stride_of(y_)) {
+  Plan(cublasLtHandle_t library, const LibraryProduct& p)
+      : a(p.a.dtype(), p.a.size(0), p.a.size(1), stride_of(p.a)),
+        b(p.b.dtype(), p.b.size(0), p.b.size(1), stride_of(p.b)),
+        c(p.c.dtype(), p.c.size(0), p.c.size(1), stride_of(p.c)) {
     SSM_CUBLAS_CHECK(cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));  // no TF32
-    const cublasOperation_t transposed = CUBLAS_OP_T;
-    set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
-    if (bias.defined()) {
+    set(CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    if (p.bias.defined()) {
       set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias.raw()));
+      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(p.bias.raw()));
     }
     cublasLtMatmulPreference_t wish = nullptr;
     SSM_CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&wish));
@@ -83,17 +85,17 @@ struct Plan {
       SSM_CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(wish, what, &value, sizeof(value)));
     };
     want(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
-    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(w_.raw()));
-    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(x_.raw()));
-    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(y_.raw()));
-    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(y_.raw()));
+    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(p.b.raw()));
+    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(p.a.raw()));
+    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(p.c.raw()));
+    want(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(p.c.raw()));
     // Parts of K are added in f32, never in the result's type.
     want(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
          static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(library, product, w.handle, x.handle,
-                                                                 y.handle, y.handle, wish, 1, &found, &count);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(library, product, b.handle, a.handle,
+                                                                 c.handle, c.handle, wish, 1, &found, &count);
     cublasLtMatmulPreferenceDestroy(wish);
     exists = status == CUBLAS_STATUS_SUCCESS && count == 1 && found.state == CUBLAS_STATUS_SUCCESS;
     algorithm = found.algo;
@@ -124,6 +126,20 @@ Library& library() {
 
 }  // namespace
 
+bool library_product(const LibraryProduct& p) {
+  Library& lib = library();
+  const std::lock_guard lock(lib.mutex);
+  if (lib.plans.size() >= kPlans) lib.plans.clear();
+  Plan& plan = lib.plans.try_emplace(key_of(p), lib.handle, p).first->second;
+  if (!plan.exists) return false;
+  if (p.bias.defined()) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(p.bias.raw()));
+  const float one = 1, beta = p.adds ? 1 : 0;
+  SSM_CUBLAS_CHECK(cublasLtMatmul(lib.handle, plan.product, &one, p.b.raw(), plan.b.handle, p.a.raw(),
+                                  plan.a.handle, &beta, p.c.raw(), plan.c.handle, p.c.raw(), plan.c.handle,
+                                  &plan.algorithm, lib.workspace.get(), kWorkspace, stream()));
+  return true;
+}
+
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
   // The epilogue adds a bias of the result's type.
   Tensor b = bias;
@@ -131,23 +147,26 @@ bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const 
     b = Tensor::empty(bias.shape(), y.dtype(), y.device());
     round_bias(bias, b);
   }
-  Library& lib = library();
-  const std::lock_guard lock(lib.mutex);
-  if (lib.plans.size() >= kPlans) lib.plans.clear();
-  Plan& plan = lib.plans.try_emplace(key_of(x, w, b, y), lib.handle, x, w, b, y).first->second;
-  if (!plan.exists) return false;
-  if (b.defined()) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(b.raw()));
-  const float one = 1, zero = 0;
-  SSM_CUBLAS_CHECK(cublasLtMatmul(lib.handle, plan.product, &one, w.raw(), plan.w.handle, x.raw(),
-                                  plan.x.handle, &zero, y.raw(), plan.y.handle, y.raw(), plan.y.handle,
-                                  &plan.algorithm, lib.workspace.get(), kWorkspace, stream()));
-  return true;
+  return library_product({.a = x, .b = w, .b_transposed = true, .c = y, .bias = b});
 }
 
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType /*compute: x's type*/,
             const Tensor& y) {
   if (y.numel() == 0) return;
   if (!linear_few_rows(x, w, bias, y) && !linear_library(x, w, bias, y)) linear_any(x, w, bias, y);
+}
+
+void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads) {
+  if (const Tensor& dx = grads.dx; dx.defined() && dx.numel() > 0) {
+    const LibraryProduct product{.a = dy, .b = w, .c = dx, .adds = grads.dx_adds};
+    if (w.size(0) == 0 || !library_product(product)) any_product(product);
+  }
+  if (dy.numel() == 0) return;
+  if (const Tensor& dweight = grads.dweight; dweight.defined() && dweight.numel() > 0) {
+    const LibraryProduct product{.a = dy, .a_transposed = true, .b = x, .c = dweight, .adds = true};
+    if (!library_product(product)) any_product(product);
+  }
+  if (grads.dbias.defined()) add_column_sums(dy, grads.dbias);
 }
 
 bool multiplies_natively(DType dtype) {

@@ -8,6 +8,21 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute,
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads);
 bool multiplies_natively(DType dtype);
 
+// c [m, n] (+)= op(a) op(b), each row-major, with op(a) [m, k] and op(b) [k, n]; a and b of one type, c of it
+// or f32. `bias` [n], of c's type, is only for the forward.
+struct LibraryProduct {
+  Tensor a{};
+  bool a_transposed = false;
+  Tensor b{};
+  bool b_transposed = false;
+  Tensor c{};
+  Tensor bias{};
+  bool adds = false;
+};
+bool library_product(const LibraryProduct& p);            // cuBLASLt; false where it has nothing for it
+void any_product(const LibraryProduct& p);                // plain tiles, linear_any.cu
+void add_column_sums(const Tensor& x, const Tensor& to);  // linear_backward.cu: to[n] += sum of x[., n]
+
 // How it is done, for tests and benches: `linear` takes the first that can and suits.
 bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias,
                      const Tensor& y);                                                       // linear_rows.cu

@@ -18,9 +18,9 @@
 //   loss        [1]    f64 on a CPU, f32 on a card;  count [1] i64: rows with a target
 //
 // A gradient that is undefined is not computed, nor paid for. A row with a NaN logit makes the loss and its
-// gradients NaN. The mean over the targets: scale = 1 / count, which the caller knows from its targets. The
-// same bits whatever the threads. Errors: a target outside [0, vocab), by value and row; on a card such a row
-// makes the loss NaN, since the host does not see it.
+// gradients NaN (on a card a NaN in weight those of every row). The mean over the targets: scale = 1 / count,
+// which the caller knows from its targets. The same bits whatever the threads. Errors: a target outside [0,
+// vocab), by value and row; on a card such a row makes the loss NaN, since the host does not see it.
 #pragma once
 
 #include "ssm/core/tensor.h"

@@ -11,6 +11,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ssm/ops/selective_scan/selective_scan_backward_cpu.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -118,6 +119,23 @@ HWY_INLINE V softplus_and_slope(V x, V& slope) {
   return add_log1p_unit_f32(d, hn::Max(x, hn::Zero(d)), e);
 }
 
+// A block's rows lie a whole [T, E] row apart, often in another page each: no hardware prefetcher follows.
+// This asks for a vector of the row that the next chunk has in the same place.
+template <bool kBack>
+HWY_INLINE void prefetch(const SelectiveScanBackward& s, int64_t row, int64_t e) {
+  row += kBack ? -kScanChunk : kScanChunk;
+  if (row < 0 || row >= s.T) return;
+  hwy::Prefetch(s.u.at(row) + e);
+  hwy::Prefetch(s.delta.at(row) + e);
+  if constexpr (kBack) {
+    hwy::Prefetch(s.dy.at(row) + e);
+    if (s.z) hwy::Prefetch(s.z.at(row) + e);
+    for (const ScanRows<float>& x : {s.du, s.ddelta, s.dz}) {
+      if (x) hwy::Prefetch(x.at(row) + e);
+    }
+  }
+}
+
 // What a chunk's tokens take into the recurrence: delta' log2(e), delta' u, and for the way back also the
 // slope of delta' and dy'.
 template <bool kBack>
@@ -129,6 +147,7 @@ HWY_INLINE void load_chunk(const SelectiveScanBackward& s, const Block& k, const
     for (int64_t i = 0; i < k.width; i += lanes()) {
       const int64_t e = k.e0 + i, at = t * k.padded + i;
       const size_t n = k.count(i);
+      prefetch<kBack>(s, row, e);
       V delta = load_n_f32(d, s.delta.at(row) + e, n), slope = hn::Set(d, 1.0f);
       if (s.delta_bias) delta = hn::Add(delta, load_n_f32(d, s.delta_bias + e, n));
       if (s.delta_softplus) delta = softplus_and_slope(delta, slope);

@@ -1,11 +1,515 @@
-#include "ssm/core/error.h"
-#include "ssm/ops/selective_scan/selective_scan_cuda.h"
+// A block walks its chunk forwards, which leaves the state before every tile of kRows tokens in `starts`,
+// then backwards, tile by tile: the states of kGroup tokens are computed again from the tile's first, kept as
+// exp(delta' A) and exp(delta' A) h in registers, and gone through in reverse. What is summed over a tile's
+// states goes from the lanes of a channel to shared memory; what is summed over channels (dB, dC) from the
+// lanes of a warp, then the block's warps, then, in another kernel, the blocks in their order.
+//
+// Where channels and sequences do not fill the card, time is split. A pass before finds what each chunk adds
+// to the state after it and to dh before it, both in one walk forwards,
+//   h' = exp(delta' A) h + delta' u B,   P' = exp(delta' A) P,   q' = q + P' C dy',
+// and a second one carries them over the chunks, h to the right and dh to the left.
+#include <algorithm>
+
+#include "ssm/core/cuda.h"
+#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/ops/selective_scan/selective_scan_backward_tiles.cuh"
 
 namespace ssm::cuda {
+namespace {
 
-void selective_scan_backward(const SelectiveScanArgs&, const SequenceBatch&, const Tensor&, const Tensor&,
-                             const SelectiveScanGrads&) {
-  fail("{}", "selective_scan: no gradient on a card yet");
+using namespace selective_backward;
+
+// A thread's states of its two channels.
+template <class T>
+struct Scanner {
+  const BackwardArgs& a;
+  const Block<T>& block;
+  float A[2][kOwn];  // in units of log 2
+  float h[2][kOwn] = {}, dh[2][kOwn] = {}, dA[2][kOwn] = {};
+
+  __device__ __forceinline__ Scanner(const BackwardArgs& args, const Block<T>& of) : a(args), block(of) {
+#pragma unroll
+    for (int i = 0; i < 2 * kOwn; ++i) A[i / kOwn][i % kOwn] = 0.0f;
+    for_states([&](int i, int j, int n, int64_t e) {
+      if (a.n0 + n < a.s.N)
+        A[i][j] = kLog2e * a.s.A[e * a.s.A_channel_stride + (a.n0 + n) * a.s.A_state_stride];
+    });
+  }
+
+  // f(which channel, register, state of this launch, channel)
+  template <class F>
+  __device__ __forceinline__ void for_states(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) {
+        if (block.channel + i < block.width)
+          f(i, j, block.lane * kOwn + (j ^ block.order), block.e0 + block.channel + i);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void load_first() {
+    for_states([&](int i, int j, int n, int64_t e) {
+      if (a.split) {
+        const int64_t at = (block.number * a.s.E + e) * kStates + n;
+        h[i][j] = a.chunk_h[at], dh[i][j] = a.chunk_dh[at];
+      } else if (a.initial && a.n0 + n < a.s.N) {
+        h[i][j] = a.initial[(block.chunk.sequence * a.s.N + a.n0 + n) * a.s.E + e];
+      }
+    });
+  }
+
+  // Read and written by this thread only, in its order.
+  __device__ __forceinline__ float* start_of(int tile) const {
+    const int64_t b = block.chunk.sequence, begin = a.s.batch.offsets[b];
+    const int64_t number = begin / kRows + b + (block.first_row(tile) - begin) / kRows;
+    return a.starts + (number * a.s.E + block.e0 + block.channel) * kStates + block.lane * kOwn;
+  }
+  __device__ __forceinline__ void store_start(int tile) const {
+    float* const to = start_of(tile);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (block.channel + i < block.width) store<kOwn>(to + i * kStates, h[i]);
+    }
+  }
+  __device__ __forceinline__ void load_start(int tile) {
+    const float* const from = start_of(tile);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (block.channel + i < block.width) load<kOwn>(h[i], from + i * kStates);
+    }
+  }
+
+  __device__ __forceinline__ void advance(int first, int rows) {
+#pragma unroll 4
+    for (int r = first; r < first + rows; ++r) {
+      float steps[4], B[kOwn];
+      block.load_steps(steps, r);
+      block.load_BC(B, 0, r);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j)
+          h[i][j] = fmaf(exp2_fast(steps[2 * i] * A[i][j]), h[i][j], steps[2 * i + 1] * B[j]);
+      }
+    }
+  }
+
+  // Back over token r, whose decays and kept states are given; sums[q][i] are over the thread's states.
+  __device__ __forceinline__ void back(int r, const float (&decay)[2][kOwn], const float (&kept)[2][kOwn],
+                                       float (&sums)[3][2]) {
+    float steps[4], dy[2], B[kOwn], C[kOwn], dC[kOwn], dB[kOwn];
+    block.load_steps(steps, r);
+    block.load_dy(dy, r);
+    block.load_BC(B, 0, r);
+    block.load_BC(C, 1, r);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float delta = steps[2 * i], delta_u = steps[2 * i + 1];
+      float y = 0.0f, ddelta = 0.0f, du = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) {
+        const float state = fmaf(delta_u, B[j], kept[i][j]);
+        const float g = fmaf(C[j], dy[i], dh[i][j]);
+        const float through = g * kept[i][j];
+        y = fmaf(C[j], state, y);
+        dA[i][j] = fmaf(through, delta, dA[i][j]);
+        ddelta = fmaf(through, A[i][j], ddelta);
+        du = fmaf(g, B[j], du);
+        dC[j] = i == 0 ? dy[0] * state : fmaf(dy[1], state, dC[j]);
+        dB[j] = i == 0 ? g * delta_u : fmaf(g, delta_u, dB[j]);
+        dh[i][j] = g * decay[i][j];
+      }
+      sums[0][i] = y, sums[1][i] = ddelta, sums[2][i] = du;
+    }
+    // Over the warp's channels: a lane ends with dC or dB of its first register's state.
+    constexpr unsigned kAll = 0xffffffffu;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      dC[j] += __shfl_xor_sync(kAll, dC[j + 2], 8);
+      dB[j] += __shfl_xor_sync(kAll, dB[j + 2], 8);
+    }
+    dC[0] += __shfl_xor_sync(kAll, dC[1], 4);
+    dB[0] += __shfl_xor_sync(kAll, dB[1], 4);
+    const int id = threadIdx.x % 32;
+    const bool is_B = id >= 16;
+    const float keep = is_B ? dB[0] : dC[0], send = is_B ? dC[0] : dB[0];
+    block.shared.over_channels[threadIdx.x / 32][r][(is_B ? kStates : 0) + block.lane * kOwn + block.order] =
+        keep + __shfl_xor_sync(kAll, send, 16);
+  }
+
+  // kGroup tokens from `first` on, from their first state h: again forwards, then back.
+  __device__ __forceinline__ void group(int first) {
+    float decay[kGroup][2][kOwn], kept[kGroup][2][kOwn];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      float steps[4], B[kOwn];
+      block.load_steps(steps, first + k);
+      block.load_BC(B, 0, first + k);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          decay[k][i][j] = exp2_fast(steps[2 * i] * A[i][j]);
+          kept[k][i][j] = decay[k][i][j] * h[i][j];
+          h[i][j] = fmaf(steps[2 * i + 1], B[j], kept[k][i][j]);
+        }
+      }
+    }
+#pragma unroll
+    for (int k0 = kGroup - 4; k0 >= 0; k0 -= 4) {
+      float sums[4][3][2];
+#pragma unroll
+      for (int k = 3; k >= 0; --k) back(first + k0 + k, decay[k0 + k], kept[k0 + k], sums[k]);
+      const int r =
+          first + k0 + (block.lane & 1) * 2 + (block.lane >> 1);  // the token that this lane ends with
+#pragma unroll
+      for (int q = 0; q < 3; ++q) {
+        float own[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float x[4] = {sums[0][q][i], sums[1][q][i], sums[2][q][i], sums[3][q][i]};
+          fold<1, 4>(x);
+          fold<2, 2>(x);
+          own[i] = q == 1 ? x[0] * (1.0f / kLog2e) : x[0];
+        }
+        store<2>(&block.shared.over_states[q][r][block.channel], own);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void tile_back() {
+    static_assert(kRows == 2 * kGroup);
+    float begin[2][kOwn];
+#pragma unroll
+    for (int i = 0; i < 2 * kOwn; ++i) begin[i / kOwn][i % kOwn] = h[i / kOwn][i % kOwn];
+    advance(0, kGroup);
+    group(kGroup);
+#pragma unroll
+    for (int i = 0; i < 2 * kOwn; ++i) h[i / kOwn][i % kOwn] = begin[i / kOwn][i % kOwn];
+    group(0);
+  }
+};
+
+// The block's sums over its channels of a tile's dC and dB.
+template <class T>
+__device__ __forceinline__ void write_over_channels(const BackwardArgs& a, const Block<T>& block, int tile) {
+  const int64_t t = block.first_row(tile);
+  const int rows = block.rows_of(tile);
+  float* const to = a.sums + (blockIdx.x % a.channel_blocks * a.s.batch.total + t) * 2 * kStates;
+  for (int i = threadIdx.x; i < rows * 2 * kStates; i += kThreads) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += block.shared.over_channels[w][0][i];
+    to[i] = sum;
+  }
+}
+
+// dA of the scanners, dD and ddelta_bias of the finishers, which have a channel in kRowStep threads.
+template <class T>
+__device__ __forceinline__ void write_parameters(const BackwardArgs& a, const Block<T>& block,
+                                                 const Scanner<T>& scanner, const float (&dD)[4],
+                                                 const float (&dbias)[4]) {
+  float* const to = a.parameters + block.number * kParameters * a.s.E;
+  scanner.for_states([&](int i, int j, int n, int64_t e) { to[n * a.s.E + e] = scanner.dA[i][j]; });
+  __syncthreads();
+  float(&rows)[3][kRows][kPitch] = block.shared.over_states;
+  store<4>(&rows[0][block.row][block.c], dD);
+  store<4>(&rows[1][block.row][block.c], dbias);
+  __syncthreads();
+  const int which = threadIdx.x / kChannels, c = threadIdx.x % kChannels;
+  static_assert(kThreads == 2 * kChannels);
+  if (c >= block.width) return;
+  float sum = 0.0f;
+  for (int r = 0; r < kRowStep; ++r) sum += rows[which][r][c];
+  to[(kStates + which) * a.s.E + block.e0 + c] = sum;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    selective_scan_backward_kernel(const __grid_constant__ BackwardArgs a) {
+  extern __shared__ float4 memory[];
+  Shared<T>& shared = *reinterpret_cast<Shared<T>*>(memory);
+  grid_dependency_wait();
+  let_next_start();
+  const Block<T> block(a, shared);
+  if (block.chunk.sequence < 0) {
+    for (int i = threadIdx.x; a.parameters && i < kParameters * block.width; i += kThreads) {
+      a.parameters[(block.number * kParameters + i / block.width) * a.s.E + block.e0 + i % block.width] =
+          0.0f;
+    }
+    return;
+  }
+  Scanner<T> scanner(a, block);
+  scanner.load_first();
+  block.template copy_in<false>(0, 0);
+  typename Block<T>::BC BC = block.fetch_BC(0);
+  for (int i = 0; i + 1 < block.tiles; ++i) {
+    wait_for_copies<0>();
+    __syncthreads();  // also for who still reads what the next copies overwrite
+    block.template copy_in<false>(i + 1, (i + 1) & 1);
+    block.template prepare<false>(i, i & 1, BC);
+    BC = block.fetch_BC(i + 1);
+    scanner.store_start(i);
+    __syncthreads();
+    scanner.advance(0, kRows);
+  }
+  wait_for_copies<0>();
+  __syncthreads();
+
+  float dD[4] = {}, dbias[4] = {};
+  const int last = block.tiles - 1;
+  block.template copy_in<true>(last, last & 1);
+  BC = block.fetch_BC(last);
+  for (int i = last; i >= 0; --i) {
+    wait_for_copies<0>();
+    __syncthreads();
+    block.template copy_in<true>(i - 1, (i - 1) & 1);
+    block.template prepare<true>(i, i & 1, BC);
+    BC = block.fetch_BC(i - 1);
+    if (i < last) scanner.load_start(i);
+    __syncthreads();
+    scanner.tile_back();
+    __syncthreads();
+    block.finish(i, i & 1, dD, dbias);
+    if (a.sums) write_over_channels(a, block, i);
+  }
+  if (a.parameters) write_parameters(a, block, scanner, dD, dbias);
+}
+
+// What each chunk adds to the state after it and to dh before it.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    selective_scan_backward_chunk_kernel(const __grid_constant__ BackwardArgs a) {
+  extern __shared__ float4 memory[];
+  Shared<T>& shared = *reinterpret_cast<Shared<T>*>(memory);
+  grid_dependency_wait();
+  let_next_start();
+  const Block<T> block(a, shared);
+  if (block.chunk.sequence < 0) return;
+  Scanner<T> scanner(a, block);
+  float P[2][kOwn], sum[2] = {};
+#pragma unroll
+  for (int i = 0; i < 2 * kOwn; ++i) P[i / kOwn][i % kOwn] = 1.0f;
+  block.template copy_in<true>(0, 0);
+  typename Block<T>::BC BC = block.fetch_BC(0);
+  for (int i = 0; i < block.tiles; ++i) {
+    wait_for_copies<0>();
+    __syncthreads();
+    block.template copy_in<true>(i + 1, (i + 1) & 1);
+    block.template prepare<true>(i, i & 1, BC);
+    BC = block.fetch_BC(i + 1);
+    __syncthreads();
+#pragma unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      float steps[4], dy[2], B[kOwn], C[kOwn];
+      block.load_steps(steps, r);
+      block.load_dy(dy, r);
+      block.load_BC(B, 0, r);
+      block.load_BC(C, 1, r);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        sum[c] += steps[2 * c];
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          const float decay = exp2_fast(steps[2 * c] * scanner.A[c][j]);
+          scanner.h[c][j] = fmaf(decay, scanner.h[c][j], steps[2 * c + 1] * B[j]);
+          P[c][j] *= decay;
+          scanner.dh[c][j] = fmaf(P[c][j], C[j] * dy[c], scanner.dh[c][j]);
+        }
+      }
+    }
+  }
+  scanner.for_states([&](int i, int j, int n, int64_t e) {
+    const int64_t row = block.number * a.s.E + e;
+    a.chunk_h[row * kStates + n] = scanner.h[i][j];
+    a.chunk_dh[row * kStates + n] = scanner.dh[i][j];
+    if (n == 0) a.chunk_delta[row] = sum[i];
+  });
+}
+
+// A thread is a channel and state of one sequence.
+__global__ void __launch_bounds__(kThreads) selective_scan_backward_carry_kernel(const BackwardArgs a) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, e = i / kStates, b = blockIdx.y;
+  const int n = a.n0 + static_cast<int>(i % kStates);
+  if (e >= a.s.E || n >= a.s.N) return;
+  const float A = kLog2e * a.s.A[e * a.s.A_channel_stride + n * a.s.A_state_stride];
+  const int64_t begin = a.s.batch.offsets[b], end = a.s.batch.offsets[b + 1];
+  const int64_t first = begin / a.chunk_length + b,
+                chunks = (end - begin + a.chunk_length - 1) / a.chunk_length;
+  float h = a.initial ? a.initial[(b * a.s.N + n) * a.s.E + e] : 0.0f, dh = 0.0f;
+  for (int64_t c = 0; c < chunks; ++c) {
+    float& at = a.chunk_h[(first + c) * a.s.E * kStates + i];
+    const float added = at;
+    at = h;
+    h = fmaf(exp2_fast(A * a.chunk_delta[(first + c) * a.s.E + e]), h, added);
+  }
+  for (int64_t c = chunks; c-- > 0;) {
+    float& at = a.chunk_dh[(first + c) * a.s.E * kStates + i];
+    const float added = at;
+    at = dh;
+    dh = fmaf(exp2_fast(A * a.chunk_delta[(first + c) * a.s.E + e]), dh, added);
+  }
+}
+
+struct SumArgs {
+  const float* from;
+  int64_t count, E, T, channel_blocks;
+  int n0, N;
+  void *dB, *dC;
+  int64_t dB_stride, dC_stride;
+  float *dA, *dD, *dbias;
+  int64_t dA_channel_stride, dA_state_stride, dD_stride, dbias_stride;
+};
+
+// dC and dB from the blocks' sums [channel blocks, T, 2 kStates].
+template <class T>
+__global__ void __launch_bounds__(kThreads) selective_scan_backward_rows_kernel(const SumArgs a) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, t = i / (2 * kStates);
+  const bool is_B = i % (2 * kStates) >= kStates;
+  const int n = a.n0 + static_cast<int>(i % kStates);
+  void* const to = is_B ? a.dB : a.dC;
+  if (t >= a.T || n >= a.N || to == nullptr) return;
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int64_t k = 0; k < a.channel_blocks; ++k) sum += a.from[k * a.T * 2 * kStates + i];
+  static_cast<T*>(to)[t * (is_B ? a.dB_stride : a.dC_stride) + n] = from_f32<T>(sum);
+}
+
+// dA, dD and ddelta_bias from the chunks' [count, kParameters, E].
+__global__ void __launch_bounds__(kThreads) selective_scan_backward_parameters_kernel(const SumArgs a) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t e = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int row = static_cast<int>(blockIdx.y), n = a.n0 + row;
+  if (e >= a.E || (row < kStates && n >= a.N)) return;
+  float* const to = row < kStates ? a.dA : row == kStates ? a.dD : a.dbias;
+  if (to == nullptr || (row >= kStates && a.n0 + kStates < a.N)) return;
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int64_t k = 0; k < a.count; ++k) sum += a.from[(k * kParameters + row) * a.E + e];
+  to[row < kStates ? e * a.dA_channel_stride + n * a.dA_state_stride
+                   : e * (row == kStates ? a.dD_stride : a.dbias_stride)] += sum;
+}
+
+// Tokens of a chunk; more than there are: time is not split. Two blocks a multiprocessor run at a time.
+int64_t chunk_length_of(const Batch& batch, int64_t longest, int64_t channel_blocks) {
+  const int64_t slots = 2 * properties().multiprocessors, work = batch.total * channel_blocks;
+  if (work >= longest * slots / 2) return batch.total + 1;
+  const int64_t length = std::max<int64_t>((work + slots - 1) / slots, 4 * kRows);
+  return (length + kRows - 1) / kRows * kRows;
+}
+
+template <class T>
+void backward_states(BackwardArgs& a, const SumArgs& sums) {
+  static const bool allowed = allow_shared_bytes(selective_scan_backward_kernel<T>, sizeof(Shared<T>)) &&
+                              allow_shared_bytes(selective_scan_backward_chunk_kernel<T>, sizeof(Shared<T>));
+  static_cast<void>(allowed);
+  const int64_t numbers = chunk_numbers(a.s.batch, a.chunk_length), E = a.s.E;
+  const auto blocks_of = [](int64_t n) { return static_cast<unsigned>((n + kThreads - 1) / kThreads); };
+  const Launch scan{.grid = dim3(static_cast<unsigned>(numbers * a.channel_blocks)),
+                    .block = dim3(kThreads),
+                    .shared_bytes = sizeof(Shared<T>),
+                    .overlaps_previous = true};
+  if (a.split) {
+    launch(scan, selective_scan_backward_chunk_kernel<T>, a);
+    launch({.grid = dim3(blocks_of(E * kStates), static_cast<unsigned>(a.s.batch.size)),
+            .block = dim3(kThreads),
+            .overlaps_previous = true},
+           selective_scan_backward_carry_kernel, a);
+  }
+  launch(scan, selective_scan_backward_kernel<T>, a);
+  SumArgs of = sums;
+  of.n0 = a.n0;
+  if (a.sums) {
+    of.from = a.sums;
+    launch({.grid = dim3(blocks_of(a.s.batch.total * 2 * kStates)),
+            .block = dim3(kThreads),
+            .overlaps_previous = true},
+           selective_scan_backward_rows_kernel<T>, of);
+  }
+  if (a.parameters) {
+    of.from = a.parameters, of.count = numbers;
+    launch({.grid = dim3(blocks_of(E), kParameters), .block = dim3(kThreads), .overlaps_previous = true},
+           selective_scan_backward_parameters_kernel, of);
+  }
+}
+
+}  // namespace
+
+void selective_scan_backward(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
+                             const Tensor& dy, const SelectiveScanGrads& grads) {
+  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
+  const auto floats = [](const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
+  const auto stride = [](const Tensor& t, int dim = 0) { return t.defined() ? t.stride(dim) : 0; };
+  const DType type = args.u.dtype();
+  BackwardArgs a{};
+  a.s = scan_operands(args, batch);
+  const int64_t E = a.s.E, T = batch.total();
+  if (E == 0) return;
+  a.dy = dy.raw(), a.dy_stride = dy.stride(0);
+  a.du = raw(grads.du), a.du_stride = stride(grads.du);
+  a.ddelta = raw(grads.ddelta), a.ddelta_stride = stride(grads.ddelta);
+  a.dz = raw(grads.dz), a.dz_stride = stride(grads.dz);
+  a.initial = floats(initial);
+  const auto aligned = [&](const void* p, int64_t rows, int64_t bytes) {
+    return is_aligned(p, static_cast<size_t>(bytes)) &&
+           is_multiple(rows, bytes / static_cast<int64_t>(size_of(type)));
+  };
+  const auto V = static_cast<int64_t>(size_of(type));
+  a.vectors = is_multiple(E, 16 / V) && aligned(a.s.u, a.s.u_stride, 16) &&
+              aligned(a.s.delta, a.s.delta_stride, 16) && aligned(a.s.z, a.s.z_stride, 16) &&
+              aligned(a.dy, a.dy_stride, 16);
+  a.out_vectors = is_multiple(E, 4) && aligned(a.du, a.du_stride, 4 * V) &&
+                  aligned(a.ddelta, a.ddelta_stride, 4 * V) && aligned(a.dz, a.dz_stride, 4 * V);
+  a.channel_blocks = (E + kChannels - 1) / kChannels;
+  int64_t longest = 0;
+  for (int64_t b = 0; b < batch.size(); ++b) longest = std::max(longest, batch.length(b));
+  a.chunk_length = chunk_length_of(a.s.batch, longest, a.channel_blocks);
+  a.split = a.chunk_length < longest;
+  if (!a.split) a.chunk_length = T + 1;
+  const int64_t numbers = chunk_numbers(a.s.batch, a.chunk_length);
+  const auto workspace = [](const Shape& shape) { return Tensor::empty(shape, DType::f32, kCuda); };
+  Tensor chunk_h, chunk_dh, chunk_delta, sums, parameters, over_states;
+  const Tensor starts = workspace({chunk_numbers(a.s.batch, kRows), E, kStates});
+  a.starts = floats(starts);
+  if (a.split) {
+    chunk_h = workspace({numbers, E, kStates}), chunk_dh = workspace({numbers, E, kStates});
+    chunk_delta = workspace({numbers, E});
+  }
+  if (grads.dB.defined() || grads.dC.defined()) sums = workspace({a.channel_blocks, T, 2 * kStates});
+  if (grads.dA.defined() || grads.dD.defined() || grads.ddelta_bias.defined())
+    parameters = workspace({numbers, kParameters, E});
+  if (a.s.N > kStates) over_states = workspace({3, T, E});
+  a.chunk_h = floats(chunk_h), a.chunk_dh = floats(chunk_dh), a.chunk_delta = floats(chunk_delta);
+  a.sums = floats(sums), a.parameters = floats(parameters), a.over_states = floats(over_states);
+  const SumArgs to{.from = nullptr,
+                   .count = 0,
+                   .E = E,
+                   .T = T,
+                   .channel_blocks = a.channel_blocks,
+                   .n0 = 0,
+                   .N = a.s.N,
+                   .dB = raw(grads.dB),
+                   .dC = raw(grads.dC),
+                   .dB_stride = stride(grads.dB),
+                   .dC_stride = stride(grads.dC),
+                   .dA = floats(grads.dA),
+                   .dD = floats(grads.dD),
+                   .dbias = floats(grads.ddelta_bias),
+                   .dA_channel_stride = stride(grads.dA, 0),
+                   .dA_state_stride = stride(grads.dA, 1),
+                   .dD_stride = stride(grads.dD),
+                   .dbias_stride = stride(grads.ddelta_bias)};
+  dispatch(type, "selective_scan", [&](auto zero) {
+    using X = decltype(zero);
+    for (a.n0 = 0; a.n0 < a.s.N; a.n0 += kStates) backward_states<X>(a, to);
+  });
 }
 
 }  // namespace ssm::cuda

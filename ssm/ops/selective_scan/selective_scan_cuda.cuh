@@ -44,6 +44,9 @@ __device__ __forceinline__ void store_state(void* state, DType type, int64_t i, 
 inline bool is_multiple(int64_t a, int64_t b) { return a % b == 0; }
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
+// All of the operands but y and the state.
+SelectiveScanOperands scan_operands(const SelectiveScanArgs& args, const SequenceBatch& batch);
+
 void selective_scan_forward(const SelectiveScanOperands& s, DType type, int64_t longest);
 void selective_scan_step(const SelectiveScanOperands& s, DType type);  // one token a sequence
 

@@ -31,6 +31,16 @@ void map_silu(const float* x, float* y, size_t n) {
   for (size_t i = 0; i < n; i += hn::Lanes(d))
     store_n_f32(d, silu_f32(d, load_n_f32(d, x + i, n - i)), y + i, n - i);
 }
+void map_sigmoid(const float* x, float* y, size_t n) {
+  const hn::ScalableTag<float> d;
+  for (size_t i = 0; i < n; i += hn::Lanes(d))
+    store_n_f32(d, sigmoid_f32(d, load_n_f32(d, x + i, n - i)), y + i, n - i);
+}
+void map_silu_slope(const float* x, float* y, size_t n) {
+  const hn::ScalableTag<float> d;
+  for (size_t i = 0; i < n; i += hn::Lanes(d))
+    store_n_f32(d, silu_slope_f32(d, load_n_f32(d, x + i, n - i)), y + i, n - i);
+}
 void map_softplus(const float* x, float* y, size_t n) {
   const hn::ScalableTag<float> d;
   for (size_t i = 0; i < n; i += hn::Lanes(d)) {
@@ -46,6 +56,8 @@ namespace ssm {
 
 HWY_EXPORT(map_exp);
 HWY_EXPORT(map_silu);
+HWY_EXPORT(map_sigmoid);
+HWY_EXPORT(map_silu_slope);
 HWY_EXPORT(map_softplus);
 
 namespace {
@@ -106,6 +118,21 @@ TEST(Math, Silu) {
     EXPECT_EQ(y[1], INFINITY);
     EXPECT_EQ(y[2], 0.0f);
     EXPECT_TRUE(std::isnan(y[3]));
+  });
+}
+
+TEST(Math, SigmoidAndTheSlopeOfSilu) {
+  test::for_each_target([] {
+    expect_close(
+        HWY_DYNAMIC_DISPATCH(map_sigmoid), [](double x) { return 1 / (1 + std::exp(-x)); }, 5);
+    const std::vector<float> x = whole_range();
+    std::vector<float> y(x.size());
+    HWY_DYNAMIC_DISPATCH(map_silu_slope)(x.data(), y.data(), x.size());
+    for (size_t i = 0; i < x.size(); ++i) {  // the slope has a zero at -1.28: absolute
+      const double sigmoid = 1 / (1 + std::exp(-static_cast<double>(x[i])));
+      const double exact = sigmoid == 0 ? 0.0 : sigmoid * (1 + static_cast<double>(x[i]) * (1 - sigmoid));
+      EXPECT_NEAR(y[i], exact, 1e-6) << x[i];
+    }
   });
 }
 

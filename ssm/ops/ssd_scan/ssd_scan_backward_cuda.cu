@@ -1,11 +1,543 @@
-#include "ssm/core/error.h"
-#include "ssm/ops/ssd_scan/ssd_scan_cuda.h"
+// The matrix form in chunks of kTile tokens (Dao & Gu 2024, section 6, differentiated). With S = C B^T of a
+// group, E_ij = exp(s_i - s_j), M = S E dt (all for j <= i), h the state before a chunk and dh the gradient
+// of the one after:
+//
+//   chunks   what each chunk adds to the state after it, and to dh before it
+//   passing  carries both over the chunks, h to the right and dh to the left
+//   inputs   dx = M^T dy + exp(s_L - s_j) dt_j B dh + D dy; dS = sum of dM E dt over a block's heads, dM = dy
+//   x^T states   exp(s_i) dy h^T and exp(s_L - s_j) dt_j x dh^T, summed over a block's heads groups   dC =
+//   the first + dS B, dB = the second + dS^T C steps    ddt, dA and ddt_bias from what passes each token (r
+//   below)
+//
+// r_k, the gradient of dt'_k A, is the sum of all that passes token k on its way from an earlier token to a
+// later one: within the chunk, out of h, into the state after it, or through it. Each term has exp(dt'_k A)
+// as a factor, so nothing cancels where the state is forgotten.
+#include <algorithm>
+
+#include "ssm/core/cuda.h"
+#include "ssm/ops/ssd_scan/ssd_scan_backward_tiles.cuh"
 
 namespace ssm::cuda {
+namespace {
 
-void ssd_scan_backward(const SsdScanArgs&, const SequenceBatch&, const Tensor&, const Tensor&,
-                       const SsdScanGrads&) {
-  fail("{}", "ssd_scan: no gradient on a card yet");
+using namespace ssd_backward;
+
+__device__ __forceinline__ int64_t state_at(const BackwardArgs& a, int64_t number, int head, int n, int p) {
+  return ((number * a.H + head) * a.N + n * kTile) * a.P + p * kTile;
+}
+__device__ __forceinline__ int group_of(const BackwardArgs& a, int head) { return head / (a.H / a.G); }
+__device__ __forceinline__ float& token(const BackwardArgs& a, int which, int64_t t, int head) {
+  return a.tokens[(which * a.batch.total + t) * a.H + head];
+}
+
+// A block is a chunk, a head and a tile of its state.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    ssd_scan_backward_chunks_kernel(const __grid_constant__ BackwardArgs a) {
+  __shared__ Tile rows, columns;
+  __shared__ Decays decays;
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t number = blockIdx.x;
+  const int head = static_cast<int>(blockIdx.y), n = static_cast<int>(blockIdx.z) / a.p_tiles,
+            p = static_cast<int>(blockIdx.z) % a.p_tiles;
+  const Chunk chunk = chunk_of(a.batch, number, kTile);
+  if (chunk.sequence < 0) return;
+  decays.compute<T>(a, chunk, head);
+  if (threadIdx.x == 0 && blockIdx.z == 0) a.whole[number * a.H + head] = decays.from_start[kTile - 1];
+  const int N = rest(a.N, n), P = rest(a.P, p), L = length_of(chunk);
+  const int64_t from_group = int64_t{group_of(a, head)} * a.N + n * kTile,
+                from_head = int64_t{head} * a.P + p * kTile;
+#pragma unroll 1
+  for (int back = 0; back < 2; ++back) {
+    const int64_t BC_stride = back ? a.C_stride : a.B_stride, stride = back ? a.dy_stride : a.x_stride;
+    __syncthreads();
+    load_tile<T>(rows, back ? a.C : a.B, chunk.begin * BC_stride + from_group, BC_stride, L, N,
+                 back ? decays.from_start : decays.to_end);
+    load_tile<T>(columns, back ? a.dy : a.x, chunk.begin * stride + from_head, stride, L, P);
+    __syncthreads();
+    Part part;
+    part.zero();
+    part.add_product<T>([&](int r, int k) { return rows[k][r]; },
+                        [&](int k, int c) { return columns[k][c]; });
+    T* const to = static_cast<T*>(back ? a.dh : a.h) + state_at(a, number, head, n, p);
+    part.for_each([&](int r, int c, float x) {
+      if (r < N && c < P) to[int64_t{r} * a.P + c] = from_f32<T>(x);
+    });
+  }
+}
+
+// A thread is an element of one sequence's state.
+template <class T>
+__global__ void __launch_bounds__(256)
+    ssd_scan_backward_passing_kernel(const __grid_constant__ BackwardArgs a) {
+  constexpr int kAhead = 8;
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t size = int64_t{a.N} * a.P, all = a.H * size;
+  const int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x, b = blockIdx.y, head = i / size;
+  if (i >= all) return;
+  const int64_t begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
+  const int64_t first = begin / kTile + b, chunks = (length + kTile - 1) / kTile;
+#pragma unroll 1
+  for (int back = 0; back < 2; ++back) {
+    float state = !back && a.initial ? a.initial[b * all + i] : 0.0f;
+    for (int64_t c0 = 0; c0 < chunks; c0 += kAhead) {
+      float added[kAhead], whole[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t c = first + (back ? chunks - 1 - c0 - j : c0 + j);
+        if (c0 + j >= chunks) continue;
+        added[j] = to_f32(static_cast<const T*>(back ? a.dh : a.h)[c * all + i]);
+        whole[j] = a.whole[c * a.H + head];
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t c = first + (back ? chunks - 1 - c0 - j : c0 + j);
+        if (c0 + j >= chunks) continue;
+        static_cast<T*>(back ? a.dh : a.h)[c * all + i] = from_f32<T>(state);
+        state = fmaf(whole[j], state, added[j]);
+      }
+    }
+  }
+}
+
+struct InputTiles {
+  Tile x, dy, M, B, dh;
+  Decays decays;
+  float halves[3][2][kTile];
+  float over_tokens[2][kTile];
+};
+
+// x and dy of a tile of P, unless they are there already.
+template <class T>
+__device__ __forceinline__ void load_inputs(const BackwardArgs& a, const Chunk& chunk, int head, int p,
+                                            InputTiles& t) {
+  const int64_t column = int64_t{head} * a.P + p * kTile;
+  load_tile<T>(t.x, a.x, chunk.begin * a.x_stride + column, a.x_stride, length_of(chunk), rest(a.P, p));
+  load_tile<T>(t.dy, a.dy, chunk.begin * a.dy_stride + column, a.dy_stride, length_of(chunk), rest(a.P, p));
+}
+
+// M^T into shared memory, dS^T, and the parts of ddt from within the chunk. `dM` is transposed like all of
+// them: rows are j, columns i.
+template <class T>
+__device__ __forceinline__ void attention_backward(const BackwardArgs& a, const Chunk& chunk, int head,
+                                                   Part& dM, Part& S, Part& dS, InputTiles& t) {
+  const Decays& d = t.decays;
+  Part direct;
+#pragma unroll
+  for (int e = 0; e < 32; ++e) direct.v[e / 16][e / 4 % 4][e % 4] = S.v[e / 16][e / 4 % 4][e % 4];
+  const int L = length_of(chunk);
+  // `direct` holds S until its element is due.
+  int e = 0;
+  dM.for_each([&](int j, int i, float& of_M) {
+    float& s = direct.v[e / 16][e / 4 % 4][e % 4];
+    float& to_S = dS.v[e / 16][e / 4 % 4][e % 4];
+    ++e;
+    const float E = j <= i && i < L ? (j == i ? 1.0f : d.between(i, j)) : 0.0f;
+    const float m = s * E;
+    t.M[j][i] = m * d.dt[j];
+    to_S = fmaf(of_M * E, d.dt[j], to_S);
+    s = of_M * m;
+    t.B[j][i] = j < i ? s * d.dt[j] : 0.0f;
+  });
+  direct.sum_rows(t.halves[0], [](int, int, float x) { return x; });
+  __syncthreads();
+  // What the tokens before k give to those from k on.
+  Part before;
+  before.zero();
+  before.add_product<T>([](int k, int j) { return j < k ? 1.0f : 0.0f; },
+                        [&](int j, int i) { return t.B[j][i]; });
+  before.sum_rows(t.halves[1], [](int k, int i, float x) { return i >= k ? x : 0.0f; });
+  __syncthreads();
+  const int i = threadIdx.x;
+  if (i >= L) return;
+  token(a, kDirect, chunk.begin + i, head) = t.halves[0][0][i] + t.halves[0][1][i];
+  token(a, kWithin, chunk.begin + i, head) = t.halves[1][0][i] + t.halves[1][1][i];
+}
+
+// Sums over the rows of f(row, column) for every column, of a head's D.
+template <class F>
+__device__ __forceinline__ void sum_columns(float (&scratch)[2][kTile], float* to, int columns, F&& f) {
+  const int c = threadIdx.x % kTile, half = threadIdx.x / kTile;
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int r = half * 32; r < half * 32 + 32; ++r) sum += f(r, c);
+  scratch[half][c] = sum;
+  __syncthreads();
+  if (half == 0 && c < columns) to[c] = scratch[0][c] + scratch[1][c];
+}
+
+// A block is a chunk and a block of heads of one group.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    ssd_scan_backward_inputs_kernel(const __grid_constant__ BackwardArgs a) {
+  extern __shared__ float4 memory[];
+  InputTiles& t = *reinterpret_cast<InputTiles*>(memory);
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t number = blockIdx.x;
+  const int block = static_cast<int>(blockIdx.y) % a.blocks, g = static_cast<int>(blockIdx.y) / a.blocks;
+  const int first = g * (a.H / a.G) + block * a.block_heads,
+            last = min(first + a.block_heads, (g + 1) * (a.H / a.G));
+  const Chunk chunk = chunk_of(a.batch, number, kTile);
+  if (chunk.sequence < 0) {
+    for (int i = first * a.P + threadIdx.x; i < last * a.P; i += kThreads)
+      a.D_sums[number * a.H * a.P + i] = 0.0f;
+    return;
+  }
+  const int L = length_of(chunk);
+  const auto load_B = [&](Tile& to, int n, const void* from, int64_t stride) {
+    load_tile<T>(to, from, chunk.begin * stride + int64_t{g} * a.N + n * kTile, stride, L, rest(a.N, n));
+  };
+  Part S, dS;
+  S.zero(), dS.zero();
+  for (int n = 0; n < a.n_tiles; ++n) {
+    __syncthreads();
+    load_B(t.B, n, a.B, a.B_stride);
+    load_B(t.dh, n, a.C, a.C_stride);
+    __syncthreads();
+    S.add_product<T>([&](int j, int k) { return t.B[j][k]; }, [&](int k, int i) { return t.dh[i][k]; });
+  }
+  for (int head = first; head < last; ++head) {
+    t.decays.compute<T>(a, chunk, head);
+    Part dM;
+    dM.zero();
+    for (int p = 0; p < a.p_tiles; ++p) {
+      __syncthreads();
+      load_inputs<T>(a, chunk, head, p, t);
+      __syncthreads();
+      dM.add_product<T>([&](int j, int k) { return t.x[j][k]; }, [&](int k, int i) { return t.dy[i][k]; });
+    }
+    attention_backward<T>(a, chunk, head, dM, S, dS, t);
+    float to_state = 0.0f;
+    for (int p = 0; p < a.p_tiles; ++p) {
+      const int P = rest(a.P, p);
+      if (a.p_tiles > 1) {
+        __syncthreads();
+        load_inputs<T>(a, chunk, head, p, t);
+      }
+      Part dx;
+      dx.zero();
+      for (int n = 0; n < a.n_tiles; ++n) {
+        __syncthreads();
+        load_B(t.B, n, a.B, a.B_stride);
+        load_tile<T>(t.dh, a.dh, state_at(a, number, head, n, p), a.P, rest(a.N, n), P);
+        __syncthreads();
+        dx.add_product<T>([&](int j, int k) { return t.B[j][k]; }, [&](int k, int c) { return t.dh[k][c]; });
+      }
+      dx.sum_rows(t.halves[2], [&](int j, int c, float x) { return x * t.x[j][c]; });
+      dx.for_each([&](int j, int, float& x) { x *= t.decays.to_end[j]; });
+      dx.add_product<T>([&](int j, int k) { return t.M[j][k]; }, [&](int k, int c) { return t.dy[k][c]; });
+      const int64_t column = int64_t{head} * a.P + p * kTile;
+      dx.for_each([&](int j, int c, float x) {
+        if (j >= L || c >= P || a.dx == nullptr) return;
+        const float D = a.D ? a.D[a.D_by_channel ? column + c : head] : 0.0f;
+        static_cast<T*>(a.dx)[(chunk.begin + j) * a.dx_stride + column + c] =
+            from_f32<T>(fmaf(D, t.dy[j][c], x));
+      });
+      sum_columns(t.over_tokens, a.D_sums + number * a.H * a.P + column, P,
+                  [&](int r, int c) { return t.x[r][c] * t.dy[r][c]; });  // and a barrier
+      if (threadIdx.x < kTile) to_state += t.halves[2][0][threadIdx.x] + t.halves[2][1][threadIdx.x];
+    }
+    if (static_cast<int>(threadIdx.x) < L)
+      token(a, kToState, chunk.begin + threadIdx.x, head) = to_state * t.decays.end[threadIdx.x];
+  }
+  float* const scores = a.scores + (number * gridDim.y + blockIdx.y) * kTile * kTile;
+  dS.for_each([&](int j, int i, float x) { scores[j * kTile + i] = x; });
+}
+
+struct StateTiles {
+  Tile x, dy, h, dh, C;
+  Decays decays;
+  float halves[2][kTile];
+  float scratch[32];
+};
+
+// A block is a chunk, a block of heads of one group and a tile of N.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    ssd_scan_backward_states_kernel(const __grid_constant__ BackwardArgs a) {
+  extern __shared__ float4 memory[];
+  StateTiles& t = *reinterpret_cast<StateTiles*>(memory);
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t number = blockIdx.x;
+  const int block = static_cast<int>(blockIdx.y) % a.blocks, g = static_cast<int>(blockIdx.y) / a.blocks;
+  const int n = static_cast<int>(blockIdx.z), N = rest(a.N, n);
+  const int first = g * (a.H / a.G) + block * a.block_heads,
+            last = min(first + a.block_heads, (g + 1) * (a.H / a.G));
+  const Chunk chunk = chunk_of(a.batch, number, kTile);
+  if (chunk.sequence < 0) return;
+  const int L = length_of(chunk);
+  load_tile<T>(t.C, a.C, chunk.begin * a.C_stride + int64_t{g} * a.N + n * kTile, a.C_stride, L, N);
+  Part dC, dB;
+  dC.zero(), dB.zero();
+  for (int head = first; head < last; ++head) {
+    t.decays.compute<T>(a, chunk, head);
+    Part of_C, of_B;
+    of_C.zero(), of_B.zero();
+    float through = 0.0f;
+    for (int p = 0; p < a.p_tiles; ++p) {
+      const int64_t column = int64_t{head} * a.P + p * kTile, state = state_at(a, number, head, n, p);
+      const int P = rest(a.P, p);
+      __syncthreads();
+      load_tile<T>(t.x, a.x, chunk.begin * a.x_stride + column, a.x_stride, L, P);
+      load_tile<T>(t.dy, a.dy, chunk.begin * a.dy_stride + column, a.dy_stride, L, P);
+      load_tile<T>(t.h, a.h, state, a.P, N, P);
+      load_tile<T>(t.dh, a.dh, state, a.P, N, P);
+      __syncthreads();
+      of_C.add_product<T>([&](int i, int k) { return t.dy[i][k]; }, [&](int k, int c) { return t.h[c][k]; });
+      of_B.add_product<T>([&](int j, int k) { return t.x[j][k]; }, [&](int k, int c) { return t.dh[c][k]; });
+      for (int i = threadIdx.x; i < kTile * kTile; i += kThreads)
+        through = fmaf(t.h[i / kTile][i % kTile], t.dh[i / kTile][i % kTile], through);
+    }
+    of_C.for_each([&](int i, int, float& x) { x *= t.decays.from_start[i]; });
+    of_B.for_each([&](int j, int, float& x) { x *= t.decays.to_end[j]; });
+#pragma unroll
+    for (int e = 0; e < 32; ++e) {
+      dC.v[e / 16][e / 4 % 4][e % 4] += of_C.v[e / 16][e / 4 % 4][e % 4];
+      dB.v[e / 16][e / 4 % 4][e % 4] += of_B.v[e / 16][e / 4 % 4][e % 4];
+    }
+    of_C.sum_rows(t.halves, [&](int i, int c, float x) { return x * t.C[i][c]; });
+    through = warp_sum(through);
+    if (threadIdx.x % 32 == 0) t.scratch[threadIdx.x / 32] = through;
+    __syncthreads();
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < L) token(a, kFromState + n, chunk.begin + i, head) = t.halves[0][i] + t.halves[1][i];
+    if (i == 0) {
+      a.through[(number * a.n_tiles + n) * a.H + head] =
+          t.scratch[0] + t.scratch[1] + t.scratch[2] + t.scratch[3];
+    }
+  }
+  const auto write = [&](Part& part, int which) {
+    float* const to = a.BC + ((which * a.blocks + block) * a.batch.total + chunk.begin) * a.G * a.N +
+                      int64_t{g} * a.N + n * kTile;
+    part.for_each([&](int i, int c, float x) {
+      if (i < L && c < N) to[int64_t{i} * a.G * a.N + c] = x;
+    });
+  };
+  write(dC, 0);
+  write(dB, 1);
+}
+
+// A block is a chunk, a group and a tile of N.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    ssd_scan_backward_groups_kernel(const __grid_constant__ BackwardArgs a) {
+  extern __shared__ float4 memory[];
+  Tile* const tiles = reinterpret_cast<Tile*>(memory);
+  Tile &dS = tiles[0], &B = tiles[1], &C = tiles[2];
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t number = blockIdx.x;
+  const int g = static_cast<int>(blockIdx.y), n = static_cast<int>(blockIdx.z), N = rest(a.N, n);
+  const Chunk chunk = chunk_of(a.batch, number, kTile);
+  if (chunk.sequence < 0) return;
+  const int L = length_of(chunk);
+  const int64_t column = int64_t{g} * a.N + n * kTile;
+  load_tile<T>(B, a.B, chunk.begin * a.B_stride + column, a.B_stride, L, N);
+  load_tile<T>(C, a.C, chunk.begin * a.C_stride + column, a.C_stride, L, N);
+  for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
+    float sum = 0.0f;
+    for (int block = 0; block < a.blocks; ++block)
+      sum += a.scores[((number * a.G + g) * a.blocks + block) * kTile * kTile + i];
+    dS[i / kTile][i % kTile] = sum;
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int which = 0; which < 2; ++which) {
+    void* const out = which ? a.dB : a.dC;
+    if (out == nullptr) continue;
+    Part part;
+    part.zero();
+    if (which) {
+      part.add_product<T>([&](int j, int k) { return dS[j][k]; }, [&](int k, int c) { return C[k][c]; });
+    } else {
+      part.add_product<T>([&](int i, int k) { return dS[k][i]; }, [&](int k, int c) { return B[k][c]; });
+    }
+    part.for_each([&](int r, int c, float x) {
+      if (r >= L || c >= N) return;
+      const int64_t t = chunk.begin + r;
+      for (int block = 0; block < a.blocks; ++block)
+        x += a.BC[((which * a.blocks + block) * a.batch.total + t) * a.G * a.N + column + c];
+      static_cast<T*>(out)[t * (which ? a.dB_stride : a.dC_stride) + column + c] = from_f32<T>(x);
+    });
+  }
+}
+
+// A warp is a chunk and a head, a lane two of its tokens.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    ssd_scan_backward_steps_kernel(const __grid_constant__ BackwardArgs a) {
+  constexpr unsigned kAll = 0xffffffffu;
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t number = blockIdx.x;
+  const int head = static_cast<int>(blockIdx.y * (kThreads / 32) + threadIdx.x / 32);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (head >= a.H) return;
+  const Chunk chunk = chunk_of(a.batch, number, kTile);
+  float dA = 0.0f, dbias = 0.0f;
+  if (chunk.sequence >= 0) {
+    float dt[2] = {}, slope[2] = {}, direct[2] = {}, r[2] = {}, from_state[2] = {}, into[2] = {};
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int64_t t = chunk.begin + lane * 2 + e;
+      if (t >= chunk.end) continue;
+      const float raw =
+          to_f32(static_cast<const T*>(a.dt)[t * a.dt_stride + head]) + (a.dt_bias ? a.dt_bias[head] : 0.0f);
+      const float step = a.dt_softplus ? softplus(raw) : raw;
+      slope[e] = step < a.dt_min || step > a.dt_max ? 0.0f : a.dt_softplus ? sigmoid(raw) : 1.0f;
+      dt[e] = fminf(fmaxf(step, a.dt_min), a.dt_max);
+      const float to_state = token(a, kToState, t, head);
+      direct[e] = token(a, kDirect, t, head) + to_state;
+      r[e] = token(a, kWithin, t, head);
+      into[e] = dt[e] * to_state;
+      for (int n = 0; n < a.n_tiles; ++n) from_state[e] += token(a, kFromState + n, t, head);
+    }
+    // Sums of `into` over the tokens before, of `from_state` from the token on.
+    float before = into[0] + into[1], after = from_state[0] + from_state[1];
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const float left = __shfl_up_sync(kAll, before, offset), right = __shfl_down_sync(kAll, after, offset);
+      if (lane >= offset) before += left;
+      if (lane + offset < 32) after += right;
+    }
+    const float left = __shfl_up_sync(kAll, before, 1), right = __shfl_down_sync(kAll, after, 1);
+    const float before0 = lane > 0 ? left : 0.0f, after2 = lane < 31 ? right : 0.0f;
+    float through = 0.0f;
+    for (int n = 0; n < a.n_tiles; ++n) through += a.through[(number * a.n_tiles + n) * a.H + head];
+    through *= a.whole[number * a.H + head];
+    r[0] += before0 + (from_state[0] + (from_state[1] + after2)) + through;
+    r[1] += (before0 + into[0]) + (from_state[1] + after2) + through;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int64_t t = chunk.begin + lane * 2 + e;
+      const float ddt = fmaf(a.A[head], r[e], direct[e]) * slope[e];
+      dA = fmaf(dt[e], r[e], dA);
+      dbias += ddt;
+      if (a.ddt && t < chunk.end) static_cast<T*>(a.ddt)[t * a.ddt_stride + head] = from_f32<T>(ddt);
+    }
+  }
+  dA = warp_sum(dA), dbias = warp_sum(dbias);
+  if (lane == 0) a.sums[number * a.H + head] = dA, a.sums[(a.numbers + number) * a.H + head] = dbias;
+}
+
+struct ParameterArgs {
+  const float *sums, *D_sums;  // [2, numbers, H], [numbers, H*P]
+  int64_t numbers, H, P;
+  bool D_by_channel;
+  float *dA, *dbias, *dD;  // or null
+  int64_t dA_stride, dbias_stride, dD_stride;
+};
+
+// A block is a head: dA, ddt_bias, and dD.
+__global__ void __launch_bounds__(kThreads) ssd_scan_backward_parameters_kernel(const ParameterArgs a) {
+  __shared__ float scratch[32], scratch_bias[32], scratch_D[32];
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t h = blockIdx.x;
+  float dA = 0.0f, dbias = 0.0f, dD = 0.0f;
+  for (int64_t i = threadIdx.x; i < a.numbers; i += kThreads) {
+    dA += a.sums[i * a.H + h];
+    dbias += a.sums[(a.numbers + i) * a.H + h];
+  }
+  for (int64_t p = threadIdx.x; a.dD && p < a.P; p += kThreads) {
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int64_t i = 0; i < a.numbers; ++i) sum += a.D_sums[(i * a.H + h) * a.P + p];
+    if (a.D_by_channel) a.dD[(h * a.P + p) * a.dD_stride] += sum;
+    dD += sum;
+  }
+  dA = block_sum(dA, scratch), dbias = block_sum(dbias, scratch_bias), dD = block_sum(dD, scratch_D);
+  if (threadIdx.x != 0) return;
+  if (a.dA) a.dA[h * a.dA_stride] += dA;
+  if (a.dbias) a.dbias[h * a.dbias_stride] += dbias;
+  if (a.dD && !a.D_by_channel) a.dD[h * a.dD_stride] += dD;
+}
+
+template <class T>
+void launch_all(const BackwardArgs& a) {
+  static const bool allowed = allow_shared_bytes(ssd_scan_backward_inputs_kernel<T>, sizeof(InputTiles)) &&
+                              allow_shared_bytes(ssd_scan_backward_states_kernel<T>, sizeof(StateTiles)) &&
+                              allow_shared_bytes(ssd_scan_backward_groups_kernel<T>, 3 * sizeof(Tile));
+  static_cast<void>(allowed);
+  static_assert(sizeof(InputTiles) <= 99 * 1024 && sizeof(StateTiles) <= 99 * 1024);
+  const auto u = [](int64_t n) { return static_cast<unsigned>(n); };
+  const auto how = [&](int64_t y, int64_t z, size_t shared) {
+    return Launch{.grid = dim3(u(a.numbers), u(y), u(z)),
+                  .block = dim3(kThreads),
+                  .shared_bytes = shared,
+                  .overlaps_previous = true};
+  };
+  const int64_t elements = int64_t{a.H} * a.N * a.P;
+  launch(how(a.H, a.n_tiles * a.p_tiles, 0), ssd_scan_backward_chunks_kernel<T>, a);
+  launch({.grid = dim3(u((elements + 255) / 256), u(a.batch.size)),
+          .block = dim3(256),
+          .overlaps_previous = true},
+         ssd_scan_backward_passing_kernel<T>, a);
+  launch(how(a.G * a.blocks, 1, sizeof(InputTiles)), ssd_scan_backward_inputs_kernel<T>, a);
+  launch(how(a.G * a.blocks, a.n_tiles, sizeof(StateTiles)), ssd_scan_backward_states_kernel<T>, a);
+  if (a.dB || a.dC) launch(how(a.G, a.n_tiles, 3 * sizeof(Tile)), ssd_scan_backward_groups_kernel<T>, a);
+  launch(how((a.H + 3) / 4, 1, 0), ssd_scan_backward_steps_kernel<T>, a);
+}
+
+}  // namespace
+
+void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
+                       const Tensor& dy, const SsdScanGrads& grads) {
+  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
+  const auto floats = [](const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
+  const auto stride = [](const Tensor& t) { return t.defined() ? t.stride(0) : 0; };
+  const int64_t H = args.A.size(0), P = args.x.size(1) / H, G = args.groups, N = args.B.size(1) / G,
+                T = batch.total();
+  const DType type = args.x.dtype();
+  BackwardArgs a{};
+  a.x = args.x.raw(), a.dt = args.dt.raw(), a.B = args.B.raw(), a.C = args.C.raw(), a.dy = dy.raw();
+  a.A = floats(args.A), a.D = floats(args.D), a.dt_bias = floats(args.dt_bias), a.initial = floats(initial);
+  a.dx = raw(grads.dx), a.ddt = raw(grads.ddt), a.dB = raw(grads.dB), a.dC = raw(grads.dC);
+  a.x_stride = stride(args.x), a.dt_stride = stride(args.dt), a.B_stride = stride(args.B);
+  a.C_stride = stride(args.C), a.dy_stride = stride(dy), a.dx_stride = stride(grads.dx);
+  a.ddt_stride = stride(grads.ddt), a.dB_stride = stride(grads.dB), a.dC_stride = stride(grads.dC);
+  a.H = static_cast<int>(H), a.P = static_cast<int>(P), a.G = static_cast<int>(G), a.N = static_cast<int>(N);
+  a.n_tiles = (a.N + kTile - 1) / kTile, a.p_tiles = (a.P + kTile - 1) / kTile;
+  a.D_by_channel = args.D.defined() && args.D.numel() != H, a.dt_softplus = args.dt_softplus;
+  a.dt_min = args.dt_min, a.dt_max = args.dt_max;
+  a.batch = view_of(batch, args.x.device());
+  a.numbers = chunk_numbers(a.batch, kTile);
+  // As few blocks a group as fill the card: each writes sums of its own.
+  const int64_t heads = H / G, slots = 2 * properties().multiprocessors;
+  const int64_t wanted = std::clamp<int64_t>((slots + a.numbers * G - 1) / (a.numbers * G), 1, heads);
+  a.block_heads = static_cast<int>((heads + wanted - 1) / wanted);
+  a.blocks = static_cast<int>((heads + a.block_heads - 1) / a.block_heads);
+
+  const auto workspace = [](const Shape& shape) { return Tensor::empty(shape, DType::f32, kCuda); };
+  const Tensor h = Tensor::empty({a.numbers, H, N, P}, type, kCuda),
+               dh = Tensor::empty({a.numbers, H, N, P}, type, kCuda);
+  const Tensor whole = workspace({a.numbers, H}), tokens = workspace({3 + a.n_tiles, T, H});
+  const Tensor through = workspace({a.numbers, a.n_tiles, H}), D_sums = workspace({a.numbers, H * P});
+  const Tensor scores = workspace({a.numbers, G, a.blocks, kTile * kTile}),
+               BC = workspace({2, a.blocks, T, G * N});
+  const Tensor sums = workspace({2, a.numbers, H});
+  a.h = h.raw(), a.dh = dh.raw(), a.whole = floats(whole), a.tokens = floats(tokens),
+  a.through = floats(through);
+  a.D_sums = floats(D_sums), a.scores = floats(scores), a.BC = floats(BC), a.sums = floats(sums);
+  dispatch(type, "ssd_scan", [&](auto zero) { launch_all<decltype(zero)>(a); });
+  const ParameterArgs to{.sums = a.sums,
+                         .D_sums = a.D_sums,
+                         .numbers = a.numbers,
+                         .H = H,
+                         .P = P,
+                         .D_by_channel = a.D_by_channel,
+                         .dA = floats(grads.dA),
+                         .dbias = floats(grads.ddt_bias),
+                         .dD = floats(grads.dD),
+                         .dA_stride = stride(grads.dA),
+                         .dbias_stride = stride(grads.ddt_bias),
+                         .dD_stride = stride(grads.dD)};
+  launch({.grid = dim3(static_cast<unsigned>(H)), .block = dim3(kThreads), .overlaps_previous = true},
+         ssd_scan_backward_parameters_kernel, to);
 }
 
 }  // namespace ssm::cuda

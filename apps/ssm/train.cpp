@@ -1,0 +1,210 @@
+// ssm train: from scratch, or a whole model further.
+#include <fmt/format.h>
+
+#include "apps/ssm/commands.h"
+#include "apps/ssm/resolve_model.h"
+#include "apps/ssm/sampling_options.h"
+#include "apps/ssm/train_options.h"
+#include "ssm/io/config.h"
+#include "ssm/io/mapped_file.h"
+#include "ssm/load/random_model.h"
+#include "ssm/models/registry.h"
+#include "ssm/train/init.h"
+
+namespace ssm::app {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kVocabMultiple = 8;
+
+struct Arguments : TrainArguments {
+  std::string from, shape, config, family = "mamba2", init = "reference";
+  int64_t layers = 8, width = 256, state = 0, head_dim = 64, vocab = 0;
+};
+
+bool is_bytes(const Arguments& a) { return a.model.tokenizer == "bytes"; }
+
+// Where the tokenizer's files lie: empty for bytes.
+fs::path tokenizer_of(const Arguments& a) {
+  if (is_bytes(a)) return {};
+  if (!a.model.tokenizer.empty()) return a.model.tokenizer;
+  return resolve_model(a.from);
+}
+
+fs::path folder_of(const fs::path& tokenizer) {
+  return tokenizer.empty() || fs::is_directory(tokenizer) ? tokenizer : tokenizer.parent_path();
+}
+
+nlohmann::json config_of(const Arguments& a, int64_t vocab) {
+  nlohmann::json config;
+  if (!a.config.empty()) {
+    const io::Bytes text = io::map_file(a.config);
+    config = io::read_config(text.text(), text.name);
+  } else if (!a.shape.empty()) {
+    const std::optional<nlohmann::json> named = named_shape(a.shape);
+    SSM_CHECK(named.has_value(), "--shape {}: known are {}", a.shape, fmt::join(named_shapes(), ", "));
+    config = *named;
+  } else {
+    nlohmann::json fields{{"model_type", a.family},
+                          {"vocab_size", vocab},
+                          {"hidden_size", a.width},
+                          {"num_hidden_layers", a.layers},
+                          {"tie_word_embeddings", true}};
+    if (a.state > 0) fields["state_size"] = a.state;
+    if (a.family == "mamba2") {
+      fields.update({{"head_dim", a.head_dim}, {"num_heads", 2 * a.width / a.head_dim}, {"n_groups", 1}});
+      if (a.state == 0) fields["state_size"] = 64;
+    }
+    return io::read_config(fields.dump(), "--width, --layers, --state, --head-dim");
+  }
+  if (config.at("vocab_size") < vocab || a.shape.size() > 0) config["vocab_size"] = vocab;
+  return config;
+}
+
+LoadedModel from_scratch(const Arguments& a, const LoadOptions& options, const fs::path& tokenizer) {
+  LoadedModel loaded;
+  loaded.layout = "transformers";
+  loaded.folder = folder_of(tokenizer);
+  if (!tokenizer.empty()) {
+    loaded.tokenizer = text::open_tokenizer(tokenizer);
+    SSM_CHECK(loaded.tokenizer, "{}: no tokenizer.json or tokenizer.model there", tokenizer.string());
+  }
+  const int64_t ids = loaded.tokenizer ? loaded.tokenizer->size() : 256;
+  const int64_t vocab = (ids + kVocabMultiple - 1) / kVocabMultiple * kVocabMultiple;
+  loaded.config = config_of(a, vocab);
+  const auto eos = loaded.tokenizer ? loaded.tokenizer->eos() : std::nullopt;
+  loaded.config["eos_token_id"] = eos ? nlohmann::json(*eos) : nlohmann::json();
+  loaded.config["bos_token_id"] = loaded.config["eos_token_id"];
+  loaded.config["pad_token_id"] = loaded.config["eos_token_id"];
+  set_execution(loaded, options);
+  loaded.model = make_causal_lm(loaded.config, precision_of(loaded));
+  const auto scheme = a.init == "hf" ? train::InitScheme::huggingface : train::InitScheme::reference;
+  train::initialise(*loaded.model, loaded.config, scheme, a.seed);
+  return loaded;
+}
+
+// What products are computed in: bf16 on a card, with parameters in f32; f32 on a CPU.
+LoadOptions execution(const Arguments& a) {
+  LoadOptions options = load_options(a.model);
+  options.parameters_stay = true;
+  if (!options.compute) options.compute = options.device.is_cuda() ? DType::bf16 : DType::f32;
+  SSM_CHECK(options.compute != DType::f16, "--dtype f16: gradients would underflow; train in bf16 or f32");
+  SSM_CHECK(options.device.is_cuda() || options.compute == DType::f32,
+            "--dtype {}: on a CPU training is in f32", name_of(*options.compute));
+  return options;
+}
+
+nlohmann::ordered_json about(const Arguments& a, const LoadedModel& loaded, int64_t parameters,
+                             const train::RunOptions& run) {
+  return {{"name", run.out.filename().string()},
+          {"family", loaded.config.at("model_type")},
+          {"parameters", parameters},
+          {"layers", loaded.model->num_layers()},
+          {"hidden_size", loaded.model->hidden_size()},
+          {"vocab_size", loaded.model->vocab_size()},
+          {"from", a.from.empty() ? "scratch" : a.from},
+          {"device", std::string(name_of(loaded.device))},
+          {"dtype", std::string(name_of(loaded.compute))},
+          {"data", a.data},
+          {"mode", a.mode},
+          {"batch", a.rows},
+          {"length", a.length},
+          {"accumulate", a.accumulate},
+          {"steps", run.steps},
+          {"lr", a.lr},
+          {"schedule", a.schedule},
+          {"weight_decay", a.trainer.weight_decay},
+          {"seed", a.seed}};
+}
+
+void run(Arguments& a) {
+  const LoadOptions options = execution(a);
+  const fs::path tokenizer = tokenizer_of(a);
+  LoadedModel loaded;
+  if (a.from.empty()) {
+    loaded = from_scratch(a, options, tokenizer);
+  } else {
+    LoadOptions from = options;
+    if (is_bytes(a)) from.tokenizer.clear();
+    loaded = load_model(resolve_model(a.from), from);
+    loaded.folder = folder_of(tokenizer);
+  }
+  const TrainData data = open_train_data(a, tokenizer,
+                                         loaded.eos.empty() && loaded.tokenizer ? loaded.tokenizer->eos()
+                                         : loaded.eos.empty()                   ? std::nullopt
+                                                              : std::optional(loaded.eos.front()));
+  train::RunOptions run = run_options(a, *data.documents);
+  train::Trainer trainer(*loaded.model, is_bytes(a) ? 256 : loaded.usable_vocab(), loaded.device,
+                         loaded.compute, a.trainer);
+  run.about = about(a, loaded, trainer.parameters().count(), run);
+  train_and_report(loaded, trainer, data, run, a);
+}
+
+}  // namespace
+
+void add_train(CLI::App& program) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* verb = program.add_subcommand("train", "Trains a model from scratch, or a whole model further");
+  add_train_options(*verb, *arguments);
+  CLI::Option* from = verb->add_option("--from", arguments->from,
+                                       "Train this MODEL further, all of it; without it a new one is made")
+                          ->option_text("MODEL");
+  verb->add_option(
+          "--tokenizer", arguments->model.tokenizer,
+          "tokenizer.json, tokenizer.model or a folder with one; bytes: none, ids are bytes. Without it "
+          "the bundled model's")
+      ->option_text("PATH");
+  verb->add_option("--family", arguments->family, "Of a new model: mamba, mamba2 or falcon_mamba")
+      ->check(CLI::IsMember({"mamba", "mamba2", "falcon_mamba"}))
+      ->option_text("NAME");
+  verb->add_option("--layers", arguments->layers, "Of a new model")
+      ->transform(integer_between(1, 4096))
+      ->option_text("N");
+  verb->add_option("--width", arguments->width, "Its hidden size")
+      ->transform(integer_between(1, 1 << 20))
+      ->option_text("N");
+  verb->add_option("--state", arguments->state, "Its state size; without it 16, or 64 of mamba2")
+      ->transform(integer_between(1, 4096))
+      ->option_text("N");
+  verb->add_option("--head-dim", arguments->head_dim, "Of a new mamba2")
+      ->transform(integer_between(1, 4096))
+      ->option_text("N");
+  CLI::Option* shape =
+      verb->add_option("--shape", arguments->shape, "A published shape: mamba-130m, mamba2-130m, ...")
+          ->option_text("NAME")
+          ->excludes(from);
+  verb->add_option("--config", arguments->config, "A config.json that describes the new model")
+      ->option_text("FILE")
+      ->excludes(from)
+      ->excludes(shape);
+  verb->add_option("--init", arguments->init, "First values: reference (mamba_ssm's) or hf (Transformers')")
+      ->check(CLI::IsMember({"reference", "hf"}))
+      ->option_text("NAME")
+      ->excludes(from);
+  add_json_flag(*verb, arguments->model);
+  verb->add_option("--device", arguments->model.device, "auto (a card where one works), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->option_text("NAME");
+  verb->add_option(
+          "--dtype", arguments->model.dtype,
+          "Of matrix products: on a card bf16 (the default) or f32, on a CPU f32. Parameters are f32")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}))
+      ->option_text("NAME");
+  verb->add_option("--threads", arguments->model.threads,
+                   "CPU threads; without it OMP_NUM_THREADS, or one a CPU")
+      ->transform(integer_between(1, 1024))
+      ->option_text("N");
+  verb->footer(
+      "Ctrl-C and SIGTERM save a checkpoint and stop; --resume goes on where it stopped, to the bit on a "
+      "CPU.\n"
+      "DIR then holds the model, its checkpoints, metrics.jsonl, TensorBoard events and report.html.\n\n"
+      "Examples:\n"
+      "  ssm train book.txt --out my-model\n"
+      "  ssm train stories.jsonl --column story --out tales --layers 12 --width 384 --valid-fraction 0.01\n"
+      "  ssm train notes/ --from state-spaces/mamba-130m-hf --out mamba-notes --lr 1e-4 --epochs 3\n"
+      "  ssm train genome.fa --tokenizer bytes --mode stream --state-over-documents --out dna");
+  verb->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace ssm::app

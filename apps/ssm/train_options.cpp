@@ -1,0 +1,214 @@
+#include "apps/ssm/train_options.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "apps/ssm/interrupt.h"
+#include "apps/ssm/output.h"
+#include "apps/ssm/sampling_options.h"
+#include "ssm/train/dataset.h"
+
+namespace ssm::app {
+namespace {
+
+namespace fs = std::filesystem;
+
+void add_data_options(CLI::App& verb, TrainArguments& a) {
+  verb.add_option("DATA", a.data, "Files or folders: .txt, .jsonl, .csv")->required()->option_text("FILE...");
+  verb.add_option("--valid", a.valid, "Files held out for validation")->option_text("FILE...");
+  verb.add_option("--valid-fraction", a.valid_fraction, "Or this part of DATA")
+      ->check(CLI::Range(0.0, 0.9))
+      ->option_text("X");
+  verb.add_option("--column", a.column, "Of .jsonl and .csv: the text's name (text; prompt and completion)")
+      ->option_text("NAME");
+  verb.add_option("--separator", a.separator, "Of .txt: a line that stands between documents; empty: none")
+      ->option_text("TEXT");
+  verb.add_flag("--no-eos", a.no_eos, "No end-of-text token behind documents");
+}
+
+void add_batch_options(CLI::App& verb, TrainArguments& a) {
+  verb.add_option("--batch", a.rows, "Rows of a batch")
+      ->transform(integer_between(1, 1 << 20))
+      ->option_text("N");
+  verb.add_option("--length", a.length, "Tokens of a row")
+      ->transform(integer_between(1, 1 << 24))
+      ->option_text("N");
+  verb.add_option("--accumulate", a.accumulate, "Batches whose gradients a step adds up")
+      ->transform(integer_between(1, 1 << 16))
+      ->option_text("N");
+  verb.add_option(
+          "--mode", a.mode,
+          "packed: documents laid one after another; stream: rows go on from step to step with their state; "
+          "documents: one a row, cut off")
+      ->check(CLI::IsMember({"packed", "stream", "documents"}))
+      ->option_text("NAME");
+  verb.add_flag("--state-over-documents", a.keep_state_over_documents,
+                "stream: the state flows on into the next document");
+}
+
+void add_optimiser_options(CLI::App& verb, TrainArguments& a) {
+  verb.add_option("--steps", a.steps, "Optimiser steps; without it, --epochs decides")
+      ->transform(integer_between(1, int64_t{1} << 40))
+      ->option_text("N");
+  verb.add_option("--epochs", a.epochs, "Passes over the data")->check(CLI::PositiveNumber)->option_text("X");
+  verb.add_option("--lr", a.lr, "Learning rate after the warm-up")
+      ->check(CLI::PositiveNumber)
+      ->option_text("X");
+  verb.add_option("--schedule", a.schedule, "cosine, linear or constant")
+      ->check(CLI::IsMember({"cosine", "linear", "constant"}))
+      ->option_text("NAME");
+  verb.add_option("--warmup", a.warmup, "Steps; without it 2 % of them")
+      ->transform(integer_between(0, int64_t{1} << 40))
+      ->option_text("N");
+  verb.add_option("--min-lr", a.min_lr, "Where the schedule ends; without it a tenth of --lr")
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("X");
+  verb.add_option("--weight-decay", a.trainer.weight_decay,
+                  "Of matrices, embeddings and convolutions; A_log, D, biases and norms have none")
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("X");
+  verb.add_option("--beta1", a.trainer.beta1, "Of AdamW")->check(CLI::Range(0.0, 0.9999))->option_text("X");
+  verb.add_option("--beta2", a.trainer.beta2, "Of AdamW")->check(CLI::Range(0.0, 0.999999))->option_text("X");
+  verb.add_option("--clip", a.trainer.clip, "Largest norm of the gradient; 0: any")
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("X");
+  verb.add_option("--ema", a.trainer.average,
+                  "Write an average of the parameters with this decay (0.999, say)")
+      ->check(CLI::Range(0.0, 0.999999))
+      ->option_text("X");
+  verb.add_flag("--recompute", a.trainer.recompute_layers,
+                "Keep each layer's input only and run it again: less memory, a third more time");
+  verb.add_option("--seed", a.seed, "Of the order of the data and the initial values")->option_text("N");
+}
+
+void add_run_options(CLI::App& verb, TrainArguments& a) {
+  verb.add_option("--out", a.out, "Folder of the run and its result")->required()->option_text("DIR");
+  verb.add_flag("--resume", a.resume, "Go on from DIR's newest checkpoint");
+  verb.add_option("--save-every", a.save_every, "Steps between checkpoints; 0: at the end and at Ctrl-C only")
+      ->transform(integer_between(0, int64_t{1} << 40))
+      ->option_text("N");
+  verb.add_option("--keep", a.keep, "Checkpoints that are kept")
+      ->transform(integer_between(1, 1000))
+      ->option_text("N");
+  verb.add_option("--validate-every", a.validate_every, "Steps; 0: at the end only")
+      ->transform(integer_between(0, int64_t{1} << 40))
+      ->option_text("N");
+  verb.add_option("--log-every", a.log_every, "Steps between lines of metrics.jsonl")
+      ->transform(integer_between(1, 1 << 20))
+      ->option_text("N");
+  verb.add_option("--save-dtype", a.save_dtype, "Of the result's matrices: f32, bf16 or f16")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->option_text("NAME");
+}
+
+train::BatchMode mode_of(const std::string& name) {
+  if (name == "stream") return train::BatchMode::stream;
+  return name == "documents" ? train::BatchMode::documents : train::BatchMode::packed;
+}
+
+std::vector<fs::path> paths(const std::vector<std::string>& names) { return {names.begin(), names.end()}; }
+
+std::string in_nats_and_perplexity(double loss) {
+  return fmt::format("{:.4f} (perplexity {:.3f})", loss, std::exp(loss));
+}
+
+}  // namespace
+
+void add_train_options(CLI::App& verb, TrainArguments& arguments) {
+  add_data_options(verb, arguments);
+  add_run_options(verb, arguments);
+  add_batch_options(verb, arguments);
+  add_optimiser_options(verb, arguments);
+}
+
+TrainData open_train_data(const TrainArguments& a, const fs::path& tokenizer, std::optional<int32_t> eos) {
+  Progress progress;
+  train::DatasetOptions options;
+  options.tokenizer = tokenizer;
+  options.records.column = a.column;
+  options.records.separator = a.separator;
+  if (!a.no_eos) options.eos = eos;
+  options.progress = [&](double fraction) {
+    progress.show(fmt::format("tokenising: {:.0f} %", 100 * fraction));
+  };
+  TrainData data;
+  data.tokens = train::open_dataset(paths(a.data), options);
+  if (!a.valid.empty()) {
+    data.documents.emplace(data.tokens);
+    data.held_out.emplace(train::open_dataset(paths(a.valid), options));
+  } else if (a.valid_fraction > 0) {
+    auto [documents, held_out] = train::hold_out(data.tokens, a.valid_fraction, a.seed);
+    data.documents.emplace(std::move(documents));
+    data.held_out.emplace(std::move(held_out));
+  } else {
+    data.documents.emplace(data.tokens);
+  }
+  return data;
+}
+
+train::BatchOptions batch_options(const TrainArguments& a) {
+  train::BatchOptions options;
+  options.mode = mode_of(a.mode);
+  options.rows = a.rows;
+  options.length = a.length;
+  options.seed = a.seed;
+  options.reset_at_documents = !a.keep_state_over_documents;
+  return options;
+}
+
+train::RunOptions run_options(TrainArguments& a, const train::DocumentSet& documents) {
+  train::RunOptions options;
+  options.out = a.out;
+  options.batches = batch_options(a);
+  options.accumulate = a.accumulate;
+  options.steps =
+      a.steps > 0 ? a.steps : train::steps_of_epochs(documents, options.batches, a.accumulate, a.epochs);
+  options.log_every = a.log_every;
+  options.validate_every = a.validate_every;
+  options.save_every = a.save_every;
+  options.keep = a.keep;
+  options.resume = a.resume;
+  options.stored = *dtype_from_name(a.save_dtype);
+  const auto steps = static_cast<double>(options.steps);
+  a.trainer.schedule = {.kind = train::schedule_kind(a.schedule),
+                        .lr = a.lr,
+                        .min_lr = a.min_lr >= 0 ? a.min_lr : 0.1 * a.lr,
+                        .warmup = a.warmup >= 0 ? a.warmup : static_cast<int64_t>(0.02 * steps),
+                        .steps = options.steps};
+  return options;
+}
+
+void train_and_report(const LoadedModel& loaded, train::Trainer& trainer, const TrainData& data,
+                      const train::RunOptions& options, const TrainArguments& arguments) {
+  const InterruptScope interrupt;
+  Progress progress;
+  const train::RunResult result = train::run_training(
+      loaded, trainer, *data.documents, data.held_out, options,
+      {.step = [&](const train::Metrics& metrics,
+                   double left) { progress.show(train::progress_line(metrics, options.steps, left)); },
+       .stop = [&] { return interrupt.requested(); }});
+  progress.clear();
+  nlohmann::ordered_json json{{"steps", result.steps}, {"finished", result.finished}};
+  json["loss"] = result.loss ? finite_or_null(*result.loss) : nlohmann::ordered_json();
+  json["validation_loss"] =
+      result.validation_loss ? finite_or_null(*result.validation_loss) : nlohmann::ordered_json();
+  json["out"] = options.out.string();
+  if (arguments.model.json) {
+    print_json(json);
+    return;
+  }
+  Output& out = standard_output();
+  if (!result.finished) {
+    out.write(fmt::format("stopped after step {} of {}; go on with --resume\n", result.steps, options.steps));
+    return;
+  }
+  if (result.loss) out.write(fmt::format("loss        {}\n", in_nats_and_perplexity(*result.loss)));
+  if (result.validation_loss) {
+    out.write(fmt::format("validation  {}\n", in_nats_and_perplexity(*result.validation_loss)));
+  }
+  out.write(fmt::format("model       {}\nreport      {}\n", options.out.string(),
+                        (options.out / "report.html").string()));
+}
+
+}  // namespace ssm::app

@@ -1,0 +1,48 @@
+// The arguments of the verbs that train: data, batches, optimiser, run.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/ssm/model_options.h"
+#include "ssm/train/run.h"
+
+namespace ssm::app {
+
+struct TrainArguments {
+  ModelOptions model;
+  std::vector<std::string> data, valid;
+  std::string column, separator = "<|endoftext|>", mode = "packed", schedule = "cosine", out,
+                      save_dtype = "f32";
+  double valid_fraction = 0, epochs = 1, warmup_fraction = 0.02, min_lr_fraction = 0.1;
+  int64_t rows = 8, length = 512, accumulate = 1, steps = 0, warmup = -1;
+  int64_t log_every = 10, validate_every = 0, save_every = 500, keep = 2;
+  uint64_t seed = 0;
+  double lr = 1e-3, min_lr = -1;
+  bool resume = false, no_eos = false, keep_state_over_documents = false;
+  train::TrainerOptions trainer;
+};
+
+void add_train_options(CLI::App& verb, TrainArguments& arguments);
+
+struct TrainData {
+  std::shared_ptr<const train::TokenFile> tokens;
+  std::optional<train::DocumentSet> documents, held_out;
+};
+
+// Tokenises (once; later runs map what is in the cache). `tokenizer`: as open_tokenizer takes it; empty:
+// bytes.
+TrainData open_train_data(const TrainArguments& arguments, const std::filesystem::path& tokenizer,
+                          std::optional<int32_t> eos);
+
+train::BatchOptions batch_options(const TrainArguments& arguments);
+// Steps, schedule and the rest; `documents` say how long an epoch is.
+train::RunOptions run_options(TrainArguments& arguments, const train::DocumentSet& documents);
+
+// Runs with a progress line, stops at Ctrl-C and SIGTERM with a checkpoint, prints what came of it.
+void train_and_report(const LoadedModel& loaded, train::Trainer& trainer, const TrainData& data,
+                      const train::RunOptions& options, const TrainArguments& arguments);
+
+}  // namespace ssm::app

@@ -1,0 +1,277 @@
+// What a block of the scan's backward works on: a chunk of one sequence's time for kChannels channels and
+// kStates states, in tiles of kRows tokens. A thread prepares and finishes four channels of two tokens of a
+// tile, and scans kOwn states of two channels over all of them; the kLanes lanes of two channels are
+// neighbours.
+//
+// The order in which a lane holds its states depends on its channels, so that in a sum over a warp's channels
+// what a lane keeps lies in the same registers everywhere: register j is state kOwn lane + (j ^ order).
+#pragma once
+
+#include "ssm/ops/cuda/async_copy.cuh"
+#include "ssm/ops/selective_scan/selective_scan_cuda.cuh"
+
+namespace ssm::cuda::selective_backward {
+
+inline constexpr int kThreads = 128;
+inline constexpr int kStates = 16;  // of a launch
+inline constexpr int kOwn = 4;
+inline constexpr int kLanes = kStates / kOwn;
+inline constexpr int kChannels = kThreads / kLanes * 2;
+inline constexpr int kRows = 16;
+inline constexpr int kGroup = 8;  // tokens whose decays are held in registers
+inline constexpr int kWarps = kThreads / 32;
+inline constexpr int kPitch = kChannels + 8;
+inline constexpr int kParameters = kStates + 2;
+inline constexpr int kTokens = kRows * kChannels / 4 / kThreads;  // that a thread prepares, kRowStep apart
+inline constexpr int kRowStep = kRows / kTokens;
+static_assert(kTokens == 2 && kThreads * 2 == kRows * kStates && kOwn == 4);
+
+struct BackwardArgs {
+  SelectiveScanOperands s;  // of it neither y nor the state
+  const void* dy;
+  void *du, *ddelta, *dz;  // null: not wanted
+  int64_t dy_stride, du_stride, ddelta_stride, dz_stride;
+  const float* initial;  // [B, N, E] or null
+  // Where time is split: what each chunk adds to the state and to dh, and its sum of delta'; then the state
+  // before it and dh after it. [chunk numbers, E, kStates], [chunk numbers, E]
+  float *chunk_h, *chunk_dh, *chunk_delta;
+  float* starts;      // [tile numbers, E, kStates]: the state before each tile
+  float* sums;        // [channel blocks, T, 2 kStates]: of dC and dB; or null
+  float* parameters;  // [chunk numbers, kParameters, E]: dA, dD, ddelta_bias; or null
+  float*
+      over_states;  // [3, T, E]: sums over the states of the launches before, where N needs several; or null
+  int n0;           // first state of this launch
+  bool split, vectors, out_vectors;
+  int64_t chunk_length, channel_blocks;
+
+  __host__ __device__ bool first() const { return n0 == 0; }
+  __host__ __device__ bool last() const { return n0 + kStates >= s.N; }
+};
+
+template <class T>
+struct Shared {
+  T raw[2][4][kRows][kChannels];           // u, delta, dy, z
+  float2 steps[kRows][kChannels];          // delta' and delta' u
+  float dy[kRows][kChannels];              // dy'
+  float BC[2][kRows][kOwn][kStates];       // B and C in each order
+  float over_states[3][kRows][kPitch];     // of C h, dh kept A and dh B
+  float over_channels[kWarps][kRows][32];  // dC and dB
+};
+
+template <class T>
+struct Block {
+  static constexpr int V = 16 / sizeof(T);
+  const BackwardArgs& a;
+  Shared<T>& shared;
+  int64_t number, e0;
+  Chunk chunk;
+  int width, tiles;
+  int row, c;                // that this thread prepares: kTokens rows, kRowStep apart
+  int lane, order, channel;  // that it scans: the first of two
+  float bias[4], D[4];
+
+  __device__ __forceinline__ Block(const BackwardArgs& args, Shared<T>& in)
+      : a(args),
+        shared(in),
+        number(blockIdx.x / args.channel_blocks),
+        e0(blockIdx.x % args.channel_blocks * kChannels),
+        chunk(chunk_of(args.s.batch, number, args.chunk_length)),
+        width(static_cast<int>(min(int64_t{kChannels}, args.s.E - e0))),
+        tiles(static_cast<int>((chunk.end - chunk.begin + kRows - 1) / kRows)),
+        row(threadIdx.x / (kChannels / 4)),
+        c(threadIdx.x % (kChannels / 4) * 4),
+        lane(threadIdx.x % kLanes),
+        order(threadIdx.x / kLanes % 4),
+        channel(threadIdx.x / kLanes * 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool there = c + i < width;
+      bias[i] = a.s.delta_bias && there ? a.s.delta_bias[e0 + c + i] : 0.0f;
+      D[i] = a.s.D && there ? a.s.D[e0 + c + i] : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ int64_t first_row(int tile) const { return chunk.begin + int64_t{tile} * kRows; }
+  __device__ __forceinline__ int rows_of(int tile) const {
+    return static_cast<int>(min(int64_t{kRows}, chunk.end - first_row(tile)));
+  }
+
+  // Rows of u and delta, and of dy and z for the way back. One group of copies a call.
+  template <bool kBack>
+  __device__ __forceinline__ void copy_in(int tile, int stage) const {
+    if (tile >= 0 && tile < tiles) {
+      const int rows = rows_of(tile);
+      const int64_t t = first_row(tile);
+      const void* const from[4] = {a.s.u, a.s.delta, a.dy, a.s.z};
+      const int64_t stride[4] = {a.s.u_stride, a.s.delta_stride, a.dy_stride, a.s.z_stride};
+#pragma unroll
+      for (int which = 0; which < (kBack ? 4 : 2); ++which) {
+        if (from[which] == nullptr) continue;
+        const T* const x = static_cast<const T*>(from[which]) + t * stride[which] + e0;
+        T* const to = shared.raw[stage][which][0];
+        if (a.vectors) {
+          for (int i = threadIdx.x; i < kRows * kChannels / V; i += kThreads) {
+            const int r = i / (kChannels / V), at = i % (kChannels / V) * V;
+            const bool there = r < rows && at < width;
+            copy_async(shared_address(to + r * kChannels + at), there ? x + r * stride[which] + at : x,
+                       there);
+          }
+        } else {
+          for (int i = threadIdx.x; i < kRows * kChannels; i += kThreads) {
+            const int r = i / kChannels, at = i % kChannels;
+            to[i] = r < rows && at < width ? x[r * stride[which] + at] : from_f32<T>(0.0f);
+          }
+        }
+      }
+    }
+    commit_copies();
+  }
+
+  // B and C of a tile: a thread has a state of kTokens rows.
+  struct BC {
+    float B[kTokens], C[kTokens];
+  };
+  __device__ __forceinline__ BC fetch_BC(int tile) const {
+    BC x{};
+    const int n = a.n0 + threadIdx.x % kStates;
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) {
+      const int r = threadIdx.x / kStates + k * kRowStep;
+      if (tile < 0 || tile >= tiles || r >= rows_of(tile) || n >= a.s.N) continue;
+      const int64_t t = first_row(tile) + r;
+      x.B[k] = to_f32(static_cast<const T*>(a.s.B)[t * a.s.B_stride + n]);
+      x.C[k] = to_f32(static_cast<const T*>(a.s.C)[t * a.s.C_stride + n]);
+    }
+    return x;
+  }
+
+  // Past the sequence's end delta', delta' u and dy' are 0, which leaves h and dh as they are and adds
+  // nothing.
+  template <bool kBack>
+  __device__ __forceinline__ void prepare(int tile, int stage, const BC& of) const {
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) {
+      const int r = row + k * kRowStep;
+      const bool there = r < rows_of(tile);
+      float u[4], delta[4], steps[8];
+      load<4>(u, &shared.raw[stage][0][r][c]);
+      load<4>(delta, &shared.raw[stage][1][r][c]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        delta[i] += bias[i];
+        if (a.s.delta_softplus) delta[i] = softplus(delta[i]);
+        steps[2 * i] = there ? delta[i] : 0.0f;
+        steps[2 * i + 1] = steps[2 * i] * u[i];
+      }
+      store<4>(&shared.steps[r][c].x, {steps[0], steps[1], steps[2], steps[3]});
+      store<4>(&shared.steps[r][c + 2].x, {steps[4], steps[5], steps[6], steps[7]});
+      if constexpr (kBack) {
+        float dy[4];
+        load<4>(dy, &shared.raw[stage][2][r][c]);
+        if (a.s.z) {
+          float z[4];
+          load<4>(z, &shared.raw[stage][3][r][c]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) dy[i] *= silu(z[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dy[i] = there ? dy[i] : 0.0f;
+        store<4>(&shared.dy[r][c], dy);
+      }
+      const int t = threadIdx.x / kStates + k * kRowStep, n = threadIdx.x % kStates;
+#pragma unroll
+      for (int o = 0; o < kOwn; ++o) {
+        shared.BC[0][t][o][n ^ o] = of.B[k];
+        if (kBack) shared.BC[1][t][o][n ^ o] = of.C[k];
+      }
+    }
+  }
+
+  // Of the thread's two channels: delta', delta' u, the next channel's.
+  __device__ __forceinline__ void load_steps(float (&to)[4], int r) const {
+    load<4>(to, &shared.steps[r][channel].x);
+  }
+  __device__ __forceinline__ void load_dy(float (&to)[2], int r) const {
+    load<2>(to, &shared.dy[r][channel]);
+  }
+  __device__ __forceinline__ void load_BC(float (&to)[kOwn], int which, int r) const {
+    load<kOwn>(to, &shared.BC[which][r][order][lane * kOwn]);
+  }
+
+  // The gradients of this thread's tokens and channels from the sums over the states.
+  __device__ __forceinline__ void finish(int tile, int stage, float (&dD)[4], float (&dbias)[4]) const {
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) finish_row(tile, stage, row + k * kRowStep, dD, dbias);
+  }
+  __device__ __forceinline__ void finish_row(int tile, int stage, int r, float (&dD)[4],
+                                             float (&dbias)[4]) const {
+    if (r >= rows_of(tile)) return;
+    const int64_t t = first_row(tile) + r;
+    float sum[3][4];
+#pragma unroll
+    for (int q = 0; q < 3; ++q) load<4>(sum[q], &shared.over_states[q][r][c]);
+    if (a.over_states) {
+#pragma unroll
+      for (int i = 0; i < 12; ++i) {
+        if (c + i % 4 >= width) continue;
+        float& other = a.over_states[((i / 4) * a.s.batch.total + t) * a.s.E + e0 + c + i % 4];
+        if (!a.first()) sum[i / 4][i % 4] += other;
+        other = sum[i / 4][i % 4];
+      }
+      if (!a.last()) return;
+    }
+    float u[4], raw[4], gated[4], steps[2][4], du[4], ddelta[4];
+    load<4>(u, &shared.raw[stage][0][r][c]);
+    load<4>(raw, &shared.raw[stage][1][r][c]);
+    load<4>(gated, &shared.dy[r][c]);
+    load<4>(steps[0], &shared.steps[r][c].x);
+    load<4>(steps[1], &shared.steps[r][c + 2].x);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float slope = a.s.delta_softplus ? sigmoid(raw[i] + bias[i]) : 1.0f;
+      du[i] = fmaf(steps[i / 2][i % 2 * 2], sum[2][i], D[i] * gated[i]);
+      ddelta[i] = fmaf(u[i], sum[2][i], sum[1][i]) * slope;
+      dD[i] = fmaf(gated[i], u[i], dD[i]);
+      dbias[i] += ddelta[i];
+    }
+    if (a.du) write(a.du, a.du_stride, t, du);
+    if (a.ddelta) write(a.ddelta, a.ddelta_stride, t, ddelta);
+    if (a.dz) {
+      float z[4], dy[4];
+      load<4>(dy, &shared.raw[stage][2][r][c]);
+      load<4>(z, &shared.raw[stage][3][r][c]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float gate = sigmoid(z[i]);
+        dy[i] *= fmaf(D[i], u[i], sum[0][i]) * gate * fmaf(z[i], 1.0f - gate, 1.0f);
+      }
+      write(a.dz, a.dz_stride, t, dy);
+    }
+  }
+
+  __device__ __forceinline__ void write(void* to, int64_t stride, int64_t t, const float (&x)[4]) const {
+    T* const at = static_cast<T*>(to) + t * stride + e0 + c;
+    if (a.out_vectors) {
+      if (c < width) store<4>(at, x);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (c + i < width) at[i] = from_f32<T>(x[i]);
+      }
+    }
+  }
+};
+
+// x[i] of lanes i, i ^ kMask .. are summed pairwise and shared out: the lane with the bit set ends with the
+// upper half of its values in x[0 .. kCount / 2].
+template <int kMask, int kCount>
+__device__ __forceinline__ void fold(float* x) {
+  const bool upper = threadIdx.x & kMask;
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const float keep = upper ? x[i + kCount / 2] : x[i], send = upper ? x[i] : x[i + kCount / 2];
+    x[i] = keep + __shfl_xor_sync(0xffffffffu, send, kMask);
+  }
+}
+
+}  // namespace ssm::cuda::selective_backward

@@ -1,0 +1,264 @@
+// The backward of ssd_scan on a card against the f64 reference, in every type of activations.
+#include <map>
+#include <numeric>
+
+#include "ssm/ops/cuda/test_cuda.h"
+#include "ssm/ops/gradient_test_util.h"
+#include "ssm/ops/ssd_scan/ssd_scan_cases.h"
+#include "ssm/ops/ssd_scan/ssd_scan_reference.h"
+
+namespace ssm {
+namespace {
+
+using test::on_card;
+using test::rounded;
+using Vectors = std::map<std::string, std::vector<double>>;
+
+constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
+
+// f32 products are made of three in TF32 and lose the product of the low halves, 2^-22 of each term.
+constexpr double kBound = 5e-5;
+
+struct Sizes {
+  int64_t H, P, G, N;
+};
+
+struct Case {
+  SsdScanArgs args;
+  std::vector<int64_t> lengths;
+  Sizes size{};
+  Tensor initial, dy;
+  DType dtype = DType::f32;
+  SequenceBatch batch() const {
+    std::vector<int32_t> slots(lengths.size());
+    std::iota(slots.begin(), slots.end(), 0);
+    return SequenceBatch(lengths, slots);
+  }
+  std::string name() const {
+    return fmt::format("{} H {} P {} G {} N {} lengths {}", name_of(dtype), size.H, size.P, size.G, size.N,
+                       fmt::join(lengths, ","));
+  }
+};
+
+Sizes random_sizes(Rng& rng) {
+  constexpr int64_t kLarge[] = {64, 128, 256};
+  const int64_t G = 1 + rng.below(3);
+  return {G * (1 + rng.below(4)), rng.below(3) == 0 ? 16 << rng.below(3) : 1 + rng.below(70), G,
+          rng.below(8) == 0 ? kLarge[rng.below(3)] : 1 + rng.below(40)};
+}
+
+std::vector<int64_t> random_lengths(Rng& rng, int64_t sequences, int64_t longest) {
+  std::vector<int64_t> lengths;
+  for (int64_t b = 0; b < sequences; ++b) lengths.push_back(1 + rng.below(rng.below(3) ? longest : 4));
+  return lengths;
+}
+
+// Moves steps away from the limits of dt', where there is no derivative.
+void avoid_limits(SsdScanArgs& args) {
+  const int64_t H = args.A.size(0);
+  for (int64_t i = 0; i < args.dt.numel(); ++i) {
+    float& dt = args.dt.data<float>()[i];
+    for (const float limit : {args.dt_min, args.dt_max}) {
+      const double raw = dt + (args.dt_bias.defined() ? args.dt_bias.data<float>()[i % H] : 0.0f);
+      const double step = args.dt_softplus ? std::log1p(std::exp(raw)) : raw;
+      if (limit > 0 && std::abs(step - limit) < 3e-3) dt += 0.3f;
+    }
+  }
+}
+
+Case random_case(std::vector<int64_t> lengths, const Sizes& size, DType dtype, Rng& rng) {
+  Case c;
+  c.lengths = std::move(lengths), c.size = size, c.dtype = dtype;
+  const int64_t T = c.batch().total();
+  SsdScanArgs& args = c.args;
+  args = test::ssd_scan_case(T, size.H, size.P, size.G, size.N, rng);
+  const int64_t d_kind = rng.below(3);
+  if (d_kind == 0) args.D = Tensor();
+  if (d_kind == 1) args.D = test::random_normal({size.H * size.P}, rng);
+  if (rng.below(3) == 0) args.dt_bias = Tensor();
+  if (rng.below(4) == 0) {
+    args.dt_softplus = false;
+    args.dt_bias = Tensor();
+    for (float& x : args.dt.values<float>()) x = 0.02f * std::abs(x);
+  }
+  if (rng.below(3) == 0) args.dt_min = 0.02f, args.dt_max = 0.1f;
+  avoid_limits(args);
+  for (Tensor* x : {&args.x, &args.dt, &args.B, &args.C}) *x = rounded(*x, dtype);
+  if (rng.below(3)) c.initial = test::random_normal({std::ssize(c.lengths), size.H, size.N, size.P}, rng);
+  c.dy = rounded(test::random_normal({T, size.H * size.P}, rng), dtype);
+  return c;
+}
+
+// f(sequence in double, its initial state, its dy) of each sequence: activations' gradients one after
+// another, parameters' summed.
+template <class F>
+Vectors each_sequence(const Case& c, F&& f) {
+  Vectors all;
+  const SequenceBatch batch = c.batch();
+  for (int64_t b = 0; b < batch.size(); ++b) {
+    const auto part = [&](const Tensor& x) {
+      return test::to_doubles(x.slice(0, batch.offset(b), batch.offset(b + 1)));
+    };
+    const auto doubles = [](const Tensor& x) {
+      return x.defined() ? test::to_doubles(x) : std::vector<double>();
+    };
+    reference::SsdScan<double> s;
+    s.H = static_cast<size_t>(c.size.H), s.P = static_cast<size_t>(c.size.P);
+    s.G = static_cast<size_t>(c.size.G), s.N = static_cast<size_t>(c.size.N);
+    s.x = part(c.args.x), s.dt = part(c.args.dt), s.B = part(c.args.B), s.C = part(c.args.C);
+    s.A = doubles(c.args.A), s.D = doubles(c.args.D), s.dt_bias = doubles(c.args.dt_bias);
+    s.dt_softplus = c.args.dt_softplus, s.dt_min = c.args.dt_min, s.dt_max = c.args.dt_max;
+    const std::vector<double> initial = c.initial.defined() ? test::to_doubles(c.initial.select(0, b))
+                                                            : std::vector<double>(s.H * s.N * s.P, 0.0);
+    const reference::SsdScanGradients<double> g = f(s, initial, part(c.dy));
+    for (const auto& [name, x] : {std::pair("x", &g.x), {"dt", &g.dt}, {"B", &g.B}, {"C", &g.C}})
+      all[name].insert(all[name].end(), x->begin(), x->end());
+    for (const auto& [name, x] : {std::pair("A", &g.A), {"D", &g.D}, {"dt_bias", &g.dt_bias}}) {
+      all[name].resize(x->size());
+      for (size_t i = 0; i < x->size(); ++i) all[name][i] += (*x)[i];
+    }
+  }
+  return all;
+}
+
+Vectors analytic(const Case& c) {
+  return each_sequence(c, [](const auto& s, const auto& initial, const auto& dy) {
+    return reference::ssd_scan_backward(s, initial, dy);
+  });
+}
+
+// Columns of a wider tensor on the card, or a tensor of their own.
+Tensor upload(const Tensor& x, DType dtype, int64_t left) {
+  const int64_t T = x.size(0), C = x.size(1);
+  const Tensor all = Tensor::zeros({T, left + C});
+  for (int64_t t = 0; t < T; ++t)
+    std::copy_n(x.data<float>() + t * C, C, all.data<float>() + t * all.size(1) + left);
+  return on_card(all, dtype).slice(1, left, left + C);
+}
+
+Tensor download(const Tensor& x) {
+  if (x.contiguous()) return x.to(kCpu);
+  const int64_t T = x.size(0), C = x.size(1), stride = x.stride(0);
+  const Tensor all = Tensor::empty({(T - 1) * stride + C}, x.dtype());
+  copy_bytes(all.raw(), kCpu, x.raw(), kCuda, all.bytes());
+  const Tensor wide = all.to(DType::f32), to = Tensor::empty({T, C});
+  for (int64_t t = 0; t < T; ++t) std::copy_n(wide.data<float>() + t * stride, C, to.data<float>() + t * C);
+  return to;
+}
+
+struct OnCard {
+  SsdScanArgs args;
+  Tensor initial, dy;
+  SsdScanGrads grads;
+};
+
+OnCard upload(const Case& c, Rng& rng) {
+  OnCard card{c.args, on_card(c.initial), {}, {}};
+  const auto rows = [&, left = rng.below(2)   ? 0
+                               : rng.below(2) ? 8
+                                              : 3](const Tensor& x) { return upload(x, c.dtype, left); };
+  for (Tensor* x : {&card.args.x, &card.args.dt, &card.args.B, &card.args.C}) *x = rows(*x);
+  for (Tensor* x : {&card.args.A, &card.args.D, &card.args.dt_bias}) *x = on_card(*x);
+  card.dy = rows(c.dy);
+  card.grads.dx = rows(c.args.x), card.grads.ddt = rows(c.args.dt);
+  card.grads.dB = rows(c.args.B), card.grads.dC = rows(c.args.C);
+  const auto zeros = [](const Shape& shape) { return Tensor::zeros(shape).to(kCuda); };
+  card.grads.dA = zeros({c.size.H});
+  if (c.args.D.defined()) card.grads.dD = zeros(c.args.D.shape());
+  if (c.args.dt_bias.defined()) card.grads.ddt_bias = zeros({c.size.H});
+  return card;
+}
+
+std::map<std::string, Tensor> named(const SsdScanGrads& g) {
+  std::map<std::string, Tensor> all{
+      {"x", g.dx}, {"dt", g.ddt},          {"A", g.dA}, {"B", g.dB}, {"C", g.dC},
+      {"D", g.dD}, {"dt_bias", g.ddt_bias}};
+  std::erase_if(all, [](const auto& x) { return !x.second.defined(); });
+  for (auto& x : all) x.second = download(x.second);
+  return all;
+}
+
+double euclidean_error(const Tensor& a, const std::vector<double>& b) {
+  const std::vector<double> values = test::to_doubles(a);
+  double error = 0;
+  for (size_t i = 0; i < b.size(); ++i) error += (values[i] - b[i]) * (values[i] - b[i]);
+  return std::sqrt(error / (test::dot(b, b) + 1e-60));
+}
+
+// f32: every element. 16 bits: states and the factors of products are rounded to the type or to TF32, so the
+// bound is for the whole gradient, in units u of the type.
+void expect_reference(const Case& c, Rng& rng, double bound = kBound) {
+  const OnCard card = upload(c, rng);
+  ssd_scan_backward(card.args, c.batch(), card.initial, card.dy, card.grads);
+  const Vectors expected = analytic(c);
+  for (const auto& [name, x] : named(card.grads)) {
+    const double u = test::rounding_of(c.dtype);
+    if (c.dtype == DType::f32) {
+      EXPECT_LT(test::relative_error(x, expected.at(name)), bound) << "d" << name << " " << c.name();
+    } else {
+      EXPECT_LT(euclidean_error(x, expected.at(name)), 2 * u) << "d" << name << " " << c.name();
+      EXPECT_LT(test::relative_error(x, expected.at(name)), 16 * u) << "d" << name << " " << c.name();
+    }
+  }
+}
+
+TEST(SsdScanBackwardCuda, EqualsTheReference) {
+  SSM_NEED_CUDA();
+  Rng rng(81);
+  for (int trial = 0; trial < 120; ++trial) {
+    Sizes size = random_sizes(rng);
+    if (rng.below(2)) size.P = 8 * (1 + rng.below(10)), size.N = 8 * (1 + rng.below(12));
+    expect_reference(random_case(random_lengths(rng, 1 + rng.below(4), trial % 4 ? 90 : 200), size,
+                                 kTypes[rng.below(3)], rng),
+                     rng);
+  }
+}
+
+TEST(SsdScanBackwardCuda, LengthsAroundAChunkAndLargeSizes) {
+  SSM_NEED_CUDA();
+  Rng rng(82);
+  for (const int64_t near : {64, 128, 1024}) {
+    for (const int64_t T : {near - 1, near, near + 1})
+      expect_reference(random_case({T, 5}, {2, 16, 1, 16}, kTypes[rng.below(3)], rng), rng);
+  }
+  for (const DType dtype : kTypes) {
+    expect_reference(random_case({200, 70}, {24, 64, 1, 128}, dtype, rng), rng);
+    expect_reference(random_case({150}, {4, 130, 2, 200}, dtype, rng), rng);
+    expect_reference(random_case(std::vector<int64_t>(100, 2), {8, 64, 8, 64}, dtype, rng), rng);
+  }
+}
+
+TEST(SsdScanBackwardCuda, ExtremesStayFinite) {
+  SSM_NEED_CUDA();
+  Rng rng(83);
+  const Sizes size{2, 8, 1, 12};
+  Case c = random_case({200}, size, DType::f32, rng);
+  c.args = test::ssd_scan_case(200, size.H, size.P, size.G, size.N, rng);
+  for (int64_t i = 0; i < c.args.dt.numel(); ++i) {
+    float& x = c.args.dt.data<float>()[i];
+    const int64_t kind = rng.below(5);
+    x = kind == 0 ? 80.0f : kind == 1 ? -100.0f : kind == 2 ? 5.0f : kind == 3 ? 3e4f : x;
+  }
+  expect_reference(c, rng);
+}
+
+TEST(SsdScanBackwardCuda, AddsToParametersAndGivesTheSameBitsAgain) {
+  SSM_NEED_CUDA();
+  Rng rng(84);
+  for (int trial = 0; trial < 8; ++trial) {
+    const Case c = random_case({150, 40}, random_sizes(rng), kTypes[rng.below(3)], rng);
+    const OnCard card = upload(c, rng);
+    ssd_scan_backward(card.args, c.batch(), card.initial, card.dy, card.grads);
+    const auto once = named(card.grads);
+    ssd_scan_backward(card.args, c.batch(), card.initial, card.dy, card.grads);
+    for (const auto& [name, x] : named(card.grads)) {
+      std::vector<double> expected = test::to_doubles(once.at(name));
+      const bool parameter = name == "A" || name == "D" || name == "dt_bias";
+      for (double& e : expected) e *= parameter ? 2 : 1;
+      EXPECT_EQ(test::to_doubles(x), expected) << name << " " << c.name();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ssm

@@ -1,0 +1,193 @@
+#include "ssm/train/run.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "ssm/core/log.h"
+#include "ssm/load/save_model.h"
+#include "ssm/train/checkpoint.h"
+#include "ssm/train/report.h"
+
+namespace ssm::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+class Run {
+ public:
+  Run(const LoadedModel& loaded, Trainer& trainer, const DocumentSet& documents,
+      const std::optional<DocumentSet>& held_out, const RunOptions& options, const RunEvents& events)
+      : loaded_(loaded),
+        trainer_(trainer),
+        held_out_(held_out),
+        options_(options),
+        events_(events),
+        batches_(documents, options.batches),
+        start_(now()) {}
+
+  RunResult go() {
+    if (options_.resume) resume();
+    MetricsLog log(options_.out / "metrics.jsonl", options_.about, trainer_.steps_done());
+    EventLog event_log(options_.out / "events", trainer_.steps_done());
+    while (trainer_.steps_done() < options_.steps && !stopped()) {
+      Metrics metrics = step();
+      const int64_t done = trainer_.steps_done();
+      const bool last = done == options_.steps;
+      if (held_out_ && (last || due(options_.validate_every))) {
+        metrics.validation_loss = result_.validation_loss =
+            validation_loss(trainer_, *held_out_, options_.batches, options_.validate_tokens);
+      }
+      if (last || metrics.validation_loss || due(options_.log_every)) {
+        log.write(metrics);
+        event_log.write(metrics);
+      }
+      if (events_.step) events_.step(metrics, seconds_left());
+      if (!last && due(options_.save_every)) save(false);
+    }
+    result_.steps = trainer_.steps_done();
+    result_.finished = result_.steps >= options_.steps;
+    if (options_.steps > first_step_ || result_.finished) save(true);
+    if (result_.finished) write_result();
+    write_report(options_.out / "metrics.jsonl", options_.out / "report.html");
+    return result_;
+  }
+
+ private:
+  bool due(int64_t every) const { return every > 0 && trainer_.steps_done() % every == 0; }
+  bool stopped() const { return events_.stop && events_.stop(); }
+  double seconds() const { return seconds_before_ + now() - start_; }
+  double seconds_left() const {
+    const int64_t done = trainer_.steps_done() - first_step_;
+    return (now() - start_) / static_cast<double>(done) *
+           static_cast<double>(options_.steps - trainer_.steps_done());
+  }
+
+  void resume() {
+    const std::optional<fs::path> checkpoint = newest_checkpoint(checkpoints());
+    if (!checkpoint) return;
+    const CheckpointInfo info = restore_checkpoint(*checkpoint, trainer_);
+    const std::string name = (*checkpoint / "training.json").string();
+    batches_.seek(BatchPosition::from_json(info.position, name));
+    tokens_ = info.run.value("tokens", int64_t{0});
+    seconds_before_ = info.run.value("seconds", 0.0);
+    first_step_ = trainer_.steps_done();
+  }
+
+  // A step's batches; those in which nothing is to be learned are passed over.
+  std::vector<Batch> next_batches() {
+    std::vector<Batch> batches;
+    for (int64_t empty = 0; std::ssize(batches) < options_.accumulate;) {
+      Batch batch;
+      SSM_CHECK(batches_.next(batch), "the data has ended");
+      if (batch.learned > 0) {
+        batches.push_back(std::move(batch));
+      } else {
+        SSM_CHECK(++empty < 1000, "no token of 1000 batches is to be learned");
+      }
+    }
+    return batches;
+  }
+
+  Metrics step() {
+    const double begin = now();
+    const StepResult result = trainer_.step(next_batches());
+    tokens_ += result.inputs;
+    // A mean over some twenty steps.
+    const double rate = static_cast<double>(result.inputs) / (now() - begin);
+    rate_ = rate_ > 0 ? 0.95 * rate_ + 0.05 * rate : rate;
+    result_.loss = result.loss;
+    Metrics metrics;
+    metrics.step = trainer_.steps_done();
+    metrics.loss = result.loss;
+    metrics.lr = result.lr;
+    metrics.grad_norm = result.grad_norm;
+    metrics.tokens = tokens_;
+    metrics.tokens_per_second = rate_;
+    metrics.seconds = seconds();
+    metrics.memory =
+        loaded_.device.is_cuda() ? static_cast<int64_t>(memory_of(loaded_.device).peak) : resident_memory();
+    return metrics;
+  }
+
+  void save(bool must) {
+    const CheckpointInfo info{.steps = trainer_.steps_done(),
+                              .position = batches_.position().to_json(),
+                              .run = {{"tokens", tokens_}, {"seconds", seconds()}}};
+    try {
+      save_checkpoint(checkpoints(), trainer_, loaded_, info, options_.keep);
+    } catch (const Error& e) {
+      if (must) throw;
+      log(LogLevel::warning, fmt::format("no checkpoint at step {}: {}", info.steps, e.what()));
+    }
+  }
+
+  void write_result() {
+    const bool averaged = trainer_.options().average > 0;
+    save_model(options_.out, *loaded_.model, loaded_.config, options_.stored, loaded_.folder,
+               [&](const std::string& name) { return trainer_.parameters().value_of(name, averaged); });
+  }
+
+  fs::path checkpoints() const { return options_.out / "checkpoints"; }
+
+  const LoadedModel& loaded_;
+  Trainer& trainer_;
+  const std::optional<DocumentSet>& held_out_;
+  const RunOptions& options_;
+  const RunEvents& events_;
+  Batches batches_;
+  RunResult result_;
+  double start_, seconds_before_ = 0, rate_ = 0;
+  int64_t first_step_ = 0, tokens_ = 0;
+};
+
+}  // namespace
+
+void RunOptions::check() const {
+  SSM_CHECK(!out.empty(), "no folder to write to");
+  SSM_CHECK(steps >= 1, "{} steps, expected 1 or more", steps);
+  SSM_CHECK(accumulate >= 1, "accumulate is {}, expected 1 or more", accumulate);
+  SSM_CHECK(log_every >= 1, "log-every is {}, expected 1 or more", log_every);
+  SSM_CHECK(validate_every >= 0 && save_every >= 0, "a negative number of steps");
+  SSM_CHECK(keep >= 1, "keep is {}, expected 1 or more", keep);
+}
+
+int64_t steps_of_epochs(const DocumentSet& documents, const BatchOptions& batches, int64_t accumulate,
+                        double epochs) {
+  const auto steps = static_cast<double>(Batches(documents, batches).steps_per_epoch());
+  return std::max<int64_t>(1, std::llround(std::ceil(steps * epochs / static_cast<double>(accumulate))));
+}
+
+RunResult run_training(const LoadedModel& loaded, Trainer& trainer, const DocumentSet& documents,
+                       const std::optional<DocumentSet>& held_out, const RunOptions& options,
+                       const RunEvents& events) {
+  options.check();
+  std::error_code error;
+  fs::create_directories(options.out, error);
+  SSM_CHECK(!error, "{}: cannot create: {}", options.out.string(), error.message());
+  SSM_CHECK(options.resume || !fs::exists(options.out / "checkpoints", error),
+            "{}: holds a run already; go on with it (--resume), or name another folder",
+            options.out.string());
+  return Run(loaded, trainer, documents, held_out, options, events).go();
+}
+
+double validation_loss(Trainer& trainer, const DocumentSet& documents, BatchOptions batches,
+                       int64_t most_tokens) {
+  batches.epochs = 1;
+  batches.shuffle = false;
+  if (batches.mode == BatchMode::stream) batches.mode = BatchMode::packed;
+  Batches all(documents, batches);
+  double nll = 0;
+  int64_t targets = 0, inputs = 0;
+  for (Batch batch; inputs < most_tokens && all.next(batch);) {
+    nll += trainer.evaluate(batch);
+    targets += batch.learned;
+    inputs += std::ssize(batch.ids);
+  }
+  return targets > 0 ? nll / static_cast<double>(targets) : NAN;
+}
+
+}  // namespace ssm::train
