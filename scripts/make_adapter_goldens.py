@@ -88,7 +88,8 @@ def measure(model: torch.nn.Module, tokens: torch.Tensor) -> dict[str, torch.Ten
     float32 = {n: p.grad for n, p in single.named_parameters() if p.requires_grad}
     model = model.double()
     with torch.no_grad(), hf.Float64():
-        out = {"logits": model(tokens[None], use_cache=False).logits[0].float()}
+        logits = model(tokens[None], use_cache=False).logits[0]
+    out = {"logits": logits.float()}
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     loss = loss_of(model, tokens, hf.Float64)
     loss.backward()
@@ -119,6 +120,9 @@ def make_with_peft(models: Path, case: str, out: Path) -> dict[str, torch.Tensor
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
+    written = json.loads((out / "adapter_config.json").read_text())
+    written["target_modules"].sort()  # PEFT's is a set
+    (out / "adapter_config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
     return measure(model, tokens_of(models / base))
 
 

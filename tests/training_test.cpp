@@ -7,18 +7,14 @@
 #include <filesystem>
 
 #include "ssm/autograd/tape.h"
-#include "ssm/io/safetensors.h"
 #include "ssm/load/load_model.h"
 #include "ssm/ops/cuda/test_cuda.h"
-#include "ssm/train/trainer.h"
+#include "tests/golden_batch.h"
 
 namespace ssm::train {
 namespace {
 
 namespace fs = std::filesystem;
-
-const fs::path kGoldens = fs::path(SSM_SOURCE_DIR) / "tests/goldens";
-constexpr int64_t kCut = 20;  // as scripts/make_training_goldens.py
 
 std::vector<std::string> case_names() {
   std::vector<std::string> names;
@@ -27,36 +23,6 @@ std::vector<std::string> case_names() {
   }
   std::sort(names.begin(), names.end());
   return names;
-}
-
-// Sequences of one token more than inputs, none carried on.
-Batch batch_of(const std::vector<std::vector<int32_t>>& documents) {
-  Batch batch;
-  for (const std::vector<int32_t>& ids : documents) {
-    batch.ids.insert(batch.ids.end(), ids.begin(), ids.end());
-    batch.targets.insert(batch.targets.end(), ids.begin() + 1, ids.end());
-    batch.targets.push_back(-1);
-    batch.lengths.push_back(std::ssize(ids));
-    batch.streams.push_back(static_cast<int32_t>(batch.streams.size()));
-    batch.continues.push_back(0);
-    batch.carries_on.push_back(0);
-    batch.learned += std::ssize(ids) - 1;
-  }
-  return batch;
-}
-
-std::vector<std::vector<int32_t>> golden_documents(const std::string& name) {
-  const auto golden = io::SafetensorsFile::open(kGoldens / "models" / name / "golden.safetensors");
-  const Tensor tokens = golden->find("tokens").value();
-  const std::vector<int32_t> ids(tokens.values<int64_t>().begin(), tokens.values<int64_t>().end());
-  return {{ids.begin(), ids.begin() + kCut}, {ids.begin() + kCut, ids.end()}};
-}
-
-TrainerOptions torch_options() {
-  TrainerOptions options;
-  options.schedule = {.kind = ScheduleKind::constant, .lr = 1e-3};
-  options.weight_decay = 0.1;
-  return options;
 }
 
 struct Run {
@@ -75,7 +41,7 @@ void expect_torch(const std::string& name, Device device) {
   // sums.
   const double bound = std::max(5e-5, 4.0 * golden->find("float32_error").value().data<float>()[0]);
   Run run(name, device, torch_options());
-  const Batch batch = batch_of(golden_documents(name));
+  const Batch batch = golden_batch(name);
   for (int64_t step = 0; step < losses.size(0) - 1; ++step) {
     const StepResult result = run.trainer.step(std::span(&batch, 1));
     const double loss = losses.data<float>()[step], norm = norms.data<float>()[step];

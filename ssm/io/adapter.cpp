@@ -136,6 +136,11 @@ json as_json(const AdapterConfig& config) {
 
 }  // namespace
 
+bool AdapterConfig::targets(std::string_view module) const {
+  return std::any_of(target_modules.begin(), target_modules.end(),
+                     [&](const std::string& name) { return module == name || module.ends_with("." + name); });
+}
+
 double AdapterConfig::scale_of(std::string_view module, int64_t rank) const {
   double a = alpha;
   for (const auto& [name, value] : alpha_pattern.items()) {
@@ -167,16 +172,11 @@ void write_adapter(const fs::path& folder, const AdapterConfig& config,
   std::error_code error;
   fs::create_directories(folder, error);
   SSM_CHECK(!error, "{}: cannot create: {}", printable(folder.string()), error.message());
-  const auto is_target = [&](const std::string& module) {
-    return std::any_of(
-        config.target_modules.begin(), config.target_modules.end(),
-        [&](const std::string& name) { return module == name || module.ends_with("." + name); });
-  };
   std::vector<NamedTensor> wrapped;
   for (const NamedTensor& t : tensors) {
     // The own bias of a module that has a LoRA belongs to what PEFT calls its base layer.
     const size_t dot = t.name.rfind('.');
-    const bool of_base = t.name.ends_with(".bias") && is_target(t.name.substr(0, dot));
+    const bool of_base = t.name.ends_with(".bias") && config.targets(t.name.substr(0, dot));
     wrapped.push_back(
         {std::string(kPrefix) + (of_base ? t.name.substr(0, dot) + ".base_layer.bias" : t.name), t.tensor});
   }

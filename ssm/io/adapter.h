@@ -27,6 +27,7 @@ struct AdapterConfig {
       nlohmann::json::object();  // alpha of single modules, by the end of their names
   std::string base_model;        // a name or folder, empty when unknown
 
+  bool targets(std::string_view module) const;  // by the end of its name
   // `module` as in "backbone.layers.0.mixer.in_proj"; `rank` as its A has it.
   double scale_of(std::string_view module, int64_t rank) const;
 };

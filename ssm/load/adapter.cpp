@@ -118,6 +118,21 @@ class Finder final : public LoraVisitor {
   }
 };
 
+class DropoutSetter final : public LoraVisitor {
+ public:
+  explicit DropoutSetter(std::optional<uint64_t> seed) : seed_(seed) {}
+
+ protected:
+  void on_target(const std::string& module, const nn::LoraTarget& target) override {
+    if (!target.lora) return;
+    target.lora->drops = seed_.has_value();
+    target.lora->seed = seed_.value_or(0) ^ stream_of(module);
+  }
+
+ private:
+  std::optional<uint64_t> seed_;
+};
+
 std::map<std::string, Lora> loras_of(CausalLm& model) {
   Finder finder;
   model.visit(finder);
@@ -163,6 +178,11 @@ void add_lora(CausalLm& model, const io::AdapterConfig& config, uint64_t seed) {
               "out_proj, embeddings, lm_head)",
               name);
   }
+}
+
+void set_dropout(CausalLm& model, std::optional<uint64_t> seed) {
+  DropoutSetter setter(seed);
+  model.visit(setter);
 }
 
 std::vector<io::LazyTensor> merged_parameters(CausalLm& model, DType stored) {

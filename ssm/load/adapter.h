@@ -1,7 +1,7 @@
 // LoRA adapters on a model in memory: attached beside its matrices, or merged into them.
 #pragma once
 
-#include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "ssm/io/adapter.h"
@@ -28,6 +28,10 @@ bool is_lora_name(std::string_view name);
 // normal, so the model computes what it did. f32, on the host; a value depends on seed, name and place alone.
 // Throws Error for a target that names no module.
 void add_lora(CausalLm& model, const io::AdapterConfig& config, uint64_t seed);
+
+// From now on every Lora drops elements of its input, by a mask that depends on `seed` and its module alone;
+// nothing: none does.
+void set_dropout(CausalLm& model, std::optional<uint64_t> seed);
 
 // The parameters under Transformers' names without any Lora, W + scale B A in f32 rounded to `stored`; each
 // made when it is written. Unties the model where its embedding or head has a Lora, since they differ then.

@@ -1,7 +1,6 @@
 #include "ssm/train/checkpoint.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 
 #include "ssm/core/crc32c.h"
@@ -12,6 +11,7 @@
 #include "ssm/io/mapped_file.h"
 #include "ssm/io/safetensors.h"
 #include "ssm/load/save_model.h"
+#include "ssm/train/adapter.h"
 
 namespace ssm::train {
 namespace {
@@ -23,7 +23,9 @@ constexpr std::string_view kPrefix = "step-";
 constexpr const char* kInfo = "training.json";
 constexpr const char* kFormat = "ssm-training";
 constexpr int kVersion = 1;
-constexpr std::array kFiles{"model.safetensors", "training.safetensors"};
+constexpr const char* kModel = "model.safetensors";
+constexpr const char* kAdapter = "adapter_model.safetensors";
+constexpr const char* kMoments = "training.safetensors";
 
 std::optional<int64_t> steps_of(const fs::path& folder) {
   const std::string name = folder.filename().string();
@@ -66,9 +68,11 @@ json read_info(const fs::path& checkpoint) {
   return info;
 }
 
+bool has_adapter(const json& info) { return info["files"].contains(kAdapter); }
+
 void check_whole(const fs::path& checkpoint) {
   const json info = read_info(checkpoint);
-  for (const char* file : kFiles) {
+  for (const char* file : {has_adapter(info) ? kAdapter : kModel, kMoments}) {
     SSM_CHECK(info["files"].contains(file) && info["files"][file] == facts_of(checkpoint / file),
               "{}: size or checksum is not what {} says", (checkpoint / file).string(), kInfo);
   }
@@ -106,20 +110,24 @@ void remove_old(const fs::path& folder, int64_t keep) {
 }  // namespace
 
 void save_checkpoint(const fs::path& folder, Trainer& trainer, const LoadedModel& loaded,
-                     const CheckpointInfo& info, int64_t keep) {
+                     const CheckpointInfo& info, int64_t keep, const io::AdapterConfig* adapter) {
   const fs::path target = folder / fmt::format("{}{:08}", kPrefix, info.steps);
   std::error_code error;
   fs::create_directories(folder, error);
   fs::remove_all(target, error);  // of the same step: damaged, or a run that was begun anew
   io::AtomicFolder made(target);
-  save_model(made.path(), *loaded.model, loaded.config, DType::f32, loaded.folder,
-             [&](const std::string& name) { return trainer.parameters().value_of(name); });
+  if (adapter) {
+    io::write_adapter(made.path(), *adapter, adapter_tensors(trainer, DType::f32));
+  } else {
+    save_model(made.path(), *loaded.model, loaded.config, DType::f32, loaded.folder,
+               [&](const std::string& name) { return trainer.parameters().value_of(name); });
+  }
   std::vector<io::LazyTensor> tensors;
   trainer.for_each_moment(
       [&](const std::string& name, const Tensor& t) { tensors.push_back(lazy(name, t)); });
-  io::write_safetensors(made.path() / "training.safetensors", tensors);
+  io::write_safetensors(made.path() / kMoments, tensors);
   json files;
-  for (const char* file : kFiles) files[file] = facts_of(made.path() / file);
+  for (const char* file : {adapter ? kAdapter : kModel, kMoments}) files[file] = facts_of(made.path() / file);
   io::AtomicFile out(made.path() / kInfo);
   out.write(json{{"format", kFormat},
                  {"version", kVersion},
@@ -148,8 +156,10 @@ std::optional<fs::path> newest_checkpoint(const fs::path& folder) {
 
 CheckpointInfo restore_checkpoint(const fs::path& checkpoint, Trainer& trainer) {
   const json info = read_info(checkpoint);
-  const auto values = io::SafetensorsFile::open(checkpoint / kFiles[0]);
-  const auto moments = io::SafetensorsFile::open(checkpoint / kFiles[1]);
+  const std::unique_ptr<io::WeightSource> values = has_adapter(info)
+                                                       ? io::open_adapter(checkpoint).weights
+                                                       : io::SafetensorsFile::open(checkpoint / kModel);
+  const auto moments = io::SafetensorsFile::open(checkpoint / kMoments);
   if (const std::optional<Tensor> carried = moments->find("carried.0.ssm")) {
     SSM_CHECK(carried->rank() >= 1 && carried->size(0) >= 1, "{}: has shape {}",
               moments->describe("carried.0.ssm"), carried->shape());

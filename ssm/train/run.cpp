@@ -5,6 +5,7 @@
 
 #include "ssm/core/log.h"
 #include "ssm/load/save_model.h"
+#include "ssm/train/adapter.h"
 #include "ssm/train/checkpoint.h"
 #include "ssm/train/report.h"
 
@@ -118,7 +119,8 @@ class Run {
                               .position = batches_.position().to_json(),
                               .run = {{"tokens", tokens_}, {"seconds", seconds()}}};
     try {
-      save_checkpoint(checkpoints(), trainer_, loaded_, info, options_.keep);
+      save_checkpoint(checkpoints(), trainer_, loaded_, info, options_.keep,
+                      options_.adapter ? &*options_.adapter : nullptr);
     } catch (const Error& e) {
       if (must) throw;
       log(LogLevel::warning, fmt::format("no checkpoint at step {}: {}", info.steps, e.what()));
@@ -127,6 +129,11 @@ class Run {
 
   void write_result() {
     const bool averaged = trainer_.options().average > 0;
+    if (options_.adapter) {
+      io::write_adapter(options_.out, *options_.adapter,
+                        adapter_tensors(trainer_, options_.stored, averaged));
+      return;
+    }
     save_model(options_.out, *loaded_.model, loaded_.config, options_.stored, loaded_.folder,
                [&](const std::string& name) { return trainer_.parameters().value_of(name, averaged); });
   }

@@ -1,6 +1,7 @@
 // A training run in a folder of its own: steps, validation, logs, checkpoints, resuming.
 //
 //   OUT/config.json, model.safetensors, tokenizer files   the result, when the run is done
+//   OUT/adapter_config.json, adapter_model.safetensors    or this, of an adapter
 //   OUT/checkpoints/step-N/                               checkpoint.h
 //   OUT/metrics.jsonl, OUT/events/, OUT/report.html       metrics.h, report.h
 #pragma once
@@ -8,6 +9,7 @@
 #include <functional>
 #include <optional>
 
+#include "ssm/io/adapter.h"
 #include "ssm/load/load_model.h"
 #include "ssm/train/batches.h"
 #include "ssm/train/metrics.h"
@@ -18,16 +20,17 @@ namespace ssm::train {
 struct RunOptions {
   std::filesystem::path out;
   BatchOptions batches;
-  int64_t steps = 1;                  // optimiser steps in all, those before a resume included
-  int64_t accumulate = 1;             // batches a step
-  int64_t log_every = 10;             // steps
-  int64_t validate_every = 0;         // steps; 0: at the end only
-  int64_t validate_tokens = 1 << 18;  // at most so many inputs of the held-out documents
-  int64_t save_every = 0;             // steps; 0: at the end, and where the run is stopped
-  int64_t keep = 2;                   // checkpoints
-  bool resume = false;                // go on from the newest checkpoint of OUT, if there is one
-  DType stored = DType::f32;          // of the result's matrices
-  nlohmann::ordered_json about;       // what the log and the report say of the run
+  int64_t steps = 1;                         // optimiser steps in all, those before a resume included
+  int64_t accumulate = 1;                    // batches a step
+  int64_t log_every = 10;                    // steps
+  int64_t validate_every = 0;                // steps; 0: at the end only
+  int64_t validate_tokens = 1 << 18;         // at most so many inputs of the held-out documents
+  int64_t save_every = 0;                    // steps; 0: at the end, and where the run is stopped
+  int64_t keep = 2;                          // checkpoints
+  bool resume = false;                       // go on from the newest checkpoint of OUT, if there is one
+  DType stored = DType::f32;                 // of the result's matrices
+  std::optional<io::AdapterConfig> adapter;  // an adapter is trained: it is what is written
+  nlohmann::ordered_json about;              // what the log and the report say of the run
 
   void check() const;
 };

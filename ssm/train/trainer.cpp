@@ -5,10 +5,12 @@
 #include <numeric>
 
 #include "ssm/autograd/tape.h"
+#include "ssm/core/rng.h"
+#include "ssm/load/adapter.h"
 #include "ssm/ops/adamw/adamw.h"
 #include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/ops/gradient_norm/gradient_norm.h"
-#include "ssm/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "ssm/train/head_loss.h"
 
 namespace ssm::train {
 namespace {
@@ -56,6 +58,7 @@ Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, T
     : model_(model),
       vocab_(vocab),
       device_(device),
+      compute_(compute),
       options_((options.check(), std::move(options))),
       parameters_(model, device, compute, options_.trained, options_.average > 0) {
   SSM_CHECK(!parameters_.all().empty(), "nothing is to be trained");
@@ -72,7 +75,11 @@ StepResult Trainer::step(std::span<const Batch> batches) {
   SSM_CHECK(result.targets > 0, "step {}: no token of its batch has a target", done_ + 1);
   parameters_.clear_gradients();
   const float scale = 1.0f / static_cast<float>(result.targets);
-  for (const Batch& batch : batches) result.loss += forward_backward(batch, scale);
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const auto key = philox4x32(options_.seed, static_cast<uint64_t>(done_), i);
+    set_dropout(model_, uint64_t{key[1]} << 32 | key[0]);
+    result.loss += forward_backward(batches[i], scale);
+  }
 
   std::vector<Tensor> gradients;
   std::vector<TrainedParameter*> changed;
@@ -121,6 +128,7 @@ double Trainer::forward_backward(const Batch& batch, float scale) {
 
 double Trainer::evaluate(const Batch& batch) {
   const ArenaScope scope(&arena_);
+  set_dropout(model_, std::nullopt);
   return loss_of(batch, {}, 1.0f, false);
 }
 
@@ -134,15 +142,7 @@ double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale
     model_.prepare();
     hidden = model_.hidden(ids, sequences, state);
   }
-  const Tensor& head = std::get<Tensor>(model_.head());
-  LinearCrossEntropyGrads grads;
-  if (gradient) {
-    if (wants_gradient(hidden)) grads.dhidden = Tensor::empty(hidden.shape(), hidden.dtype(), device_);
-    grads.dweight = gradient_sum(head);
-  }
-  const LinearCrossEntropy loss = linear_cross_entropy(hidden, head, targets, {}, scale, vocab_, grads);
-  if (gradient && wants_gradient(hidden)) tape.backward(hidden, grads.dhidden);
-  return value_of(loss.loss);
+  return value_of(head_loss(model_, hidden, targets, scale, vocab_, compute_, gradient ? &tape : nullptr));
 }
 
 // Rows of a state for this batch's sequences: those that go on take what their stream kept.

@@ -18,6 +18,7 @@ struct TrainerOptions {
   double average = 0;             // decay of an exponential moving average of the parameters; 0: none
   bool recompute_layers = false;  // keep a layer's input only and run it again in backward: less memory, a
                                   // third more time
+  uint64_t seed = 0;              // of dropout
   std::function<bool(std::string_view name)> trained = [](std::string_view) { return true; };
 
   void check() const;  // throws Error naming the field that makes no sense
@@ -46,6 +47,7 @@ class Trainer {
 
   int64_t steps_done() const { return done_; }
   ParameterSet& parameters() { return parameters_; }
+  const ParameterSet& parameters() const { return parameters_; }
   const TrainerOptions& options() const { return options_; }
 
   // For checkpoints, beside the parameters' values: AdamW's moments, averages, the states that streams carry.
@@ -64,6 +66,7 @@ class Trainer {
   CausalLm& model_;
   int64_t vocab_;
   Device device_;
+  DType compute_;
   TrainerOptions options_;
   ParameterSet parameters_;
   ModelState carried_;  // a row a stream
