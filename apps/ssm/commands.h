@@ -10,6 +10,7 @@ void add_chat(CLI::App& program);
 void add_score(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_tokenizer(CLI::App& program);  // `ssm tokenizer train`
+void add_finetune(CLI::App& program);
 void add_merge(CLI::App& program);
 void add_info(CLI::App& program);
 void add_train(CLI::App& program);

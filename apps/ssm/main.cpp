@@ -60,6 +60,7 @@ void describe(CLI::App& program) {
   add_score(program);
   add_tokenize(program);
   add_tokenizer(program);
+  add_finetune(program);
   add_merge(program);
   add_info(program);
   add_train(program);

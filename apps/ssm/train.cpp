@@ -84,42 +84,8 @@ LoadedModel from_scratch(const Arguments& a, const LoadOptions& options, const f
   return loaded;
 }
 
-// What products are computed in: bf16 on a card, with parameters in f32; f32 on a CPU.
-LoadOptions execution(const Arguments& a) {
-  LoadOptions options = load_options(a.model);
-  options.parameters_stay = true;
-  if (!options.compute) options.compute = options.device.is_cuda() ? DType::bf16 : DType::f32;
-  SSM_CHECK(options.compute != DType::f16, "--dtype f16: gradients would underflow; train in bf16 or f32");
-  SSM_CHECK(options.device.is_cuda() || options.compute == DType::f32,
-            "--dtype {}: on a CPU training is in f32", name_of(*options.compute));
-  return options;
-}
-
-nlohmann::ordered_json about(const Arguments& a, const LoadedModel& loaded, int64_t parameters,
-                             const train::RunOptions& run) {
-  return {{"name", run.out.filename().string()},
-          {"family", loaded.config.at("model_type")},
-          {"parameters", parameters},
-          {"layers", loaded.model->num_layers()},
-          {"hidden_size", loaded.model->hidden_size()},
-          {"vocab_size", loaded.model->vocab_size()},
-          {"from", a.from.empty() ? "scratch" : a.from},
-          {"device", std::string(name_of(loaded.device))},
-          {"dtype", std::string(name_of(loaded.compute))},
-          {"data", a.data},
-          {"mode", a.mode},
-          {"batch", a.rows},
-          {"length", a.length},
-          {"accumulate", a.accumulate},
-          {"steps", run.steps},
-          {"lr", a.lr},
-          {"schedule", a.schedule},
-          {"weight_decay", a.trainer.weight_decay},
-          {"seed", a.seed}};
-}
-
 void run(Arguments& a) {
-  const LoadOptions options = execution(a);
+  const LoadOptions options = train_execution(a);
   const fs::path tokenizer = tokenizer_of(a);
   LoadedModel loaded;
   if (a.from.empty()) {
@@ -137,7 +103,7 @@ void run(Arguments& a) {
   train::RunOptions run = run_options(a, *data.documents);
   train::Trainer trainer(*loaded.model, is_bytes(a) ? 256 : loaded.usable_vocab(), loaded.device,
                          loaded.compute, a.trainer);
-  run.about = about(a, loaded, trainer.parameters().count(), run);
+  run.about = about_run(a, loaded, a.from.empty() ? "scratch" : a.from, trainer.parameters().count(), run);
   train_and_report(loaded, trainer, data, run, a);
 }
 
@@ -182,19 +148,7 @@ void add_train(CLI::App& program) {
       ->check(CLI::IsMember({"reference", "hf"}))
       ->option_text("NAME")
       ->excludes(from);
-  add_json_flag(*verb, arguments->model);
-  verb->add_option("--device", arguments->model.device, "auto (a card where one works), cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->option_text("NAME");
-  verb->add_option(
-          "--dtype", arguments->model.dtype,
-          "Of matrix products: on a card bf16 (the default) or f32, on a CPU f32. Parameters are f32")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}))
-      ->option_text("NAME");
-  verb->add_option("--threads", arguments->model.threads,
-                   "CPU threads; without it OMP_NUM_THREADS, or one a CPU")
-      ->transform(integer_between(1, 1024))
-      ->option_text("N");
+  add_train_machine_flags(*verb, *arguments);
   verb->footer(
       "Ctrl-C and SIGTERM save a checkpoint and stop; --resume goes on where it stopped, to the bit on a "
       "CPU.\n"

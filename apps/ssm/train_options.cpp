@@ -122,6 +122,54 @@ void add_train_options(CLI::App& verb, TrainArguments& arguments) {
   add_optimiser_options(verb, arguments);
 }
 
+void add_train_machine_flags(CLI::App& verb, TrainArguments& arguments) {
+  add_json_flag(verb, arguments.model);
+  verb.add_option("--device", arguments.model.device, "auto (a card where one works), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->option_text("NAME");
+  verb.add_option("--dtype", arguments.model.dtype,
+                  "Of matrix products: on a card bf16 (the default) or f32, on a CPU f32. Parameters are f32")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}))
+      ->option_text("NAME");
+  verb.add_option("--threads", arguments.model.threads,
+                  "CPU threads; without it OMP_NUM_THREADS, or one a CPU")
+      ->transform(integer_between(1, 1024))
+      ->option_text("N");
+}
+
+LoadOptions train_execution(const TrainArguments& a) {
+  LoadOptions options = load_options(a.model);
+  options.parameters_stay = true;
+  if (!options.compute) options.compute = options.device.is_cuda() ? DType::bf16 : DType::f32;
+  SSM_CHECK(options.compute != DType::f16, "--dtype f16: gradients would underflow; train in bf16 or f32");
+  SSM_CHECK(options.device.is_cuda() || options.compute == DType::f32,
+            "--dtype {}: on a CPU training is in f32", name_of(*options.compute));
+  return options;
+}
+
+nlohmann::ordered_json about_run(const TrainArguments& a, const LoadedModel& loaded, const std::string& from,
+                                 int64_t parameters, const train::RunOptions& run) {
+  return {{"name", run.out.filename().string()},
+          {"family", loaded.config.at("model_type")},
+          {"parameters", parameters},
+          {"layers", loaded.model->num_layers()},
+          {"hidden_size", loaded.model->hidden_size()},
+          {"vocab_size", loaded.model->vocab_size()},
+          {"from", from},
+          {"device", std::string(name_of(loaded.device))},
+          {"dtype", std::string(name_of(loaded.compute))},
+          {"data", a.data},
+          {"mode", a.mode},
+          {"batch", a.rows},
+          {"length", a.length},
+          {"accumulate", a.accumulate},
+          {"steps", run.steps},
+          {"lr", a.lr},
+          {"schedule", a.schedule},
+          {"weight_decay", a.trainer.weight_decay},
+          {"seed", a.seed}};
+}
+
 TrainData open_train_data(const TrainArguments& a, const fs::path& tokenizer, std::optional<int32_t> eos) {
   Progress progress;
   train::DatasetOptions options;

@@ -26,6 +26,14 @@ struct TrainArguments {
 };
 
 void add_train_options(CLI::App& verb, TrainArguments& arguments);
+void add_train_machine_flags(CLI::App& verb, TrainArguments& arguments);  // json, device, dtype, threads
+
+// What products are computed in: bf16 on a card, with parameters in f32; f32 on a CPU.
+LoadOptions train_execution(const TrainArguments& arguments);
+
+// What the log and the report say of a run; `from`: the model it began with.
+nlohmann::ordered_json about_run(const TrainArguments& arguments, const LoadedModel& loaded,
+                                 const std::string& from, int64_t parameters, const train::RunOptions& run);
 
 struct TrainData {
   std::shared_ptr<const train::TokenFile> tokens;

@@ -1,0 +1,101 @@
+// ssm finetune: trains a LoRA adapter of a model.
+#include <fmt/format.h>
+
+#include "apps/ssm/commands.h"
+#include "apps/ssm/resolve_model.h"
+#include "apps/ssm/sampling_options.h"
+#include "apps/ssm/train_options.h"
+#include "ssm/train/adapter.h"
+
+namespace ssm::app {
+namespace {
+
+struct Arguments : TrainArguments {
+  std::string from;
+  io::AdapterConfig adapter;
+};
+
+// Mamba-2 has no x_proj.
+std::vector<std::string> default_targets(const LoadedModel& loaded) {
+  if (loaded.config.at("model_type") == "mamba2") return {"in_proj", "out_proj"};
+  return {"in_proj", "x_proj", "out_proj"};
+}
+
+void run(Arguments& a) {
+  const LoadedModel loaded = load_model(resolve_model(a.from), train_execution(a));
+  loaded.need_tokenizer();
+  if (a.adapter.target_modules.empty()) a.adapter.target_modules = default_targets(loaded);
+  a.adapter.base_model = a.from.empty() ? loaded.folder.string() : a.from;
+  train::begin_adapter(*loaded.model, a.adapter, a.seed);
+  const std::filesystem::path tokenizer =
+      a.model.tokenizer.empty() ? loaded.folder : std::filesystem::path(a.model.tokenizer);
+  const std::optional<int32_t> eos = loaded.eos.empty() ? loaded.need_tokenizer().eos() : loaded.eos.front();
+  const TrainData data = open_train_data(a, tokenizer, eos);
+  train::RunOptions run = run_options(a, *data.documents);
+  run.adapter = a.adapter;
+  a.trainer.trained = train::trained_by(a.adapter);
+  a.trainer.seed = a.seed;
+  train::Trainer trainer(*loaded.model, loaded.usable_vocab(), loaded.device, loaded.compute, a.trainer);
+  run.about = about_run(a, loaded, a.adapter.base_model, trainer.parameters().count(), run);
+  run.about["r"] = a.adapter.r;
+  run.about["lora_alpha"] = a.adapter.alpha;
+  run.about["target_modules"] = a.adapter.target_modules;
+  train_and_report(loaded, trainer, data, run, a);
+}
+
+void add_lora_options(CLI::App& verb, Arguments& a) {
+  verb.add_option("--r", a.adapter.r, "Rank of the changes; default 8")
+      ->transform(integer_between(1, 1 << 16))
+      ->option_text("N");
+  verb.add_option("--lora-alpha", a.adapter.alpha, "They are scaled by alpha / r; default 8")
+      ->check(CLI::PositiveNumber)
+      ->option_text("X");
+  verb.add_option("--lora-dropout", a.adapter.dropout, "Of what goes into them, in training; default 0")
+      ->check(CLI::Range(0.0, 0.99))
+      ->option_text("X");
+  verb.add_option("--target-modules", a.adapter.target_modules,
+                  "Any of in_proj, x_proj, dt_proj, out_proj, embeddings, lm_head; without it "
+                  "in_proj,x_proj,out_proj")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"in_proj", "x_proj", "dt_proj", "out_proj", "embeddings", "lm_head"}))
+      ->option_text("NAMES");
+  verb.add_option("--bias", a.adapter.bias,
+                  "Biases that are trained too: none, all, or lora_only (the targets')")
+      ->check(CLI::IsMember({"none", "all", "lora_only"}))
+      ->option_text("NAME");
+  verb.add_flag("--use-rslora", a.adapter.use_rslora, "Scale by alpha / sqrt(r)");
+  verb.add_option("--train", a.adapter.modules_to_save,
+                  "Trained whole: A_log, D, dt_bias, conv1d, norm, norm_f, ...")
+      ->delimiter(',')
+      ->option_text("NAMES");
+}
+
+}  // namespace
+
+void add_finetune(CLI::App& program) {
+  auto arguments = std::make_shared<Arguments>();
+  Arguments& a = *arguments;
+  a.lr = 2e-3;
+  a.trainer.weight_decay = 0;
+  CLI::App* verb = program.add_subcommand("finetune", "Trains a LoRA adapter of a model");
+  add_train_options(*verb, a);
+  verb->add_option("--from", a.from, "The MODEL, which stays as it is; absent: the bundled one")
+      ->option_text("MODEL");
+  add_lora_options(*verb, a);
+  add_tokenizer_flag(*verb, a.model);
+  add_train_machine_flags(*verb, a);
+  verb->footer(
+      "DIR then holds adapter_config.json and adapter_model.safetensors in PEFT's layout, checkpoints, "
+      "metrics.jsonl,\n"
+      "TensorBoard events and report.html. Use it with --adapter DIR, or make a model of it with ssm "
+      "merge.\n\n"
+      "Examples:\n"
+      "  ssm finetune quotes.csv --column quote --from state-spaces/mamba-130m-hf --out quotes \\\n"
+      "      --target-modules x_proj,embeddings,in_proj,out_proj --epochs 3 --batch 4\n"
+      "  ssm generate state-spaces/mamba-130m-hf \"Be yourself\" --adapter quotes\n"
+      "  ssm finetune chats.jsonl --from ./my-model --out tuned --r 16 --lora-alpha 32 --train "
+      "A_log,D,conv1d");
+  verb->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace ssm::app
