@@ -4,7 +4,7 @@
 
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d_reference.h"
-#include "ssm/ops/gradient_test_util.h"
+#include "ssm/ops/test_gradient.h"
 #include "ssm/ops/simd/test_targets.h"
 
 namespace ssm {

@@ -3,7 +3,7 @@
 #include <map>
 #include <numeric>
 
-#include "ssm/ops/gradient_test_util.h"
+#include "ssm/ops/test_gradient.h"
 #include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/ssd_scan/ssd_scan_cases.h"
 #include "ssm/ops/ssd_scan/ssd_scan_reference.h"
