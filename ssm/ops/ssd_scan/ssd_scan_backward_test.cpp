@@ -165,8 +165,9 @@ Vectors by_differences(const Case& c) {
         return test::dot(reference::ssd_scan(s, h), dy);
       });
     };
-    return reference::SsdScanGradients<double>{slopes(s.x), slopes(s.dt), slopes(s.A),      slopes(s.B),
-                                               slopes(s.C), slopes(s.D),  slopes(s.dt_bias)};
+    return reference::SsdScanGradients<double>{slopes(s.x),       slopes(s.dt), slopes(s.A),
+                                               slopes(s.B),       slopes(s.C),  slopes(s.D),
+                                               slopes(s.dt_bias), {},           {}};
   });
 }
 
