@@ -30,12 +30,14 @@ inline Batch batch_of(const std::vector<std::vector<int32_t>>& documents) {
 }
 
 // The golden prompt of a model of tests/goldens/models, as scripts/make_training_goldens.py cuts it.
-inline Batch golden_batch(const std::string& name) {
+inline std::vector<std::vector<int32_t>> golden_documents(const std::string& name) {
   const auto golden = io::SafetensorsFile::open(kGoldens / "models" / name / "golden.safetensors");
   const Tensor tokens = golden->find("tokens").value();
   const std::vector<int32_t> ids(tokens.values<int64_t>().begin(), tokens.values<int64_t>().end());
-  return batch_of({{ids.begin(), ids.begin() + kCut}, {ids.begin() + kCut, ids.end()}});
+  return {{ids.begin(), ids.begin() + kCut}, {ids.begin() + kCut, ids.end()}};
 }
+
+inline Batch golden_batch(const std::string& name) { return batch_of(golden_documents(name)); }
 
 // Its optimizer.
 inline TrainerOptions torch_options() {

@@ -42,26 +42,49 @@ std::shared_ptr<std::byte> allocate_pinned(size_t bytes);  // host memory that a
 
 // kernel<<<grid, block, shared>>>(args...) on the stream. Programmatic dependent launch: the kernel may start
 // while the one before it ends, and waits for it in grid_dependency_wait() (ops/cuda/launch.cuh), which every
-// kernel launched so must call before it reads or writes what another kernel touches.
+// kernel launched so must call before it reads or writes what another kernel touches. Clusters are of blocks
+// with neighbouring x, and divide the grid's x (ops/cuda/cluster.cuh).
 struct Launch {
   dim3 grid, block;
   size_t shared_bytes = 0;
   bool overlaps_previous = false;
+  unsigned cluster = 1;
+};
+
+// The runtime's terms for it, which point into the object.
+class LaunchConfig {
+ public:
+  explicit LaunchConfig(const Launch& how) {
+    config_.gridDim = how.grid;
+    config_.blockDim = how.block;
+    config_.dynamicSmemBytes = how.shared_bytes;
+    config_.stream = stream();
+    config_.attrs = attributes_;
+    if (how.overlaps_previous) {
+      cudaLaunchAttribute& overlaps = attributes_[config_.numAttrs++];
+      overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      overlaps.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (how.cluster > 1) {
+      cudaLaunchAttribute& cluster = attributes_[config_.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = how.cluster;
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchConfig_t config_{};
+  cudaLaunchAttribute attributes_[2]{};
 };
 
 template <class... Parameters, class... Args>
 void launch(const Launch& how, void (*kernel)(Parameters...), Args&&... args) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = how.grid;
-  config.blockDim = how.block;
-  config.dynamicSmemBytes = how.shared_bytes;
-  config.stream = stream();
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = how.overlaps_previous ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Args>(args))...), "a kernel launch");
+  check(cudaLaunchKernelEx(LaunchConfig(how).get(), kernel, Parameters(std::forward<Args>(args))...),
+        "a kernel launch");
 }
 
 // Lets `kernel` use this much dynamic shared memory; call it once per kernel, through a static.

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
 #include "ssm/core/tensor.h"
 #include "ssm/ops/sequence_batch.h"
@@ -43,5 +44,14 @@ inline bool same_bits(const Tensor& a, const Tensor& b) {
   return x.shape() == y.shape() && x.dtype() == y.dtype() &&
          std::equal(x.raw(), x.raw() + x.bytes(), y.raw());
 }
+
+// Sets the number of threads for a scope, then restores the default.
+class ThreadScope {
+ public:
+  explicit ThreadScope(int n) { set_num_threads(n); }
+  ~ThreadScope() { set_num_threads(0); }
+  ThreadScope(const ThreadScope&) = delete;
+  ThreadScope& operator=(const ThreadScope&) = delete;
+};
 
 }  // namespace ssm::test

@@ -4,8 +4,8 @@
 
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d_reference.h"
-#include "ssm/ops/gradient_test_util.h"
 #include "ssm/ops/simd/test_targets.h"
+#include "ssm/ops/test_gradient.h"
 
 namespace ssm {
 namespace {

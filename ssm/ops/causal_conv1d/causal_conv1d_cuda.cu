@@ -10,7 +10,7 @@
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
-#include "ssm/ops/cuda/types.cuh"
+#include "ssm/ops/cuda/vectors.cuh"
 
 namespace ssm::cuda {
 namespace {
@@ -36,30 +36,9 @@ struct ConvArgs {
   Batch batch;
 };
 
-// V floats, 16 bytes at a time where V and the address allow.
 template <int V>
 __device__ __forceinline__ void load_floats(float (&to)[V], const float* from) {
-  if constexpr (V % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < V; i += 4) {
-      const float4 f = *reinterpret_cast<const float4*>(from + i);
-      to[i] = f.x, to[i + 1] = f.y, to[i + 2] = f.z, to[i + 3] = f.w;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) to[i] = from[i];
-  }
-}
-template <int V>
-__device__ __forceinline__ void store_floats(float* to, const float (&from)[V]) {
-  constexpr int kPart = V % 4 == 0 ? 4 : 1;
-#pragma unroll
-  for (int i = 0; i < V; i += kPart) {
-    float part[kPart];
-#pragma unroll
-    for (int j = 0; j < kPart; ++j) part[j] = from[i + j];
-    store<kPart>(to + i, part);
-  }
+  widen<V>(to, load_wide<V>(from));
 }
 
 template <int V>
@@ -125,7 +104,7 @@ struct Inputs {
     for (int j = 0; state && j < before; ++j) {
       float value[V];
       read(length - before + j, value);
-      store_floats<V>(state + j * C, value);
+      store_wide<V>(state + j * C, value);
     }
   }
 };
@@ -231,7 +210,7 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_step_kernel(const Conv
 #pragma unroll
     for (int k = 0; k < kK; ++k) add_product(sum, weight[k], row[k]);
 #pragma unroll
-    for (int k = 0; in.state && k < kK - 1; ++k) store_floats<V>(in.state + k * a.C, row[k + 1]);
+    for (int k = 0; in.state && k < kK - 1; ++k) store_wide<V>(in.state + k * a.C, row[k + 1]);
   } else {
     for (int k = 0; k < a.K; ++k) {
       float w[V], x[V];
@@ -244,13 +223,11 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_step_kernel(const Conv
   finish_row<V, T>(a, b, c, sum);
 }
 
-bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 // Whether V elements of each row of a [T, C] tensor are one access.
 bool rows_allow(const Tensor& t, int V) {
   const size_t bytes = size_of(t.dtype());
-  return t.size(1) % V == 0 && reinterpret_cast<uintptr_t>(t.raw()) % (V * bytes) == 0 &&
-         (t.stride(0) % V == 0 || t.size(0) == 1);
+  return is_multiple(t.size(1), V) && is_aligned(t.raw(), V * bytes) &&
+         (is_multiple(t.stride(0), V) || t.size(0) == 1);
 }
 
 }  // namespace
@@ -274,7 +251,8 @@ void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Ac
              .chunk_length = 1,
              .channel_blocks = 1,
              .batch = view_of(batch, x.device())};
-  a.vectors = a.channel_stride == 1 && a.tap_stride % 4 == 0 && is_aligned(a.weight) && is_aligned(a.bias);
+  a.vectors =
+      a.channel_stride == 1 && is_multiple(a.tap_stride, 4) && is_aligned(a.weight) && is_aligned(a.bias);
   const bool step = batch.is_step();
   // 16 bytes of x a thread; of the f32 state in a step.
   const int wide = !step && size_of(x.dtype()) == 2 ? 8 : 4;

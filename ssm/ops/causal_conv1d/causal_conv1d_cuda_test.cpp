@@ -10,12 +10,6 @@
 namespace ssm {
 namespace {
 
-using test::on_card;
-using test::rounded;
-using test::same_bits;
-
-constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
-
 // A ragged batch over permuted slots. x is rounded to `dtype` already; all tensors are on the host.
 struct Case {
   int64_t T = 0, C, K, slots;
@@ -67,9 +61,7 @@ Tensor upload(const Tensor& t, DType type, Rng& rng) {
   return on_card(wide, type).slice(1, left, left + C);
 }
 
-std::vector<double> doubles(const Tensor& t) {
-  return t.defined() ? test::to_doubles(t) : std::vector<double>();
-}
+std::vector<double> doubles(const Tensor& t) { return t.defined() ? to_doubles(t) : std::vector<double>(); }
 Tensor part(const Tensor& host, int64_t begin, int64_t end) { return host.slice(0, begin, end).clone(); }
 
 TEST(CausalConv1dCuda, EqualsTheReference) {
@@ -83,7 +75,7 @@ TEST(CausalConv1dCuda, EqualsTheReference) {
                                    c.activation, batch, state)
                          .to(kCpu);
     const Tensor after = c.state.defined() ? state.to(kCpu) : Tensor();
-    std::vector<double> all = c.state.defined() ? test::to_doubles(c.state) : std::vector<double>();
+    std::vector<double> all = c.state.defined() ? to_doubles(c.state) : std::vector<double>();
     const int64_t window_size = (c.K - 1) * c.C;
     for (int64_t b = 0; b < batch.size(); ++b) {
       std::vector<double> window(static_cast<size_t>(window_size), 0.0);
@@ -93,13 +85,13 @@ TEST(CausalConv1dCuda, EqualsTheReference) {
                                                      doubles(c.weight.clone()), doubles(c.bias), c.activation,
                                                      c.C, c.K, window);
       EXPECT_LT(test::relative_error(part(y, batch.offset(b), batch.offset(b + 1)), expected),
-                5e-6 + test::rounding_of(c.dtype))
+                5e-6 + rounding_of(c.dtype))
           << c.name();
       if (c.state.defined())
         std::copy_n(window.begin(), window_size, all.begin() + batch.slot(b) * window_size);
     }
     if (c.state.defined()) {  // the batch's slots hold the last inputs, the others what they held
-      EXPECT_EQ(test::to_doubles(after), all) << c.name();
+      EXPECT_EQ(to_doubles(after), all) << c.name();
     }
   }
 }

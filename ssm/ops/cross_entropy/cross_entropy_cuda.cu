@@ -145,10 +145,11 @@ void cross_entropy(const Tensor& logits, const Tensor& targets, int64_t vocab, c
       .vocab = vocab,
       .part = ((vocab + size - 1) / size + 31) / 32 * 32,
       .vectors = stride % 4 == 0 && reinterpret_cast<uintptr_t>(logits.raw()) % 16 == 0};
-  launch_clusters(
-      size,
-      {.grid = dim3(static_cast<unsigned>(T) * size), .block = dim3(kThreads), .overlaps_previous = true},
-      cross_entropy_forward_kernel, args);
+  launch({.grid = dim3(static_cast<unsigned>(T) * size),
+          .block = dim3(kThreads),
+          .overlaps_previous = true,
+          .cluster = size},
+         cross_entropy_forward_kernel, args);
 }
 
 }  // namespace ssm::cuda

@@ -18,7 +18,7 @@ void expect_reference(const CrossEntropy& on, const Tensor& logits, const std::v
                       int64_t vocab) {
   const Tensor nll = on.nll.to(kCpu), argmax = on.argmax.to(kCpu);
   const std::vector<double> expected =
-      reference::cross_entropy(test::to_doubles(logits), targets, logits.size(1), vocab);
+      reference::cross_entropy(to_doubles(logits), targets, logits.size(1), vocab);
   for (int64_t t = 0; t < logits.size(0); ++t) {
     const auto i = static_cast<size_t>(t);
     EXPECT_NEAR(nll.values<float>()[i], expected[i], 1e-5 + 1e-6 * expected[i])

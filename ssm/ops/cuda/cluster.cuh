@@ -11,43 +11,12 @@ namespace ssm::cuda {
 // The most blocks that every card with clusters takes; 1 where there are none.
 inline unsigned largest_cluster() { return properties().major >= 9 ? 8 : 1; }
 
-inline cudaLaunchAttribute cluster_attribute(unsigned cluster) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  return attribute;
-}
-
-// launch() of a grid whose blocks with neighbouring x form clusters of `cluster`, which divides the grid's x.
-template <class... Parameters, class... Args>
-void launch_clusters(unsigned cluster, const Launch& how, void (*kernel)(Parameters...), Args&&... args) {
-  if (cluster == 1) return launch(how, kernel, std::forward<Args>(args)...);
-  cudaLaunchConfig_t config{};
-  config.gridDim = how.grid;
-  config.blockDim = how.block;
-  config.dynamicSmemBytes = how.shared_bytes;
-  config.stream = stream();
-  cudaLaunchAttribute attributes[2]{cluster_attribute(cluster), {}};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attributes;
-  config.numAttrs = how.overlaps_previous ? 2 : 1;
-  check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Args>(args))...), "a kernel launch");
-}
-
 // How many clusters of such a launch the card runs at once.
 template <class... Parameters>
-int most_clusters(unsigned cluster, const Launch& how, void (*kernel)(Parameters...)) {
-  cudaLaunchAttribute attribute = cluster_attribute(cluster);
-  cudaLaunchConfig_t config{};
-  config.gridDim = how.grid;
-  config.blockDim = how.block;
-  config.dynamicSmemBytes = how.shared_bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+int most_clusters(const Launch& how, void (*kernel)(Parameters...)) {
   int count = 0;
-  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "cudaOccupancyMaxActiveClusters");
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, LaunchConfig(how).get()),
+        "cudaOccupancyMaxActiveClusters");
   return count;
 }
 

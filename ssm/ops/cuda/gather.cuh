@@ -5,7 +5,7 @@
 
 #include "ssm/core/cuda.h"
 #include "ssm/ops/cuda/launch.cuh"
-#include "ssm/ops/cuda/types.cuh"
+#include "ssm/ops/cuda/vectors.cuh"
 
 namespace ssm::cuda {
 
@@ -43,11 +43,8 @@ template <class From, class To>
 void gather(const GatherArgs& a) {
   if (a.count == 0 || a.width == 0) return;
   constexpr int V = 4, kThreads = 256;
-  const auto aligned = [](const void* p, size_t bytes) {
-    return reinterpret_cast<uintptr_t>(p) % bytes == 0;
-  };
-  const bool vectors = a.width % V == 0 && a.x_stride % V == 0 && aligned(a.x, V * sizeof(From)) &&
-                       aligned(a.y, V * sizeof(To));
+  const bool vectors = is_multiple(a.width, V) && is_multiple(a.x_stride, V) &&
+                       is_aligned(a.x, V * sizeof(From)) && is_aligned(a.y, V * sizeof(To));
   const int64_t packs = vectors ? a.width / V : a.width;
   unsigned across = 32;
   while (across < kThreads && across < packs) across *= 2;

@@ -26,4 +26,17 @@ inline double rounding_of(DType dtype) {
   return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 0x1p-24;
 }
 
+inline constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
+
 }  // namespace ssm::test
+
+// Every test of a card speaks of these.
+namespace ssm {
+using test::card_error;
+using test::kTypes;
+using test::on_card;
+using test::rounded;
+using test::rounding_of;
+using test::same_bits;
+using test::to_doubles;
+}  // namespace ssm

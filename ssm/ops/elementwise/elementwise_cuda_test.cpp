@@ -12,9 +12,9 @@ TEST(ElementwiseCuda, NegativeExpKeepsTheLayout) {
     for (const Tensor& t : {x, x.transpose(0, 1)}) {
       const Tensor y = negative_exp(t.to(kCuda));
       EXPECT_EQ(y.stride(0), t.stride(0));
-      std::vector<double> expected = test::to_doubles(t);
+      std::vector<double> expected = to_doubles(t);
       for (double& v : expected) v = -std::exp(v);
-      EXPECT_LT(test::card_error(y, expected), 1e-6);
+      EXPECT_LT(card_error(y, expected), 1e-6);
     }
   }
 }
@@ -57,7 +57,7 @@ TEST(ElementwiseCuda, GatherRowsCopiesTheRowsNamed) {
       for (const Tensor& index : {narrow, Tensor::from_values<int64_t>(longs, {B})}) {
         const Tensor y = gather_rows(on, index.to(kCuda)).to(kCpu);
         EXPECT_EQ(y.dtype(), dtype);
-        EXPECT_EQ(test::to_doubles(y), test::to_doubles(expected)) << T << " " << M << " " << B;
+        EXPECT_EQ(to_doubles(y), to_doubles(expected)) << T << " " << M << " " << B;
       }
     }
   }

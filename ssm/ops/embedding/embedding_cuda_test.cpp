@@ -18,8 +18,7 @@ TEST(EmbeddingCuda, EqualsTheReferenceInEveryDtype) {
       std::vector<int32_t> ids;
       for (int64_t t = 0; t < T; ++t) ids.push_back(static_cast<int32_t>(rng.below(V)));
       const Tensor y = embedding(Tensor::from_values<int32_t>(ids, {T}).to(kCuda), Weight{weight.to(kCuda)});
-      EXPECT_EQ(test::to_doubles(y.to(kCpu)), reference::embedding(ids, test::to_doubles(weight), M))
-          << V << " " << M;
+      EXPECT_EQ(to_doubles(y.to(kCpu)), reference::embedding(ids, to_doubles(weight), M)) << V << " " << M;
     }
   }
 }
@@ -53,7 +52,7 @@ TEST(EmbeddingCuda, ReplaysWithOtherIds) {
     for (int64_t t = 0; t < 4; ++t) now.push_back(static_cast<int32_t>(rng.below(100)));
     copy_bytes(ids.raw(), kCuda, now.data(), kCpu, ids.bytes());
     graph.replay();
-    EXPECT_EQ(test::to_doubles(y.to(kCpu)), reference::embedding(now, test::to_doubles(weight), 64));
+    EXPECT_EQ(to_doubles(y.to(kCpu)), reference::embedding(now, to_doubles(weight), 64));
   }
 }
 

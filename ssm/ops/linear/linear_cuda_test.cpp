@@ -8,13 +8,6 @@
 namespace ssm {
 namespace {
 
-using test::card_error;
-using test::on_card;
-using test::rounded;
-using test::to_doubles;
-
-constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
-
 struct Case {
   int64_t T, N, K;
   DType dtype, result;
@@ -45,7 +38,7 @@ struct Case {
   // Sums of K products in f32; the result is rounded, and the library adds a bias that was rounded to it.
   double bound() const {
     return 2e-6 + 1e-9 * static_cast<double>(K) +
-           test::rounding_of(result) * (bias.defined() && result != DType::f32 ? 2 : 1);
+           rounding_of(result) * (bias.defined() && result != DType::f32 ? 2 : 1);
   }
   std::string name() const {
     return fmt::format("T {} N {} K {} {} to {}{}", T, N, K, name_of(dtype), name_of(result),
@@ -98,7 +91,7 @@ TEST(LinearCuda, ARowDoesNotDependOnTheRowsBesideIt) {
     const Tensor x = on_card(c.x, c.dtype), w = on_card(c.w, c.dtype);
     const Tensor whole = linear(x, Weight{w}, {}, c.dtype).to(kCpu);
     const Tensor first = linear(x.slice(0, 0, 1), Weight{w}, {}, c.dtype).to(kCpu);
-    EXPECT_TRUE(test::same_bits(first, whole.slice(0, 0, 1))) << c.name();
+    EXPECT_TRUE(same_bits(first, whole.slice(0, 0, 1))) << c.name();
   }
 }
 
@@ -129,7 +122,7 @@ TEST(LinearCuda, ACapturedProductReadsWhatItsOperandsThenHold) {
         graph.replay();
         const Tensor captured = z.to(kCpu);
         const Tensor again = linear(linear(x, w, {}, dtype), Weight{v}, {}, dtype).to(kCpu);
-        EXPECT_TRUE(test::same_bits(captured, again)) << T << " " << name_of(dtype);
+        EXPECT_TRUE(same_bits(captured, again)) << T << " " << name_of(dtype);
       }
     }
   }

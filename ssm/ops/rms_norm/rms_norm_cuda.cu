@@ -1,15 +1,19 @@
+#include <algorithm>
+
 #include "ssm/core/cuda.h"
 #include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
-#include "ssm/ops/cuda/types.cuh"
+#include "ssm/ops/cuda/vectors.cuh"
 #include "ssm/ops/rms_norm/rms_norm_cuda.h"
 
 namespace ssm::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kKept = 8;  // packs of a row that a thread holds in registers: rows up to 8192 are read once
+constexpr int kMostThreads = 512;
+// Packs of a row that a thread holds in registers: rows up to 8192 are read once.
+template <int V>
+inline constexpr int kKept = V == 1 ? 16 : 4;
 
 struct RmsNormArgs {
   const void* x;
@@ -22,96 +26,118 @@ struct RmsNormArgs {
   float eps;
 };
 
-// The values that are normed, columns [i, i + V) of a group: x * silu(z), or residual + x, which is written
-// back where `update` says so.
+// What is normed, V columns of a group: x * silu(z), or residual + x, or the residual alone, updated before.
+// Reading is apart from computing, so that loads are in flight together.
 template <int V, class X>
-__device__ __forceinline__ void read_values(const RmsNormArgs& a, int64_t row, int64_t column, bool add,
-                                            float (&value)[V]) {
-  load<V>(value, static_cast<const X*>(a.x) + row * a.x_stride + column);
-  if (a.z) {
-    float z[V];
-    load<V>(z, static_cast<const X*>(a.z) + row * a.z_stride + column);
-#pragma unroll
-    for (int i = 0; i < V; ++i) value[i] *= silu(z[i]);
+struct Values {
+  static constexpr bool kMayAdd = V < 8;  // packs of eight are for what has no f32 residual
+  Wide<X, V> x, z;
+  Wide<float, V> residual;
+  __device__ __forceinline__ void read(const RmsNormArgs& a, int64_t row, int64_t column) {
+    x = load_wide<V>(static_cast<const X*>(a.x) + row * a.x_stride + column);
+    if (a.z) z = load_wide<V>(static_cast<const X*>(a.z) + row * a.z_stride + column);
+    if (kMayAdd && a.residual) residual = load_wide<V>(a.residual + row * a.residual_stride + column);
   }
-  if (a.residual) {
-    float r[V];
-    load<V>(r, a.residual + row * a.residual_stride + column);
+  __device__ __forceinline__ void compute(const RmsNormArgs& a, bool updated, float (&to)[V]) const {
+    widen<V>(to, x);
+    if (a.z) {
+      float gate[V];
+      widen<V>(gate, z);
 #pragma unroll
-    for (int i = 0; i < V; ++i) value[i] = add ? value[i] + r[i] : r[i];
-  }
-}
-
-// One block a row and group. What registers keep is loaded before anything is stored, so that the loads are
-// in flight together; values beyond it are read again.
-template <int V, class X, class Y>
-__global__ void __launch_bounds__(kThreads) rms_norm_forward_kernel(const RmsNormArgs a) {
-  __shared__ float scratch[32];
-  let_next_start();
-  grid_dependency_wait();
-  constexpr int64_t kStep = int64_t{kThreads} * V;
-  const int64_t row = blockIdx.x, first = blockIdx.y * a.width, start = int64_t{threadIdx.x} * V;
-  float kept[kKept][V];
+      for (int i = 0; i < V; ++i) to[i] *= silu(gate[i]);
+    }
+    if (kMayAdd && a.residual) {
+      float r[V];
+      widen<V>(r, residual);
 #pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    const int64_t i = k * kStep + start;
-    if (i < a.width) read_values<V, X>(a, row, first + i, true, kept[k]);
-  }
-  float square = 0;
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    const int64_t i = k * kStep + start;
-    if (i < a.width) {
-      if (a.residual) store<V>(a.residual + row * a.residual_stride + first + i, kept[k]);
-#pragma unroll
-      for (int j = 0; j < V; ++j) square += kept[k][j] * kept[k][j];
+      for (int i = 0; i < V; ++i) to[i] = updated ? r[i] : to[i] + r[i];
     }
   }
-  for (int64_t i = kKept * kStep + start; i < a.width; i += kStep) {
-    float value[V];
-    read_values<V, X>(a, row, first + i, true, value);
-    if (a.residual) store<V>(a.residual + row * a.residual_stride + first + i, value);
+};
+
+// One block a row and group. Values beyond what registers keep are read again.
+template <int V, class X, class Y>
+__global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const RmsNormArgs a) {
+  __shared__ float scratch[32];
+  constexpr int kPacks = kKept<V>;
+  const int64_t step = int64_t{blockDim.x} * V;
+  const int64_t row = blockIdx.x, first = blockIdx.y * a.width, start = int64_t{threadIdx.x} * V;
+  let_next_start();
+  grid_dependency_wait();
+  Values<V, X> raw[kPacks];
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) {
+    const int64_t i = k * step + start;
+    if (i < a.width) raw[k].read(a, row, first + i);
+  }
+  float kept[kPacks][V];
+  float square = 0;
+  const auto take = [&](int64_t i, const Values<V, X>& from, float(&value)[V]) {
+    from.compute(a, false, value);
+    if (a.residual) store_wide<V>(a.residual + row * a.residual_stride + first + i, value);
 #pragma unroll
     for (int j = 0; j < V; ++j) square += value[j] * value[j];
-  }
-  const float scale = rsqrtf(block_sum(square, scratch) / static_cast<float>(a.width) + a.eps);
-  auto write = [&](int64_t i, float(&value)[V]) {
-    float w[V];
-    if (a.weight) load<V>(w, a.weight + first + i);
-#pragma unroll
-    for (int j = 0; j < V; ++j) value[j] *= a.weight ? scale * w[j] : scale;
-    store<V>(static_cast<Y*>(a.y) + row * a.y_stride + first + i, value);
   };
 #pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    const int64_t i = k * kStep + start;
+  for (int k = 0; k < kPacks; ++k) {
+    const int64_t i = k * step + start;
+    if (i < a.width) take(i, raw[k], kept[k]);
+  }
+  for (int64_t i = kPacks * step + start; i < a.width; i += step) {
+    Values<V, X> more;
+    float value[V];
+    more.read(a, row, first + i);
+    take(i, more, value);
+  }
+  const float scale = rsqrtf(block_sum(square, scratch) / static_cast<float>(a.width) + a.eps);
+  const auto write = [&](int64_t i, float(&value)[V]) {
+    float w[V];
+    if (a.weight) widen<V>(w, load_wide<V>(a.weight + first + i));
+#pragma unroll
+    for (int j = 0; j < V; ++j) value[j] *= a.weight ? scale * w[j] : scale;
+    store_wide<V>(static_cast<Y*>(a.y) + row * a.y_stride + first + i, value);
+  };
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) {
+    const int64_t i = k * step + start;
     if (i < a.width) write(i, kept[k]);
   }
-  for (int64_t i = kKept * kStep + start; i < a.width; i += kStep) {
+  for (int64_t i = kPacks * step + start; i < a.width; i += step) {
+    Values<V, X> more;
     float value[V];
-    read_values<V, X>(a, row, first + i, false, value);
+    more.read(a, row, first + i);
+    more.compute(a, true, value);
     write(i, value);
   }
 }
 
-bool is_multiple(int64_t a, int64_t b) { return a % b == 0; }
-bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 void launch_rms_norm(std::string_view op, const RmsNormArgs& a, int64_t rows, int64_t groups, DType x_dtype,
                      DType y_dtype) {
   if (rows == 0) return;
-  constexpr int V = 4;
-  const bool vectors = is_multiple(a.width, V) && is_multiple(a.x_stride, V) && is_multiple(a.z_stride, V) &&
-                       is_multiple(a.residual_stride, V) && is_multiple(a.y_stride, V) && is_aligned(a.x) &&
-                       is_aligned(a.z) && is_aligned(a.residual) && is_aligned(a.weight) && is_aligned(a.y);
+  // 16 bytes an access: a pack of more would be stored in pieces, each a part of what memory writes at once.
+  const bool narrow = size_of(x_dtype) == 2 && size_of(y_dtype) == 2 && !a.residual;
+  const int wide = narrow ? 8 : 4;
+  const auto rows_allow = [&](int64_t stride, const void* p) {
+    return is_multiple(stride, wide) && is_aligned(p);
+  };
+  const bool vectors = is_multiple(a.width, wide) && rows_allow(a.x_stride, a.x) &&
+                       rows_allow(a.z_stride, a.z) && rows_allow(a.residual_stride, a.residual) &&
+                       rows_allow(a.y_stride, a.y) && is_aligned(a.weight);
+  // Small blocks, so that many rows are under way.
+  const int V = vectors ? wide : 1;
+  const int64_t packs = a.width / V, kept = V == 8 ? kKept<8> : V == 4 ? kKept<4> : kKept<1>;
+  const int64_t threads = std::min<int64_t>((packs + 32 * kept - 1) / (32 * kept) * 32, kMostThreads);
   const Launch how{.grid = dim3(static_cast<unsigned>(rows), static_cast<unsigned>(groups)),
-                   .block = dim3(kThreads),
+                   .block = dim3(static_cast<unsigned>(threads)),
                    .overlaps_previous = true};
   dispatch(x_dtype, op, [&](auto x_zero) {
     dispatch(y_dtype, op, [&](auto y_zero) {
       using X = decltype(x_zero);
       using Y = decltype(y_zero);
-      launch(how, vectors ? rms_norm_forward_kernel<V, X, Y> : rms_norm_forward_kernel<1, X, Y>, a);
+      if constexpr (sizeof(X) == 2 && sizeof(Y) == 2) {
+        if (V == 8) return launch(how, rms_norm_forward_kernel<8, X, Y>, a);
+      }
+      launch(how, vectors ? rms_norm_forward_kernel<4, X, Y> : rms_norm_forward_kernel<1, X, Y>, a);
     });
   });
 }

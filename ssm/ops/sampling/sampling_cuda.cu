@@ -57,7 +57,7 @@ class ClustersAtOnce {
  public:
   ClustersAtOnce() {
     for (unsigned size = 2; size <= largest_cluster(); size *= 2) {
-      counts_[size] = most_clusters(size, {.grid = dim3(size), .block = dim3(kSampleThreads)},
+      counts_[size] = most_clusters({.grid = dim3(size), .block = dim3(kSampleThreads), .cluster = size},
                                     sample_forward_kernel<true>);
     }
   }
@@ -95,12 +95,12 @@ void sample(const Tensor& logits, int64_t vocab, const Tensor& rows, const Tenso
                         .segment = segment,
                         .vectors = logits.stride(0) % 4 == 0 && aligned(logits.raw()) &&
                                    (!seen.defined() || (logits.size(1) % 4 == 0 && aligned(seen.raw())))};
-  launch_clusters(size,
-                  {.grid = dim3(static_cast<unsigned>(B) * size),
-                   .block = dim3(kSampleThreads),
-                   .shared_bytes = kept ? bytes_of(segment) : 0,
-                   .overlaps_previous = true},
-                  kept ? sample_forward_kernel<true> : sample_forward_kernel<false>, args);
+  launch({.grid = dim3(static_cast<unsigned>(B) * size),
+          .block = dim3(kSampleThreads),
+          .shared_bytes = kept ? bytes_of(segment) : 0,
+          .overlaps_previous = true,
+          .cluster = size},
+         kept ? sample_forward_kernel<true> : sample_forward_kernel<false>, args);
 }
 
 }  // namespace ssm::cuda

@@ -81,8 +81,8 @@ struct Case {
                            p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty);
       }
     }
-    EXPECT_TRUE(test::same_bits(card_rows.to(kCpu), rows));
-    EXPECT_TRUE(test::same_bits(card_marks.to(kCpu), marks));
+    EXPECT_TRUE(same_bits(card_rows.to(kCpu), rows));
+    EXPECT_TRUE(same_bits(card_marks.to(kCpu), marks));
     EXPECT_EQ(0, std::memcmp(logits.to(kCpu).raw(), wide.raw(), wide.bytes()));  // left as they are
   }
 };
@@ -133,7 +133,7 @@ TEST(SamplingCuda, ARowWithoutAnAnswerGivesMinusOne) {
         EXPECT_EQ(std::count(marked.data<uint8_t>() + 40 * b, marked.data<uint8_t>() + 40 * b + 40, 1),
                   answered);
       }
-      EXPECT_TRUE(test::same_bits(rows.to(kCpu), sampling_rows(params, slots, after)));
+      EXPECT_TRUE(same_bits(rows.to(kCpu), sampling_rows(params, slots, after)));
     }
   }
 }
@@ -166,10 +166,10 @@ TEST(SamplingCuda, ReplaysInAGraph) {
       copy_bytes(logits.raw(), kCuda, c.wide.raw(), kCpu, c.wide.bytes());
       sample(c.wide, V, rows, marks, ids);
       graph.replay();
-      ASSERT_TRUE(test::same_bits(card_ids.to(kCpu), ids)) << step;
+      ASSERT_TRUE(same_bits(card_ids.to(kCpu), ids)) << step;
     }
-    EXPECT_TRUE(test::same_bits(card_rows.to(kCpu), rows));
-    EXPECT_TRUE(test::same_bits(card_marks.to(kCpu), marks));
+    EXPECT_TRUE(same_bits(card_rows.to(kCpu), rows));
+    EXPECT_TRUE(same_bits(card_marks.to(kCpu), marks));
   }
 }
 

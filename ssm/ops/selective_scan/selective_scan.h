@@ -57,9 +57,13 @@ Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch,
 // operand or another.
 //
 // `initial` [B, N, E] f32 is the state before each sequence of the batch, in the batch's order (undefined:
-// zeros); nothing flows into it, nor out of the last state. States are recomputed, in memory that grows by
-// one state of a few channels a 2048 tokens; sums over E are made of at most 32 partial [T, N]. On a CPU the
-// gradients are the same bits whatever the threads, those of activations also whatever the batch.
+// zeros); nothing flows into it, nor out of the last state.
+//
+// States are computed again. On a CPU one of 64 channels is kept every 2048 tokens, and sums over E are made
+// of at most 32 partial [T, N]; the gradients are the same bits whatever the threads, those of activations
+// also whatever the batch. On a card one state is kept every 8 tokens ([T / 8, E, 16] f32, 8 bytes a token
+// and channel), and there are E / 64 partial sums [T, 32]; the same call gives the same bits,
+// docs/numerics.md has the bounds.
 struct SelectiveScanGrads {
   Tensor du, ddelta;   // [T, E]
   Tensor dA;           // [E, N]

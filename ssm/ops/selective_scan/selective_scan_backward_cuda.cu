@@ -1,8 +1,9 @@
 // A block walks its chunk forwards, which leaves the state before every tile of kRows tokens in `starts`,
 // then backwards, tile by tile: the states of kGroup tokens are computed again from the tile's first, kept as
-// exp(delta' A) and exp(delta' A) h in registers, and gone through in reverse. What is summed over a tile's
-// states goes from the lanes of a channel to shared memory; what is summed over channels (dB, dC) from the
-// lanes of a warp, then the block's warps, then, in another kernel, the blocks in their order.
+// exp(delta' A) and exp(delta' A) h in registers, and gone through in reverse. A barrier a tile keeps
+// scanners and helpers in step. What is summed over a tile's states goes from the lanes of a channel to
+// shared memory; what is summed over channels (dB, dC) from the lanes of a warp, then the block's warps,
+// then, in another kernel, the blocks in their order.
 //
 // Where channels and sequences do not fill the card, time is split. A pass before finds what each chunk adds
 // to the state after it and to dh before it, both in one walk forwards,
@@ -12,222 +13,148 @@
 
 #include "ssm/core/cuda.h"
 #include "ssm/ops/cuda/launch.cuh"
-#include "ssm/ops/selective_scan/selective_scan_backward_tiles.cuh"
+#include "ssm/ops/selective_scan/selective_scan_backward_scanner.cuh"
 
 namespace ssm::cuda {
 namespace {
 
 using namespace selective_backward;
 
-// A thread's states of its two channels.
-template <class T>
-struct Scanner {
-  const BackwardArgs& a;
-  const Block<T>& block;
-  float A[2][kOwn];  // in units of log 2
-  float h[2][kOwn] = {}, dh[2][kOwn] = {}, dA[2][kOwn] = {};
-
-  __device__ __forceinline__ Scanner(const BackwardArgs& args, const Block<T>& of) : a(args), block(of) {
-#pragma unroll
-    for (int i = 0; i < 2 * kOwn; ++i) A[i / kOwn][i % kOwn] = 0.0f;
-    for_states([&](int i, int j, int n, int64_t e) {
-      if (a.n0 + n < a.s.N)
-        A[i][j] = kLog2e * a.s.A[e * a.s.A_channel_stride + (a.n0 + n) * a.s.A_state_stride];
-    });
-  }
-
-  // f(which channel, register, state of this launch, channel)
-  template <class F>
-  __device__ __forceinline__ void for_states(F&& f) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j) {
-        if (block.channel + i < block.width)
-          f(i, j, block.lane * kOwn + (j ^ block.order), block.e0 + block.channel + i);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void load_first() {
-    for_states([&](int i, int j, int n, int64_t e) {
-      if (a.split) {
-        const int64_t at = (block.number * a.s.E + e) * kStates + n;
-        h[i][j] = a.chunk_h[at], dh[i][j] = a.chunk_dh[at];
-      } else if (a.initial && a.n0 + n < a.s.N) {
-        h[i][j] = a.initial[(block.chunk.sequence * a.s.N + a.n0 + n) * a.s.E + e];
-      }
-    });
-  }
-
-  // Read and written by this thread only, in its order.
-  __device__ __forceinline__ float* start_of(int tile) const {
-    const int64_t b = block.chunk.sequence, begin = a.s.batch.offsets[b];
-    const int64_t number = begin / kRows + b + (block.first_row(tile) - begin) / kRows;
-    return a.starts + (number * a.s.E + block.e0 + block.channel) * kStates + block.lane * kOwn;
-  }
-  __device__ __forceinline__ void store_start(int tile) const {
-    float* const to = start_of(tile);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (block.channel + i < block.width) store<kOwn>(to + i * kStates, h[i]);
-    }
-  }
-  __device__ __forceinline__ void load_start(int tile) {
-    const float* const from = start_of(tile);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (block.channel + i < block.width) load<kOwn>(h[i], from + i * kStates);
-    }
-  }
-
-  __device__ __forceinline__ void advance(int first, int rows) {
-#pragma unroll 4
-    for (int r = first; r < first + rows; ++r) {
-      float steps[4], B[kOwn];
-      block.load_steps(steps, r);
-      block.load_BC(B, 0, r);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < kOwn; ++j)
-          h[i][j] = fmaf(exp2_fast(steps[2 * i] * A[i][j]), h[i][j], steps[2 * i + 1] * B[j]);
-      }
-    }
-  }
-
-  // Back over token r, whose decays and kept states are given; sums[q][i] are over the thread's states.
-  __device__ __forceinline__ void back(int r, const float (&decay)[2][kOwn], const float (&kept)[2][kOwn],
-                                       float (&sums)[3][2]) {
-    float steps[4], dy[2], B[kOwn], C[kOwn], dC[kOwn], dB[kOwn];
-    block.load_steps(steps, r);
-    block.load_dy(dy, r);
-    block.load_BC(B, 0, r);
-    block.load_BC(C, 1, r);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float delta = steps[2 * i], delta_u = steps[2 * i + 1];
-      float y = 0.0f, ddelta = 0.0f, du = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j) {
-        const float state = fmaf(delta_u, B[j], kept[i][j]);
-        const float g = fmaf(C[j], dy[i], dh[i][j]);
-        const float through = g * kept[i][j];
-        y = fmaf(C[j], state, y);
-        dA[i][j] = fmaf(through, delta, dA[i][j]);
-        ddelta = fmaf(through, A[i][j], ddelta);
-        du = fmaf(g, B[j], du);
-        dC[j] = i == 0 ? dy[0] * state : fmaf(dy[1], state, dC[j]);
-        dB[j] = i == 0 ? g * delta_u : fmaf(g, delta_u, dB[j]);
-        dh[i][j] = g * decay[i][j];
-      }
-      sums[0][i] = y, sums[1][i] = ddelta, sums[2][i] = du;
-    }
-    // Over the warp's channels: a lane ends with dC or dB of its first register's state.
-    constexpr unsigned kAll = 0xffffffffu;
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      dC[j] += __shfl_xor_sync(kAll, dC[j + 2], 8);
-      dB[j] += __shfl_xor_sync(kAll, dB[j + 2], 8);
-    }
-    dC[0] += __shfl_xor_sync(kAll, dC[1], 4);
-    dB[0] += __shfl_xor_sync(kAll, dB[1], 4);
-    const int id = threadIdx.x % 32;
-    const bool is_B = id >= 16;
-    const float keep = is_B ? dB[0] : dC[0], send = is_B ? dC[0] : dB[0];
-    block.shared.over_channels[threadIdx.x / 32][r][(is_B ? kStates : 0) + block.lane * kOwn + block.order] =
-        keep + __shfl_xor_sync(kAll, send, 16);
-  }
-
-  // kGroup tokens from `first` on, from their first state h: again forwards, then back.
-  __device__ __forceinline__ void group(int first) {
-    float decay[kGroup][2][kOwn], kept[kGroup][2][kOwn];
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      float steps[4], B[kOwn];
-      block.load_steps(steps, first + k);
-      block.load_BC(B, 0, first + k);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < kOwn; ++j) {
-          decay[k][i][j] = exp2_fast(steps[2 * i] * A[i][j]);
-          kept[k][i][j] = decay[k][i][j] * h[i][j];
-          h[i][j] = fmaf(steps[2 * i + 1], B[j], kept[k][i][j]);
-        }
-      }
-    }
-#pragma unroll
-    for (int k0 = kGroup - 4; k0 >= 0; k0 -= 4) {
-      float sums[4][3][2];
-#pragma unroll
-      for (int k = 3; k >= 0; --k) back(first + k0 + k, decay[k0 + k], kept[k0 + k], sums[k]);
-      const int r =
-          first + k0 + (block.lane & 1) * 2 + (block.lane >> 1);  // the token that this lane ends with
-#pragma unroll
-      for (int q = 0; q < 3; ++q) {
-        float own[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float x[4] = {sums[0][q][i], sums[1][q][i], sums[2][q][i], sums[3][q][i]};
-          fold<1, 4>(x);
-          fold<2, 2>(x);
-          own[i] = q == 1 ? x[0] * (1.0f / kLog2e) : x[0];
-        }
-        store<2>(&block.shared.over_states[q][r][block.channel], own);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void tile_back() {
-    static_assert(kRows == 2 * kGroup);
-    float begin[2][kOwn];
-#pragma unroll
-    for (int i = 0; i < 2 * kOwn; ++i) begin[i / kOwn][i % kOwn] = h[i / kOwn][i % kOwn];
-    advance(0, kGroup);
-    group(kGroup);
-#pragma unroll
-    for (int i = 0; i < 2 * kOwn; ++i) h[i / kOwn][i % kOwn] = begin[i / kOwn][i % kOwn];
-    group(0);
-  }
-};
-
 // The block's sums over its channels of a tile's dC and dB.
 template <class T>
-__device__ __forceinline__ void write_over_channels(const BackwardArgs& a, const Block<T>& block, int tile) {
+__device__ __forceinline__ void write_over_channels(const BackwardArgs& a, const Block<T>& block, int tile,
+                                                    int side) {
   const int64_t t = block.first_row(tile);
   const int rows = block.rows_of(tile);
   float* const to = a.sums + (blockIdx.x % a.channel_blocks * a.s.batch.total + t) * 2 * kStates;
-  for (int i = threadIdx.x; i < rows * 2 * kStates; i += kThreads) {
+  for (int i = block.thread; i < rows * 2 * kStates; i += kThreads) {
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += block.shared.over_channels[w][0][i];
+    for (int w = 0; w < kWarps; ++w) sum += block.shared.over_channels[side][w][0][i];
     to[i] = sum;
   }
 }
 
-// dA of the scanners, dD and ddelta_bias of the finishers, which have a channel in kRowStep threads.
+// Tiles in the order in which they are scanned: forwards but for the last, which is the first on the way
+// back.
 template <class T>
-__device__ __forceinline__ void write_parameters(const BackwardArgs& a, const Block<T>& block,
-                                                 const Scanner<T>& scanner, const float (&dD)[4],
-                                                 const float (&dbias)[4]) {
-  float* const to = a.parameters + block.number * kParameters * a.s.E;
-  scanner.for_states([&](int i, int j, int n, int64_t e) { to[n * a.s.E + e] = scanner.dA[i][j]; });
+struct Walk {
+  const Block<T>& block;
+  __device__ __forceinline__ int steps() const { return 2 * block.tiles - 1; }
+  __device__ __forceinline__ bool back(int k) const { return k >= block.tiles - 1; }
+  __device__ __forceinline__ int tile(int k) const { return back(k) ? 2 * block.tiles - 2 - k : k; }
+  static __device__ __forceinline__ int stage(int k) {
+    return static_cast<int>(static_cast<unsigned>(k) % kStages);
+  }
+  __device__ __forceinline__ void copy_in(int k) const {
+    if (k >= steps()) {
+      commit_copies();
+    } else if (back(k)) {
+      block.template copy_in<true>(tile(k), stage(k));
+    } else {
+      block.template copy_in<false>(tile(k), stage(k));
+    }
+  }
+  __device__ __forceinline__ void prepare(int k, const float2& BC) const {
+    if (k >= steps()) return;
+    if (back(k)) {
+      block.template prepare<true>(tile(k), stage(k), k & 1, BC);
+    } else {
+      block.template prepare<false>(tile(k), stage(k), k & 1, BC);
+    }
+  }
+  __device__ __forceinline__ float2 fetch_BC(int k) const {
+    return block.fetch_BC(k < steps() ? tile(k) : -1);
+  }
+};
+
+// Copies, prepares the next tile and finishes the last one.
+template <class T>
+__device__ __forceinline__ void help(const BackwardArgs& a, const Block<T>& block) {
+  const Walk<T> walk{block};
+  for (int k = 0; k < 3; ++k) walk.copy_in(k);
+  float2 BC = walk.fetch_BC(0);
+  wait_for_copies<2>();
   __syncthreads();
-  float(&rows)[3][kRows][kPitch] = block.shared.over_states;
-  store<4>(&rows[0][block.row][block.c], dD);
-  store<4>(&rows[1][block.row][block.c], dbias);
+  walk.prepare(0, BC);
+  BC = walk.fetch_BC(1);
+  wait_for_copies<1>();
   __syncthreads();
-  const int which = threadIdx.x / kChannels, c = threadIdx.x % kChannels;
+  float dD[4] = {}, dbias[4] = {};
+  const auto finish = [&](int k) {
+    if (k < 0 || !walk.back(k)) return;
+    block.finish(walk.tile(k), walk.stage(k), k & 1, dD, dbias);
+    if (a.sums) write_over_channels(a, block, walk.tile(k), k & 1);
+  };
+  const int steps = walk.steps();
+#pragma unroll 1
+  for (int k = 0; k < steps; ++k) {
+    walk.copy_in(k + 3);
+    finish(k - 1);  // before the next tile takes its place
+    walk.prepare(k + 1, BC);
+    BC = walk.fetch_BC(k + 2);
+    wait_for_copies<1>();  // tile k + 2, which is prepared behind the barrier
+    __syncthreads();
+  }
+  wait_for_copies<0>();
+  finish(steps - 1);
+  // A channel is finished by kRows threads.
+  __syncthreads();
+  if (a.parameters) {
+    store<4>(&block.shared.over_states[0][0][block.row][block.c], dD);
+    store<4>(&block.shared.over_states[0][1][block.row][block.c], dbias);
+  }
+  __syncthreads();
+  const int which = block.thread / kChannels, c = block.thread % kChannels;
   static_assert(kThreads == 2 * kChannels);
-  if (c >= block.width) return;
+  if (!a.parameters || c >= block.width) return;
   float sum = 0.0f;
-  for (int r = 0; r < kRowStep; ++r) sum += rows[which][r][c];
-  to[(kStates + which) * a.s.E + block.e0 + c] = sum;
+  for (int r = 0; r < kRows; ++r) sum += block.shared.over_states[0][which][r][c];
+  a.parameters[(block.number * kParameters + kStates + which) * a.s.E + block.e0 + c] = sum;
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__device__ __forceinline__ void scan(const BackwardArgs& a, const Block<T>& block) {
+  Scanner<T> scanner(a, block);
+  scanner.load_first();
+  __syncthreads();
+  __syncthreads();
+#pragma unroll 1
+  for (int i = 0; i + 1 < block.tiles; ++i) {
+    scanner.store_start(i);
+    scanner.advance(i & 1, 0, kRows);
+    __syncthreads();
+  }
+#pragma unroll 1
+  for (int i = block.tiles - 1; i >= 0; --i) {
+    float before[2][kOwn] = {};
+    if (i > 0) scanner.load_start(i - 1, before);
+    scanner.tile_back(i & 1);  // 2 tiles - 2 - i has the same parity
+#pragma unroll
+    for (int j = 0; j < 2 * kOwn; ++j) scanner.h[j / kOwn][j % kOwn] = before[j / kOwn][j % kOwn];
+    __syncthreads();
+  }
+  __syncthreads();
+  __syncthreads();
+  if (!a.parameters) return;
+  float* const to = a.parameters + block.number * kParameters * a.s.E;
+  scanner.for_states([&](int i, int j, int n, int64_t e) { to[n * a.s.E + e] = scanner.dA[i][j]; });
+}
+
+// On Hopper helpers leave a part of their registers to the scanners; elsewhere a block has a
+// multiprocessor's.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr int kBlocks = 2;
+__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 176;"); }
+__device__ __forceinline__ void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 80;"); }
+#else
+constexpr int kBlocks = 1;
+__device__ __forceinline__ void take_registers() {}
+__device__ __forceinline__ void leave_registers() {}
+#endif
+
+template <class T>
+__global__ void __launch_bounds__(2 * kThreads, kBlocks)
     selective_scan_backward_kernel(const __grid_constant__ BackwardArgs a) {
   extern __shared__ float4 memory[];
   Shared<T>& shared = *reinterpret_cast<Shared<T>*>(memory);
@@ -235,47 +162,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   let_next_start();
   const Block<T> block(a, shared);
   if (block.chunk.sequence < 0) {
-    for (int i = threadIdx.x; a.parameters && i < kParameters * block.width; i += kThreads) {
+    for (int i = threadIdx.x; a.parameters && i < kParameters * block.width; i += 2 * kThreads) {
       a.parameters[(block.number * kParameters + i / block.width) * a.s.E + block.e0 + i % block.width] =
           0.0f;
     }
     return;
   }
-  Scanner<T> scanner(a, block);
-  scanner.load_first();
-  block.template copy_in<false>(0, 0);
-  typename Block<T>::BC BC = block.fetch_BC(0);
-  for (int i = 0; i + 1 < block.tiles; ++i) {
-    wait_for_copies<0>();
-    __syncthreads();  // also for who still reads what the next copies overwrite
-    block.template copy_in<false>(i + 1, (i + 1) & 1);
-    block.template prepare<false>(i, i & 1, BC);
-    BC = block.fetch_BC(i + 1);
-    scanner.store_start(i);
-    __syncthreads();
-    scanner.advance(0, kRows);
+  if (threadIdx.x < kThreads) {
+    take_registers();
+    scan(a, block);
+  } else {
+    leave_registers();
+    help(a, block);
   }
-  wait_for_copies<0>();
-  __syncthreads();
-
-  float dD[4] = {}, dbias[4] = {};
-  const int last = block.tiles - 1;
-  block.template copy_in<true>(last, last & 1);
-  BC = block.fetch_BC(last);
-  for (int i = last; i >= 0; --i) {
-    wait_for_copies<0>();
-    __syncthreads();
-    block.template copy_in<true>(i - 1, (i - 1) & 1);
-    block.template prepare<true>(i, i & 1, BC);
-    BC = block.fetch_BC(i - 1);
-    if (i < last) scanner.load_start(i);
-    __syncthreads();
-    scanner.tile_back();
-    __syncthreads();
-    block.finish(i, i & 1, dD, dbias);
-    if (a.sums) write_over_channels(a, block, i);
-  }
-  if (a.parameters) write_parameters(a, block, scanner, dD, dbias);
 }
 
 // What each chunk adds to the state after it and to dh before it.
@@ -293,21 +192,22 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int i = 0; i < 2 * kOwn; ++i) P[i / kOwn][i % kOwn] = 1.0f;
   block.template copy_in<true>(0, 0);
-  typename Block<T>::BC BC = block.fetch_BC(0);
+  float2 BC = block.fetch_BC(0);
+  constexpr int side = 0;
   for (int i = 0; i < block.tiles; ++i) {
     wait_for_copies<0>();
-    __syncthreads();
+    __syncthreads();  // also for who still reads what is overwritten next
     block.template copy_in<true>(i + 1, (i + 1) & 1);
-    block.template prepare<true>(i, i & 1, BC);
+    block.template prepare<true>(i, i & 1, side, BC);
     BC = block.fetch_BC(i + 1);
     __syncthreads();
 #pragma unroll 4
     for (int r = 0; r < kRows; ++r) {
       float steps[4], dy[2], B[kOwn], C[kOwn];
-      block.load_steps(steps, r);
-      block.load_dy(dy, r);
-      block.load_BC(B, 0, r);
-      block.load_BC(C, 1, r);
+      block.load_steps(steps, side, r);
+      block.load_dy(dy, side, r);
+      block.load_BC(B, side, 0, r);
+      block.load_BC(C, side, 1, r);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         sum[c] += steps[2 * c];
@@ -401,7 +301,7 @@ __global__ void __launch_bounds__(kThreads) selective_scan_backward_parameters_k
 int64_t chunk_length_of(const Batch& batch, int64_t longest, int64_t channel_blocks) {
   const int64_t slots = 2 * properties().multiprocessors, work = batch.total * channel_blocks;
   if (work >= longest * slots / 2) return batch.total + 1;
-  const int64_t length = std::max<int64_t>((work + slots - 1) / slots, 4 * kRows);
+  const int64_t length = std::max<int64_t>((work + slots - 1) / slots, 8 * kRows);
   return (length + kRows - 1) / kRows * kRows;
 }
 
@@ -412,18 +312,20 @@ void backward_states(BackwardArgs& a, const SumArgs& sums) {
   static_cast<void>(allowed);
   const int64_t numbers = chunk_numbers(a.s.batch, a.chunk_length), E = a.s.E;
   const auto blocks_of = [](int64_t n) { return static_cast<unsigned>((n + kThreads - 1) / kThreads); };
-  const Launch scan{.grid = dim3(static_cast<unsigned>(numbers * a.channel_blocks)),
-                    .block = dim3(kThreads),
-                    .shared_bytes = sizeof(Shared<T>),
-                    .overlaps_previous = true};
+  const auto of_threads = [&](int threads) {
+    return Launch{.grid = dim3(static_cast<unsigned>(numbers * a.channel_blocks)),
+                  .block = dim3(static_cast<unsigned>(threads)),
+                  .shared_bytes = sizeof(Shared<T>),
+                  .overlaps_previous = true};
+  };
   if (a.split) {
-    launch(scan, selective_scan_backward_chunk_kernel<T>, a);
+    launch(of_threads(kThreads), selective_scan_backward_chunk_kernel<T>, a);
     launch({.grid = dim3(blocks_of(E * kStates), static_cast<unsigned>(a.s.batch.size)),
             .block = dim3(kThreads),
             .overlaps_previous = true},
            selective_scan_backward_carry_kernel, a);
   }
-  launch(scan, selective_scan_backward_kernel<T>, a);
+  launch(of_threads(2 * kThreads), selective_scan_backward_kernel<T>, a);
   SumArgs of = sums;
   of.n0 = a.n0;
   if (a.sums) {

@@ -4,9 +4,9 @@
 
 #include "ssm/core/graph.h"
 #include "ssm/ops/cuda/test_cuda.h"
-#include "ssm/ops/gradient_test_util.h"
 #include "ssm/ops/selective_scan/selective_scan_cases.h"
 #include "ssm/ops/selective_scan/selective_scan_reference.h"
+#include "ssm/ops/test_gradient.h"
 
 namespace ssm {
 namespace {

@@ -3,10 +3,10 @@
 #include <map>
 #include <numeric>
 
-#include "ssm/ops/gradient_test_util.h"
 #include "ssm/ops/selective_scan/selective_scan_cases.h"
 #include "ssm/ops/selective_scan/selective_scan_reference.h"
 #include "ssm/ops/simd/test_targets.h"
+#include "ssm/ops/test_gradient.h"
 
 namespace ssm {
 namespace {

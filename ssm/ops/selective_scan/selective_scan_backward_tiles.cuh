@@ -1,7 +1,7 @@
 // What a block of the scan's backward works on: a chunk of one sequence's time for kChannels channels and
-// kStates states, in tiles of kRows tokens. A thread prepares and finishes four channels of two tokens of a
-// tile, and scans kOwn states of two channels over all of them; the kLanes lanes of two channels are
-// neighbours.
+// kStates states, in tiles of kRows tokens. Its warps have two trades. A helper copies, prepares and finishes
+// four channels of one token of a tile; a scanner takes kOwn states of two channels through all of them, the
+// kLanes lanes of two channels being neighbours.
 //
 // The order in which a lane holds its states depends on its channels, so that in a sum over a warp's channels
 // what a lane keeps lies in the same registers everywhere: register j is state kOwn lane + (j ^ order).
@@ -12,19 +12,18 @@
 
 namespace ssm::cuda::selective_backward {
 
-inline constexpr int kThreads = 128;
-inline constexpr int kStates = 16;  // of a launch
+inline constexpr int kThreads = 128;  // of each trade
+inline constexpr int kStates = 16;    // of a launch
 inline constexpr int kOwn = 4;
 inline constexpr int kLanes = kStates / kOwn;
 inline constexpr int kChannels = kThreads / kLanes * 2;
-inline constexpr int kRows = 16;
-inline constexpr int kGroup = 8;  // tokens whose decays are held in registers
+inline constexpr int kRows = 8;
+inline constexpr int kGroup = 4;   // tokens whose decays are held in registers
+inline constexpr int kStages = 5;  // tiles being finished, scanned, prepared, and two on their way
 inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kPitch = kChannels + 8;
 inline constexpr int kParameters = kStates + 2;
-inline constexpr int kTokens = kRows * kChannels / 4 / kThreads;  // that a thread prepares, kRowStep apart
-inline constexpr int kRowStep = kRows / kTokens;
-static_assert(kTokens == 2 && kThreads * 2 == kRows * kStates && kOwn == 4);
+static_assert(kThreads == kRows * kChannels / 4 && kThreads == kRows * kStates && kOwn == 4);
 
 struct BackwardArgs {
   SelectiveScanOperands s;  // of it neither y nor the state
@@ -50,13 +49,14 @@ struct BackwardArgs {
 
 template <class T>
 struct Shared {
-  T raw[2][4][kRows][kChannels];           // u, delta, dy, z
-  float2 steps[kRows][kChannels];          // delta' and delta' u
-  float dy[kRows][kChannels];              // dy'
-  float BC[2][kRows][kOwn][kStates];       // B and C in each order
-  float over_states[3][kRows][kPitch];     // of C h, dh kept A and dh B
-  float over_channels[kWarps][kRows][32];  // dC and dB
+  T raw[kStages][4][kRows][kChannels];        // u, delta, dy, z
+  float2 steps[2][kRows][kChannels];          // delta' and delta' u
+  float dy[2][kRows][kChannels];              // dy'
+  float BC[2][2][kRows][kOwn][kStates];       // B and C in each order
+  float over_states[2][3][kRows][kPitch];     // of C h, dh kept A and dh B
+  float over_channels[2][kWarps][kRows][32];  // dC and dB
 };
+static_assert(sizeof(Shared<float>) <= 99 * 1024);  // what a block may have on every card
 
 template <class T>
 struct Block {
@@ -66,7 +66,8 @@ struct Block {
   int64_t number, e0;
   Chunk chunk;
   int width, tiles;
-  int row, c;                // that this thread prepares: kTokens rows, kRowStep apart
+  int thread;
+  int row, c;                // that this thread prepares
   int lane, order, channel;  // that it scans: the first of two
   float bias[4], D[4];
 
@@ -78,11 +79,12 @@ struct Block {
         chunk(chunk_of(args.s.batch, number, args.chunk_length)),
         width(static_cast<int>(min(int64_t{kChannels}, args.s.E - e0))),
         tiles(static_cast<int>((chunk.end - chunk.begin + kRows - 1) / kRows)),
-        row(threadIdx.x / (kChannels / 4)),
-        c(threadIdx.x % (kChannels / 4) * 4),
-        lane(threadIdx.x % kLanes),
-        order(threadIdx.x / kLanes % 4),
-        channel(threadIdx.x / kLanes * 2) {
+        thread(threadIdx.x % kThreads),
+        row(thread / (kChannels / 4)),
+        c(thread % (kChannels / 4) * 4),
+        lane(thread % kLanes),
+        order(thread / kLanes % 4),
+        channel(thread / kLanes * 2) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool there = c + i < width;
@@ -110,14 +112,14 @@ struct Block {
         const T* const x = static_cast<const T*>(from[which]) + t * stride[which] + e0;
         T* const to = shared.raw[stage][which][0];
         if (a.vectors) {
-          for (int i = threadIdx.x; i < kRows * kChannels / V; i += kThreads) {
+          for (int i = thread; i < kRows * kChannels / V; i += kThreads) {
             const int r = i / (kChannels / V), at = i % (kChannels / V) * V;
             const bool there = r < rows && at < width;
             copy_async(shared_address(to + r * kChannels + at), there ? x + r * stride[which] + at : x,
                        there);
           }
         } else {
-          for (int i = threadIdx.x; i < kRows * kChannels; i += kThreads) {
+          for (int i = thread; i < kRows * kChannels; i += kThreads) {
             const int r = i / kChannels, at = i % kChannels;
             to[i] = r < rows && at < width ? x[r * stride[which] + at] : from_f32<T>(0.0f);
           }
@@ -127,89 +129,72 @@ struct Block {
     commit_copies();
   }
 
-  // B and C of a tile: a thread has a state of kTokens rows.
-  struct BC {
-    float B[kTokens], C[kTokens];
-  };
-  __device__ __forceinline__ BC fetch_BC(int tile) const {
-    BC x{};
-    const int n = a.n0 + threadIdx.x % kStates;
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-      const int r = threadIdx.x / kStates + k * kRowStep;
-      if (tile < 0 || tile >= tiles || r >= rows_of(tile) || n >= a.s.N) continue;
-      const int64_t t = first_row(tile) + r;
-      x.B[k] = to_f32(static_cast<const T*>(a.s.B)[t * a.s.B_stride + n]);
-      x.C[k] = to_f32(static_cast<const T*>(a.s.C)[t * a.s.C_stride + n]);
-    }
-    return x;
+  // B and C of a tile, one element each a thread.
+  __device__ __forceinline__ float2 fetch_BC(int tile) const {
+    const int r = thread / kStates, n = a.n0 + thread % kStates;
+    if (tile < 0 || tile >= tiles || r >= rows_of(tile) || n >= a.s.N) return {0.0f, 0.0f};
+    const int64_t t = first_row(tile) + r;
+    return {to_f32(static_cast<const T*>(a.s.B)[t * a.s.B_stride + n]),
+            to_f32(static_cast<const T*>(a.s.C)[t * a.s.C_stride + n])};
   }
 
   // Past the sequence's end delta', delta' u and dy' are 0, which leaves h and dh as they are and adds
   // nothing.
   template <bool kBack>
-  __device__ __forceinline__ void prepare(int tile, int stage, const BC& of) const {
+  __device__ __forceinline__ void prepare(int tile, int stage, int side, const float2& BC) const {
+    const bool there = row < rows_of(tile);
+    float u[4], delta[4], steps[8];
+    load<4>(u, &shared.raw[stage][0][row][c]);
+    load<4>(delta, &shared.raw[stage][1][row][c]);
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-      const int r = row + k * kRowStep;
-      const bool there = r < rows_of(tile);
-      float u[4], delta[4], steps[8];
-      load<4>(u, &shared.raw[stage][0][r][c]);
-      load<4>(delta, &shared.raw[stage][1][r][c]);
+    for (int i = 0; i < 4; ++i) {
+      delta[i] += bias[i];
+      if (a.s.delta_softplus) delta[i] = softplus(delta[i]);
+      steps[2 * i] = there ? delta[i] : 0.0f;
+      steps[2 * i + 1] = steps[2 * i] * u[i];
+    }
+    store<4>(&shared.steps[side][row][c].x, {steps[0], steps[1], steps[2], steps[3]});
+    store<4>(&shared.steps[side][row][c + 2].x, {steps[4], steps[5], steps[6], steps[7]});
+    if constexpr (kBack) {
+      float dy[4];
+      load<4>(dy, &shared.raw[stage][2][row][c]);
+      if (a.s.z) {
+        float z[4];
+        load<4>(z, &shared.raw[stage][3][row][c]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        delta[i] += bias[i];
-        if (a.s.delta_softplus) delta[i] = softplus(delta[i]);
-        steps[2 * i] = there ? delta[i] : 0.0f;
-        steps[2 * i + 1] = steps[2 * i] * u[i];
+        for (int i = 0; i < 4; ++i) dy[i] *= silu(z[i]);
       }
-      store<4>(&shared.steps[r][c].x, {steps[0], steps[1], steps[2], steps[3]});
-      store<4>(&shared.steps[r][c + 2].x, {steps[4], steps[5], steps[6], steps[7]});
-      if constexpr (kBack) {
-        float dy[4];
-        load<4>(dy, &shared.raw[stage][2][r][c]);
-        if (a.s.z) {
-          float z[4];
-          load<4>(z, &shared.raw[stage][3][r][c]);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) dy[i] *= silu(z[i]);
-        }
+      for (int i = 0; i < 4; ++i) dy[i] = there ? dy[i] : 0.0f;
+      store<4>(&shared.dy[side][row][c], dy);
+    }
+    const int t = thread / kStates, n = thread % kStates;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) dy[i] = there ? dy[i] : 0.0f;
-        store<4>(&shared.dy[r][c], dy);
-      }
-      const int t = threadIdx.x / kStates + k * kRowStep, n = threadIdx.x % kStates;
-#pragma unroll
-      for (int o = 0; o < kOwn; ++o) {
-        shared.BC[0][t][o][n ^ o] = of.B[k];
-        if (kBack) shared.BC[1][t][o][n ^ o] = of.C[k];
-      }
+    for (int o = 0; o < kOwn; ++o) {
+      shared.BC[side][0][t][o][n ^ o] = BC.x;
+      if constexpr (kBack) shared.BC[side][1][t][o][n ^ o] = BC.y;
     }
   }
 
-  // Of the thread's two channels: delta', delta' u, the next channel's.
-  __device__ __forceinline__ void load_steps(float (&to)[4], int r) const {
-    load<4>(to, &shared.steps[r][channel].x);
+  // Of a scanner's two channels: delta', delta' u, the next channel's.
+  __device__ __forceinline__ void load_steps(float (&to)[4], int side, int r) const {
+    load<4>(to, &shared.steps[side][r][channel].x);
   }
-  __device__ __forceinline__ void load_dy(float (&to)[2], int r) const {
-    load<2>(to, &shared.dy[r][channel]);
+  __device__ __forceinline__ void load_dy(float (&to)[2], int side, int r) const {
+    load<2>(to, &shared.dy[side][r][channel]);
   }
-  __device__ __forceinline__ void load_BC(float (&to)[kOwn], int which, int r) const {
-    load<kOwn>(to, &shared.BC[which][r][order][lane * kOwn]);
+  __device__ __forceinline__ void load_BC(float (&to)[kOwn], int side, int which, int r) const {
+    load<kOwn>(to, &shared.BC[side][which][r][order][lane * kOwn]);
   }
 
-  // The gradients of this thread's tokens and channels from the sums over the states.
-  __device__ __forceinline__ void finish(int tile, int stage, float (&dD)[4], float (&dbias)[4]) const {
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) finish_row(tile, stage, row + k * kRowStep, dD, dbias);
-  }
-  __device__ __forceinline__ void finish_row(int tile, int stage, int r, float (&dD)[4],
-                                             float (&dbias)[4]) const {
-    if (r >= rows_of(tile)) return;
-    const int64_t t = first_row(tile) + r;
+  // The gradients of this thread's token and channels from the sums over the states.
+  __device__ __forceinline__ void finish(int tile, int stage, int side, float (&dD)[4],
+                                         float (&dbias)[4]) const {
+    if (row >= rows_of(tile)) return;
+    const int64_t t = first_row(tile) + row;
     float sum[3][4];
 #pragma unroll
-    for (int q = 0; q < 3; ++q) load<4>(sum[q], &shared.over_states[q][r][c]);
+    for (int q = 0; q < 3; ++q) load<4>(sum[q], &shared.over_states[side][q][row][c]);
     if (a.over_states) {
 #pragma unroll
       for (int i = 0; i < 12; ++i) {
@@ -221,11 +206,11 @@ struct Block {
       if (!a.last()) return;
     }
     float u[4], raw[4], gated[4], steps[2][4], du[4], ddelta[4];
-    load<4>(u, &shared.raw[stage][0][r][c]);
-    load<4>(raw, &shared.raw[stage][1][r][c]);
-    load<4>(gated, &shared.dy[r][c]);
-    load<4>(steps[0], &shared.steps[r][c].x);
-    load<4>(steps[1], &shared.steps[r][c + 2].x);
+    load<4>(u, &shared.raw[stage][0][row][c]);
+    load<4>(raw, &shared.raw[stage][1][row][c]);
+    load<4>(gated, &shared.dy[side][row][c]);
+    load<4>(steps[0], &shared.steps[side][row][c].x);
+    load<4>(steps[1], &shared.steps[side][row][c + 2].x);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float slope = a.s.delta_softplus ? sigmoid(raw[i] + bias[i]) : 1.0f;
@@ -238,8 +223,8 @@ struct Block {
     if (a.ddelta) write(a.ddelta, a.ddelta_stride, t, ddelta);
     if (a.dz) {
       float z[4], dy[4];
-      load<4>(dy, &shared.raw[stage][2][r][c]);
-      load<4>(z, &shared.raw[stage][3][r][c]);
+      load<4>(dy, &shared.raw[stage][2][row][c]);
+      load<4>(z, &shared.raw[stage][3][row][c]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float gate = sigmoid(z[i]);
@@ -261,17 +246,5 @@ struct Block {
     }
   }
 };
-
-// x[i] of lanes i, i ^ kMask .. are summed pairwise and shared out: the lane with the bit set ends with the
-// upper half of its values in x[0 .. kCount / 2].
-template <int kMask, int kCount>
-__device__ __forceinline__ void fold(float* x) {
-  const bool upper = threadIdx.x & kMask;
-#pragma unroll
-  for (int i = 0; i < kCount / 2; ++i) {
-    const float keep = upper ? x[i + kCount / 2] : x[i], send = upper ? x[i] : x[i + kCount / 2];
-    x[i] = keep + __shfl_xor_sync(0xffffffffu, send, kMask);
-  }
-}
 
 }  // namespace ssm::cuda::selective_backward

@@ -3,7 +3,7 @@
 
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/math.cuh"
-#include "ssm/ops/cuda/types.cuh"
+#include "ssm/ops/cuda/vectors.cuh"
 #include "ssm/ops/selective_scan/selective_scan_cuda.h"
 
 namespace ssm::cuda {
@@ -40,9 +40,6 @@ __device__ __forceinline__ void store_state(void* state, DType type, int64_t i, 
     static_cast<float*>(state)[i] = h;
   }
 }
-
-inline bool is_multiple(int64_t a, int64_t b) { return a % b == 0; }
-inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 // All of the operands but y and the state.
 SelectiveScanOperands scan_operands(const SelectiveScanArgs& args, const SequenceBatch& batch);

@@ -3,60 +3,24 @@
 
 #include "ssm/core/graph.h"
 #include "ssm/ops/cuda/test_cuda.h"
-#include "ssm/ops/selective_scan/selective_scan_cases.h"
-#include "ssm/ops/selective_scan/selective_scan_reference.h"
+#include "ssm/ops/selective_scan/selective_scan_test.h"
 
 namespace ssm {
 namespace {
 
-using test::on_card;
-using test::rounded;
-using test::same_bits;
+using test::for_activations;
+using test::reference_scan;
+using test::tokens;
 
 // Inputs are taken as the 16-bit values they are and everything inside is f32: a 16-bit result is off by its
 // own rounding only.
 constexpr double kBound = 2e-5;
-constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
 
-std::vector<double> doubles(const Tensor& t) {
-  return t.defined() ? test::to_doubles(t) : std::vector<double>();
-}
-
-// Activations of `args`, and of them only.
-template <class F>
-void for_activations(SelectiveScanArgs& args, F&& f) {
-  for (Tensor* x : {&args.u, &args.delta, &args.B, &args.C, &args.z}) {
-    if (x->defined()) *x = f(*x);
-  }
-}
-
-SelectiveScanArgs rows(SelectiveScanArgs args, int64_t begin, int64_t end) {
-  for_activations(args, [&](const Tensor& x) { return x.slice(0, begin, end); });
-  return args;
-}
-
-// y, and in `state` [N, E] the last h, of one sequence.
-std::vector<double> reference_scan(const SelectiveScanArgs& args, std::vector<double>& state) {
-  reference::SelectiveScan<double> s;
-  s.E = static_cast<size_t>(args.A.size(0)), s.N = static_cast<size_t>(args.A.size(1));
-  s.u = doubles(args.u), s.delta = doubles(args.delta), s.A = doubles(args.A);
-  s.B = doubles(args.B), s.C = doubles(args.C), s.D = doubles(args.D), s.z = doubles(args.z);
-  s.delta_bias = doubles(args.delta_bias), s.delta_softplus = args.delta_softplus;
-  return reference::selective_scan(s, state);
-}
+std::vector<double> doubles(const Tensor& t) { return t.defined() ? to_doubles(t) : std::vector<double>(); }
 
 // A case with random operands left out, on the host; activations are values that `dtype` holds.
 SelectiveScanArgs random_case(int64_t T, int64_t E, int64_t N, DType dtype, Rng& rng) {
-  SelectiveScanArgs args = test::selective_scan_case(T, E, N, rng);
-  if (rng.below(3) == 0) args.D = Tensor();
-  if (rng.below(3) == 0) args.z = Tensor();
-  if (rng.below(3) == 0) args.delta_bias = Tensor();
-  if (rng.below(3) == 0) args.A = args.A.clone();
-  if (rng.below(3) == 0) {
-    args.delta_softplus = false;
-    for (float& x : args.delta.values<float>()) x = std::abs(x) * 0.1f;
-    args.delta_bias = Tensor();
-  }
+  SelectiveScanArgs args = test::random_selective_scan(T, E, N, rng);
   for_activations(args, [&](const Tensor& x) { return rounded(x, dtype); });
   return args;
 }
@@ -105,11 +69,11 @@ void expect_reference(const SelectiveScanArgs& args, const SequenceBatch& batch,
     const int64_t begin = batch.offset(b), end = batch.offset(b + 1), slot = batch.slot(b);
     std::vector<double> h(static_cast<size_t>(N * E), 0.0);
     if (stateful) h = doubles(before.select(0, slot));
-    const std::vector<double> expected = reference_scan(rows(args, begin, end), h);
-    EXPECT_LT(test::relative_error(y.slice(0, begin, end), expected), bound + test::rounding_of(dtype))
+    const std::vector<double> expected = reference_scan(tokens(args, begin, end), h);
+    EXPECT_LT(test::relative_error(y.slice(0, begin, end), expected), bound + rounding_of(dtype))
         << name << " sequence " << b;
     if (!stateful) continue;
-    EXPECT_LT(test::relative_error(after.select(0, slot), h), bound + test::rounding_of(state_dtype))
+    EXPECT_LT(test::relative_error(after.select(0, slot), h), bound + rounding_of(state_dtype))
         << name << " state of sequence " << b;
     used[static_cast<size_t>(slot)] = true;
   }
@@ -193,14 +157,14 @@ TEST(SelectiveScanCuda, AnySplitAgrees) {
     const std::vector<double> expected = reference_scan(args, h);
     for (int64_t begin = 0; begin < T;) {
       const int64_t end = trial % 3 == 0 && T < 200 ? begin + 1 : begin + 1 + rng.below(T - begin);
-      const Tensor y = selective_scan(rows(card, begin, end), SequenceBatch::single(end - begin), state);
+      const Tensor y = selective_scan(tokens(card, begin, end), SequenceBatch::single(end - begin), state);
       const std::vector<double> part(expected.begin() + begin * E, expected.begin() + end * E);
       // Relative to the part's own size, which may be small by chance.
-      EXPECT_LT(test::card_error(y, part), 2 * (kBound + test::rounding_of(dtype)))
+      EXPECT_LT(card_error(y, part), 2 * (kBound + rounding_of(dtype)))
           << T << " " << E << " " << N << " rows " << begin << " to " << end;
       begin = end;
     }
-    EXPECT_LT(test::card_error(state, h), kBound) << T << " " << E << " " << N;
+    EXPECT_LT(card_error(state, h), kBound) << T << " " << E << " " << N;
   }
 }
 
@@ -220,12 +184,11 @@ TEST(SelectiveScanCuda, ARaggedBatchEqualsSingleRuns) {
     for (int64_t b = 0; b < size; ++b) {
       const int64_t begin = batch.offset(b), end = batch.offset(b + 1);
       const Tensor single =
-          selective_scan(rows(args, begin, end), SequenceBatch::single(end - begin, batch.slot(b)), alone);
+          selective_scan(tokens(args, begin, end), SequenceBatch::single(end - begin, batch.slot(b)), alone);
       // Two roundings may differ by a whole unit.
-      EXPECT_LT(test::card_error(single, doubles(y.slice(0, begin, end))),
-                kBound + 2 * test::rounding_of(dtype));
+      EXPECT_LT(card_error(single, doubles(y.slice(0, begin, end))), kBound + 2 * rounding_of(dtype));
     }
-    EXPECT_LT(test::card_error(alone, doubles(state.to(kCpu))), kBound);
+    EXPECT_LT(card_error(alone, doubles(state.to(kCpu))), kBound);
   }
 }
 

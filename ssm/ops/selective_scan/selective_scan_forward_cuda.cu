@@ -16,6 +16,7 @@
 // forgotten. A second pass (one thread a channel and state) carries states over the chunks,
 // h' = exp(A R) h + last, and the third is the whole scan of each chunk from its true first state.
 #include <algorithm>
+#include <cmath>
 
 #include "ssm/core/cuda.h"
 #include "ssm/ops/cuda/launch.cuh"
@@ -188,7 +189,7 @@ struct Scanner {
 
 // kMany: more than kBlockStates states. Their h stands in `carry` and comes to registers once a tile.
 template <class T, Pass kPass, bool kMany>
-__global__ void __launch_bounds__(2 * kTrade, 2)
+__global__ void __launch_bounds__(2 * kTrade, kBlocksAtOnce)
     selective_scan_forward_kernel(const __grid_constant__ ForwardArgs a) {
   constexpr bool kWhole = kPass == Pass::whole;
   extern __shared__ float4 shared[];
@@ -301,13 +302,31 @@ void launch_forward(ForwardArgs& a) {
   launch_pass<T, Pass::whole, kMany>(a);
 }
 
-// Rows of a chunk; more than there are: time is not split. About two blocks a multiprocessor run at a time.
+// How long so many blocks take, in times of one that shares its multiprocessor.
+double rounds_of(int64_t blocks) {
+  constexpr double kAlone = 0.65;  // of one that does not
+  double whole = 0;
+  const double rest =
+      std::modf(static_cast<double>(blocks) / (kBlocksAtOnce * properties().multiprocessors), &whole);
+  return whole + (rest > 1.0 / kBlocksAtOnce ? 1 : rest > 0 ? kAlone : 0);
+}
+
+// Rows of a chunk, a function of the shapes only: the length whose blocks are done soonest. What is not a
+// sequence's last chunk is walked twice.
 int64_t chunk_length_of(const SelectiveScanOperands& s, int64_t longest, int64_t channel_blocks) {
-  const int64_t slots = 2 * properties().multiprocessors;
-  const int64_t work = s.batch.total * channel_blocks;
-  if (work >= longest * slots / 2) return s.batch.total + 1;
-  const int64_t length = std::max<int64_t>((work + slots - 1) / slots, 8 * kRows);
-  return (length + kRows - 1) / kRows * kRows;
+  constexpr double kStart = 3 * kRows,
+                   kAgain = 0.77;  // a block's start in rows' time, and a carry pass's rows
+  int64_t best = longest;
+  double best_cost = 1e30;
+  for (int64_t cuts = 1; cuts == 1 || longest / cuts >= 8 * kRows; ++cuts) {
+    const int64_t length = ((longest + cuts - 1) / cuts + kRows - 1) / kRows * kRows;
+    const int64_t chunks = (s.batch.total + length - 1) / length;
+    const double rounds = rounds_of(chunks * channel_blocks) +
+                          (cuts > 1 ? kAgain * rounds_of((chunks - s.batch.size) * channel_blocks) : 0);
+    const double cost = (static_cast<double>(length) + kStart) * rounds;
+    if (cost < best_cost) best_cost = cost, best = length;
+  }
+  return best;
 }
 
 }  // namespace
@@ -327,11 +346,11 @@ void selective_scan_forward(const SelectiveScanOperands& s, DType type, int64_t 
       .BC_vectors = is_multiple(s.N, V) && vectors_of(s.B, s.B_stride) && vectors_of(s.C, s.C_stride),
       .carry = nullptr,
       .delta_sum = nullptr};
-  a.chunk_length = chunk_length_of(s, longest, a.channel_blocks);
-  a.split = a.chunk_length < longest;
-  if (!a.split) a.chunk_length = s.batch.total + 1;
   dispatch(type, "selective_scan", [&](auto zero) {
     using T = decltype(zero);
+    a.chunk_length = chunk_length_of(s, longest, a.channel_blocks);
+    a.split = a.chunk_length < longest;
+    if (!a.split) a.chunk_length = s.batch.total + 1;
     if (s.N > kBlockStates) {
       launch_forward<T, true>(a);
     } else {

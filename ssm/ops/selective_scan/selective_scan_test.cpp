@@ -5,35 +5,15 @@
 #include <numeric>
 
 #include "ssm/core/parallel.h"
-#include "ssm/ops/selective_scan/selective_scan_cases.h"
-#include "ssm/ops/selective_scan/selective_scan_reference.h"
+#include "ssm/ops/selective_scan/selective_scan_test.h"
 #include "ssm/ops/simd/test_targets.h"
 
 namespace ssm {
 namespace {
 
+using test::reference_scan;
 using test::same_bits;
-
-// Tokens [begin, end) of a call.
-SelectiveScanArgs tokens(SelectiveScanArgs args, int64_t begin, int64_t end) {
-  for (Tensor* x : {&args.u, &args.delta, &args.B, &args.C, &args.z}) {
-    if (x->defined()) *x = x->slice(0, begin, end);
-  }
-  return args;
-}
-
-// y and, in `state` [N, E], the last h of one sequence.
-std::vector<double> reference_scan(const SelectiveScanArgs& args, std::vector<double>& state) {
-  const auto doubles = [](const Tensor& x) {
-    return x.defined() ? test::to_doubles(x) : std::vector<double>();
-  };
-  reference::SelectiveScan<double> s;
-  s.E = static_cast<size_t>(args.A.size(0)), s.N = static_cast<size_t>(args.A.size(1));
-  s.u = doubles(args.u), s.delta = doubles(args.delta), s.A = doubles(args.A);
-  s.B = doubles(args.B), s.C = doubles(args.C), s.D = doubles(args.D), s.z = doubles(args.z);
-  s.delta_bias = doubles(args.delta_bias), s.delta_softplus = args.delta_softplus;
-  return reference::selective_scan(s, state);
-}
+using test::tokens;
 
 // The same values as rows of a wider tensor.
 Tensor widened(const Tensor& x, Rng& rng) {
@@ -48,21 +28,8 @@ Tensor widened(const Tensor& x, Rng& rng) {
 
 // A case with random operands left out, and random layouts.
 SelectiveScanArgs random_case(int64_t T, int64_t E, int64_t N, Rng& rng) {
-  SelectiveScanArgs args = test::selective_scan_case(T, E, N, rng);
-  if (rng.below(3) == 0) args.D = Tensor();
-  if (rng.below(3) == 0) args.z = Tensor();
-  if (rng.below(3) == 0) args.delta_bias = Tensor();
-  if (rng.below(3) == 0) args.A = args.A.clone();
-  if (rng.below(3) == 0) {
-    args.delta_softplus = false;
-    for (float& x : args.delta.values<float>()) x = std::abs(x) * 0.1f;
-    args.delta_bias = Tensor();
-  }
-  if (rng.below(2) == 0) {
-    for (Tensor* x : {&args.u, &args.delta, &args.B, &args.C, &args.z}) {
-      if (x->defined()) *x = widened(*x, rng);
-    }
-  }
+  SelectiveScanArgs args = test::random_selective_scan(T, E, N, rng);
+  if (rng.below(2) == 0) test::for_activations(args, [&](const Tensor& x) { return widened(x, rng); });
   return args;
 }
 

@@ -40,6 +40,8 @@ struct Tiles {
 };
 static_assert(sizeof(Tiles<float>) <= 99 * 1024);  // what a block may have on every card
 
+inline constexpr int kBlocksAtOnce = 2;  // of a multiprocessor; three have too few registers
+
 // [rows, columns] of a matrix into [kRows, kColumns] of shared memory, zeros around them, element by element.
 template <int kColumns, class T>
 __device__ __forceinline__ void copy_unaligned(T* to, const void* from, int64_t stride, int rows, int columns,

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "ssm/core/parallel.h"
+#include "ssm/ops/test_util.h"
 
 namespace ssm::test {
 
@@ -23,14 +23,5 @@ void for_each_target(Body&& body) {
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().DeInit();
 }
-
-// Sets the number of threads for a scope, then restores the default.
-class ThreadScope {
- public:
-  explicit ThreadScope(int n) { set_num_threads(n); }
-  ~ThreadScope() { set_num_threads(0); }
-  ThreadScope(const ThreadScope&) = delete;
-  ThreadScope& operator=(const ThreadScope&) = delete;
-};
 
 }  // namespace ssm::test

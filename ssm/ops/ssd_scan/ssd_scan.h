@@ -63,9 +63,12 @@ Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tenso
 // slope is that of softplus, and zero where dt' is clamped. dx, ddt, dB, dC are overwritten (x's type, row
 // strides allowed), dA, dD and ddt_bias (laid out as the operands, f32) added to. An undefined one is not
 // wanted. None overlaps an operand or another. `initial` [B, H, N, P] f32 is the state before each sequence
-// of the batch, in its order (undefined: zeros); nothing flows into it, nor out of the last state. States are
-// computed again; on a CPU those before every 1024th token are kept. There the bits do not depend on the
-// threads, nor those of the activations' gradients on the batch.
+// of the batch, in its order (undefined: zeros); nothing flows into it, nor out of the last state.
+//
+// States are computed again. On a CPU those before every 1024th token are kept; the bits do not depend on the
+// threads, nor those of the activations' gradients on the batch. On a card h and dh of every 64th token are
+// kept in x's type (in f16 both must stay below 65504); the same call gives the same bits, docs/numerics.md
+// has the bounds.
 struct SsdScanGrads {
   Tensor dx;        // [T, H*P]
   Tensor ddt;       // [T, H]

@@ -67,37 +67,35 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A thread is an element of one sequence's state.
+// A thread is an element of one sequence's state, or of its gradient.
 template <class T>
 __global__ void __launch_bounds__(256)
     ssd_scan_backward_passing_kernel(const __grid_constant__ BackwardArgs a) {
-  constexpr int kAhead = 8;
+  constexpr int kAhead = 16;
   grid_dependency_wait();
   let_next_start();
+  const bool back = blockIdx.z == 1;
   const int64_t size = int64_t{a.N} * a.P, all = a.H * size;
   const int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x, b = blockIdx.y, head = i / size;
   if (i >= all) return;
   const int64_t begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
   const int64_t first = begin / kTile + b, chunks = (length + kTile - 1) / kTile;
-#pragma unroll 1
-  for (int back = 0; back < 2; ++back) {
-    float state = !back && a.initial ? a.initial[b * all + i] : 0.0f;
-    for (int64_t c0 = 0; c0 < chunks; c0 += kAhead) {
-      float added[kAhead], whole[kAhead];
+  T* const states = static_cast<T*>(back ? a.dh : a.h) + i;
+  float state = !back && a.initial ? a.initial[b * all + i] : 0.0f;
+  for (int64_t c0 = 0; c0 < chunks; c0 += kAhead) {
+    T added[kAhead];
+    float whole[kAhead];
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int64_t c = first + (back ? chunks - 1 - c0 - j : c0 + j);
-        if (c0 + j >= chunks) continue;
-        added[j] = to_f32(static_cast<const T*>(back ? a.dh : a.h)[c * all + i]);
-        whole[j] = a.whole[c * a.H + head];
-      }
+    for (int j = 0; j < kAhead; ++j) {
+      const int64_t c = first + (back ? chunks - 1 - c0 - j : c0 + j);
+      if (c0 + j < chunks) added[j] = states[c * all], whole[j] = a.whole[c * a.H + head];
+    }
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int64_t c = first + (back ? chunks - 1 - c0 - j : c0 + j);
-        if (c0 + j >= chunks) continue;
-        static_cast<T*>(back ? a.dh : a.h)[c * all + i] = from_f32<T>(state);
-        state = fmaf(whole[j], state, added[j]);
-      }
+    for (int j = 0; j < kAhead; ++j) {
+      const int64_t c = first + (back ? chunks - 1 - c0 - j : c0 + j);
+      if (c0 + j >= chunks) continue;
+      states[c * all] = from_f32<T>(state);
+      state = fmaf(whole[j], state, to_f32(added[j]));
     }
   }
 }
@@ -338,11 +336,22 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t column = int64_t{g} * a.N + n * kTile;
   load_tile<T>(B, a.B, chunk.begin * a.B_stride + column, a.B_stride, L, N);
   load_tile<T>(C, a.C, chunk.begin * a.C_stride + column, a.C_stride, L, N);
-  for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
-    float sum = 0.0f;
-    for (int block = 0; block < a.blocks; ++block)
-      sum += a.scores[((number * a.G + g) * a.blocks + block) * kTile * kTile + i];
-    dS[i / kTile][i % kTile] = sum;
+  constexpr int kPacks = kTile * kTile / 4 / kThreads;
+  float sum[kPacks][4] = {};
+  for (int block = 0; block < a.blocks; ++block) {
+    const float* const from = a.scores + ((number * a.G + g) * a.blocks + block) * kTile * kTile;
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      float x[4];
+      load<4>(x, from + (i * kThreads + threadIdx.x) * 4);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[i][e] += x[e];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    const int at = (i * kThreads + threadIdx.x) * 4;
+    store<4>(&dS[at / kTile][at % kTile], sum[i]);
   }
   __syncthreads();
 #pragma unroll 1
@@ -356,12 +365,16 @@ __global__ void __launch_bounds__(kThreads)
     } else {
       part.add_product<T>([&](int i, int k) { return dS[k][i]; }, [&](int k, int c) { return B[k][c]; });
     }
+    for (int block = 0; block < a.blocks; ++block) {
+      const float* const from =
+          a.BC + ((which * a.blocks + block) * a.batch.total + chunk.begin) * a.G * a.N + column;
+      part.for_each([&](int r, int c, float& x) {
+        if (r < L && c < N) x += from[int64_t{r} * a.G * a.N + c];
+      });
+    }
+    T* const to = static_cast<T*>(out) + chunk.begin * (which ? a.dB_stride : a.dC_stride) + column;
     part.for_each([&](int r, int c, float x) {
-      if (r >= L || c >= N) return;
-      const int64_t t = chunk.begin + r;
-      for (int block = 0; block < a.blocks; ++block)
-        x += a.BC[((which * a.blocks + block) * a.batch.total + t) * a.G * a.N + column + c];
-      static_cast<T*>(out)[t * (which ? a.dB_stride : a.dC_stride) + column + c] = from_f32<T>(x);
+      if (r < L && c < N) to[r * (which ? a.dB_stride : a.dC_stride) + c] = from_f32<T>(x);
     });
   }
 }
@@ -473,7 +486,7 @@ void launch_all(const BackwardArgs& a) {
   };
   const int64_t elements = int64_t{a.H} * a.N * a.P;
   launch(how(a.H, a.n_tiles * a.p_tiles, 0), ssd_scan_backward_chunks_kernel<T>, a);
-  launch({.grid = dim3(u((elements + 255) / 256), u(a.batch.size)),
+  launch({.grid = dim3(u((elements + 255) / 256), u(a.batch.size), 2),
           .block = dim3(256),
           .overlaps_previous = true},
          ssd_scan_backward_passing_kernel<T>, a);

@@ -3,10 +3,10 @@
 #include <map>
 #include <numeric>
 
-#include "ssm/ops/gradient_test_util.h"
 #include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/ssd_scan/ssd_scan_cases.h"
 #include "ssm/ops/ssd_scan/ssd_scan_reference.h"
+#include "ssm/ops/test_gradient.h"
 
 namespace ssm {
 namespace {
@@ -165,8 +165,9 @@ Vectors by_differences(const Case& c) {
         return test::dot(reference::ssd_scan(s, h), dy);
       });
     };
-    return reference::SsdScanGradients<double>{slopes(s.x), slopes(s.dt), slopes(s.A),      slopes(s.B),
-                                               slopes(s.C), slopes(s.D),  slopes(s.dt_bias)};
+    return reference::SsdScanGradients<double>{slopes(s.x),       slopes(s.dt), slopes(s.A),
+                                               slopes(s.B),       slopes(s.C),  slopes(s.D),
+                                               slopes(s.dt_bias), {},           {}};
   });
 }
 

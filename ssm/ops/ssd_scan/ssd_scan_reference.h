@@ -54,6 +54,7 @@ std::vector<T> ssd_scan(const SsdScan<T>& s, std::vector<T>& state) {
 template <class T>
 struct SsdScanGradients {
   std::vector<T> x, dt, A, B, C, D, dt_bias;  // laid out as in SsdScan
+  std::vector<T> A_terms, dt_bias_terms;      // squares of what is summed over the tokens, added up
 };
 
 // The gradients for dy [T, H, P], from `initial` [H, N, P], as the recurrence in reverse time (ssd_scan.h).
@@ -62,8 +63,8 @@ SsdScanGradients<T> ssd_scan_backward(const SsdScan<T>& s, const std::vector<T>&
                                       const std::vector<T>& dy) {
   const size_t H = s.H, P = s.P, N = s.N, length = s.dt.size() / H;
   const auto like = [](const std::vector<T>& v) { return std::vector<T>(v.size(), T(0)); };
-  SsdScanGradients<T> grads{like(s.x), like(s.dt), like(s.A),      like(s.B),
-                            like(s.C), like(s.D),  like(s.dt_bias)};
+  SsdScanGradients<T> grads{like(s.x), like(s.dt),      like(s.A), like(s.B),      like(s.C),
+                            like(s.D), like(s.dt_bias), like(s.A), like(s.dt_bias)};
   for (size_t h = 0; h < H; ++h) {
     const size_t g = h / (H / s.G);
     std::vector<T> dt(length), slope(length, T(1)), states((length + 1) * N * P), dh(N * P, T(0));
@@ -104,8 +105,11 @@ SsdScanGradients<T> ssd_scan_backward(const SsdScan<T>& s, const std::vector<T>&
         grads.D[at] += dy[i] * s.x[i];
       }
       grads.A[h] += dt[t] * r;
+      grads.A_terms[h] += dt[t] * r * dt[t] * r;
       grads.dt[t * H + h] = slope[t] * (s.A[h] * r + direct);
-      if (!s.dt_bias.empty()) grads.dt_bias[h] += grads.dt[t * H + h];
+      if (s.dt_bias.empty()) continue;
+      grads.dt_bias[h] += grads.dt[t * H + h];
+      grads.dt_bias_terms[h] += grads.dt[t * H + h] * grads.dt[t * H + h];
     }
   }
   return grads;

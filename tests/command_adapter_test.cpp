@@ -1,0 +1,199 @@
+// --adapter, ssm merge and ssm finetune as a user runs them.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <iterator>
+
+#include "ssm/io/safetensors.h"
+#include "tests/command_runner.h"
+
+namespace ssm::test {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using Words = std::vector<std::string>;
+
+const fs::path kModels = kSource / "tests/goldens/models", kAdapters = kSource / "tests/goldens/adapters";
+
+Json json_of(Words arguments) {
+  arguments.emplace_back("--json");
+  const CommandResult result = ssm(arguments);
+  EXPECT_EQ(result.code, 0) << result.err;
+  return result.code == 0 ? result.json() : Json();
+}
+
+Json read_json(const fs::path& path) {
+  std::ifstream in(path);
+  EXPECT_TRUE(in) << path;
+  return Json::parse(in, nullptr, false);
+}
+
+std::string prompt_of(const std::string& model) {
+  const auto golden = io::SafetensorsFile::open(kModels / model / "golden.safetensors");
+  const Tensor tokens = golden->find("tokens").value();
+  return joined({tokens.values<int64_t>().begin(), tokens.values<int64_t>().end()});
+}
+
+void expect_golden_scores(const Json& scored, const std::string& adapter) {
+  const auto golden = io::SafetensorsFile::open(kAdapters / adapter / "golden.safetensors");
+  const Tensor logits = golden->find("logits").value();
+  ASSERT_EQ(std::ssize(scored["tokens"]), logits.size(0));
+  for (int64_t t = 0; t + 1 < logits.size(0); ++t) {
+    const auto row = logits.select(0, t).values<float>();
+    double sum = 0;
+    for (const float x : row) sum += std::exp(static_cast<double>(x));
+    const size_t next = scored["tokens"][static_cast<size_t>(t + 1)];
+    EXPECT_NEAR(scored["logprobs"][static_cast<size_t>(t + 1)].get<double>(), row[next] - std::log(sum), 1e-3)
+        << adapter << " " << t;
+  }
+}
+
+TEST(CommandAdapter, ScoresAndGeneratesAsPeft) {
+  for (const auto& [adapter, model] :
+       {std::pair("mamba-recipe", "mamba-default"), {"mamba2-out", "mamba2-default"}}) {
+    const std::string folder = kModels / model, tokens = prompt_of(model);
+    const Words common{"--tokens", tokens, "--dtype", "f32", "--adapter", kAdapters / adapter};
+    Words score{"score", folder}, generate{"generate", folder, "--temperature", "0", "-n", "1"};
+    score.insert(score.end(), common.begin(), common.end());
+    generate.insert(generate.end(), common.begin(), common.end());
+    const Json scored = json_of(score);
+    expect_golden_scores(scored, adapter);
+    EXPECT_EQ(json_of(generate)["tokens"][0], scored["argmax"].back()) << adapter;
+  }
+}
+
+TEST(CommandAdapter, MergedModelScoresTheSame) {
+  const TempFolder out;
+  const fs::path merged = out / "merged";
+  const CommandResult result = ssm({"merge", kModels / "mamba-default", kAdapters / "mamba-recipe", merged});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("embedding and the head differ"), std::string::npos) << result.err;
+  EXPECT_EQ(read_json(merged / "config.json")["tie_word_embeddings"], false);
+  EXPECT_TRUE(io::SafetensorsFile::open(merged / "model.safetensors")->find("lm_head.weight"));
+  expect_golden_scores(json_of({"score", merged, "--tokens", prompt_of("mamba-default"), "--dtype", "f32"}),
+                       "mamba-recipe");
+
+  const fs::path half = out / "half";
+  ASSERT_EQ(
+      ssm({"merge", kModels / "mamba2-default", kAdapters / "mamba2-out", half, "--dtype", "bf16"}).code, 0);
+  const auto file = io::SafetensorsFile::open(half / "model.safetensors");
+  EXPECT_EQ(file->find("backbone.layers.0.mixer.out_proj.weight")->dtype(), DType::bf16);
+  EXPECT_EQ(file->find("backbone.layers.0.mixer.A_log")->dtype(), DType::f32);
+  EXPECT_FALSE(file->find("lm_head.weight"));
+}
+
+void expect_failure(const Words& arguments, int code, const Words& parts) {
+  const CommandResult result = ssm(arguments);
+  EXPECT_EQ(result.code, code) << result.err;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  for (const std::string& part : parts) EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+}
+
+TEST(CommandAdapter, FailuresNameTheFile) {
+  const TempFolder out;
+  const std::string mamba = kModels / "mamba-default", other = kAdapters / "mamba2-out";
+  expect_failure({"score", mamba, "--tokens", "1,2", "--adapter", out.path()}, 1, {"adapter_config.json"});
+  expect_failure({"score", mamba, "--tokens", "1,2", "--adapter", other}, 1,
+                 {"adapter_model.safetensors", "mixer."});
+  expect_failure({"merge", mamba, other, out / "merged"}, 1, {"adapter_model.safetensors"});
+  EXPECT_FALSE(fs::exists(out / "merged"));
+  expect_failure({"merge", mamba, kAdapters / "mamba-recipe", out.path()}, 1, {"exists already"});
+  expect_failure({"merge", mamba, kAdapters / "mamba-recipe"}, 2, {"OUT"});
+  expect_failure({"finetune", "x.txt", "--out", out / "run", "--target-modules", "q_proj"}, 2, {"q_proj"});
+}
+
+// The bundled model on a short text; small enough to run twice.
+class Finetuning {
+ public:
+  Finetuning() {
+    std::ofstream text(folder_ / "text.csv");
+    text << "quote\n";
+    for (int i = 0; i < 60; ++i)
+      text << "\"Count to " << i << " and say: the seventh son of the seventh son.\"\n";
+  }
+
+  CommandResult run(const std::string& out, const Words& more) const {
+    Words words{
+        "finetune", folder_ / "text.csv", "--column", "quote",    "--out", folder_ / out, "--batch",
+        "2",        "--length",           "32",       "--device", "cpu",   "--json",      "--log-every",
+        "1"};
+    words.insert(words.end(), more.begin(), more.end());
+    Command command(words);
+    command.environment = {{"XDG_CACHE_HOME", folder_ / "cache"}};
+    return command.run();
+  }
+  fs::path out(const std::string& name) const { return folder_ / name; }
+
+ private:
+  TempFolder folder_;
+};
+
+std::string bytes_of(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  EXPECT_TRUE(in) << path;
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+TEST(CommandFinetune, LearnsWritesAnAdapterAndResumesToTheBit) {
+  const Finetuning tuning;
+  const Words options{"--target-modules",
+                      "in_proj,out_proj,embeddings",
+                      "--train",
+                      "A_log,conv1d",
+                      "--r",
+                      "4",
+                      "--lora-alpha",
+                      "8",
+                      "--lora-dropout",
+                      "0.1",
+                      "--steps",
+                      "8"};
+  const CommandResult whole = tuning.run("whole", options);
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  EXPECT_EQ(whole.json()["finished"], true);
+  const Json config = read_json(tuning.out("whole") / "adapter_config.json");
+  EXPECT_EQ(config["peft_type"], "LORA");
+  EXPECT_EQ(config["r"], 4);
+  EXPECT_EQ(config["lora_alpha"], 8);
+  EXPECT_EQ(config["target_modules"], Json::parse(R"(["in_proj","out_proj","embeddings"])"));
+  EXPECT_EQ(config["modules_to_save"], Json::parse(R"(["A_log","conv1d"])"));
+  EXPECT_FALSE(fs::exists(tuning.out("whole") / "model.safetensors"));
+  EXPECT_TRUE(fs::exists(tuning.out("whole") / "report.html"));
+
+  const std::string sentence = "The seventh son of the seventh son";
+  const Json before = ssm({"score", "--device", "cpu", "--json"}, sentence).json();
+  const Json after =
+      ssm({"score", "--device", "cpu", "--json", "--adapter", tuning.out("whole")}, sentence).json();
+  EXPECT_LT(after["nll"].get<double>(), 0.9 * before["nll"].get<double>());
+
+  // The schedule belongs to all eight steps; checkpoints are kept after the third, and the run is lost there.
+  Words cut = options;
+  cut.insert(cut.end(), {"--save-every", "3", "--keep", "9"});
+  ASSERT_EQ(tuning.run("cut", cut).code, 0);
+  for (const char* gone : {"adapter_model.safetensors", "adapter_config.json", "checkpoints/step-00000006",
+                           "checkpoints/step-00000008"}) {
+    EXPECT_GT(fs::remove_all(tuning.out("cut") / gone), 0u) << gone;
+  }
+  EXPECT_TRUE(fs::exists(tuning.out("cut") / "checkpoints/step-00000003/adapter_model.safetensors"));
+  cut.emplace_back("--resume");
+  const CommandResult resumed = tuning.run("cut", cut);
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(bytes_of(tuning.out("cut") / "adapter_model.safetensors"),
+            bytes_of(tuning.out("whole") / "adapter_model.safetensors"));
+}
+
+TEST(CommandFinetune, Refuses) {
+  const Finetuning tuning;
+  const CommandResult both =
+      tuning.run("a", {"--steps", "1", "--train", "in_proj", "--target-modules", "in_proj"});
+  EXPECT_EQ(both.code, 1);
+  EXPECT_NE(both.err.find("in_proj"), std::string::npos) << both.err;
+  const CommandResult unknown = tuning.run("b", {"--steps", "1", "--train", "gates"});
+  EXPECT_EQ(unknown.code, 1);
+  EXPECT_NE(unknown.err.find("gates"), std::string::npos) << unknown.err;
+}
+
+}  // namespace
+}  // namespace ssm::test
