@@ -27,15 +27,18 @@ Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const Mod
             batch.total());
   const MixerState none;
   const Tensor residual = embeddings_(ids);  // [T, M]
-  Tensor x;                                  // [T, M]
+  Tensor x;                                  // [T, M], still to be added to the residual, or undefined
+  const auto normed = [&](const nn::RmsNorm& norm) {
+    return x.defined() ? add_rms_norm(x, residual, norm.weight, norm.eps, activations_)
+                       : rms_norm(residual, norm.weight, norm.eps, activations_);
+  };
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const Block& block = layers_[i];
-    const nn::RmsNorm& norm = block.norm;
-    const Tensor normed = i == 0 ? rms_norm(residual, norm.weight, norm.eps, activations_)
-                                 : add_rms_norm(x, residual, norm.weight, norm.eps, activations_);  // [T, M]
-    x = block.mixer->forward(normed, batch, state.empty() ? none : state[i]);                       // [T, M]
+    const auto& [norm, mixer] = layers_[i];
+    const bool step = !state.empty() && !x.defined() && batch.is_step();
+    if (step && mixer->step(residual, norm, batch, state[i])) continue;
+    x = mixer->forward(normed(norm), batch, state.empty() ? none : state[i]);  // [T, M]
   }
-  return add_rms_norm(x, residual, norm_f_.weight, norm_f_.eps, activations_);  // [T, M]
+  return normed(norm_f_);  // [T, M]
 }
 
 Tensor CausalLm::logits(const Tensor& hidden) const { return lm_head_(hidden); }  // [T, V]
