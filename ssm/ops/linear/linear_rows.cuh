@@ -11,9 +11,9 @@
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/core/tensor.h"
 #include "ssm/ops/cuda/async_copy.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/mma.cuh"
 #include "ssm/ops/cuda/reduce.cuh"

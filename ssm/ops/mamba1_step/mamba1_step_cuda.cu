@@ -1,8 +1,8 @@
 // Four kernels: the in-projection with the norm before and the convolution behind it, x_proj, one that
 // multiplies by dt_proj and takes the step of the scan, and the out-projection, which adds to the residual.
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/batch.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/linear/linear_cuda.h"

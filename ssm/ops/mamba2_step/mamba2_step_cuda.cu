@@ -1,8 +1,8 @@
 // Three kernels: the in-projection with the norm before and the convolution behind it, the step of the
 // recurrence, and the out-projection with the gated norm before it, which adds to the residual.
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/batch.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/linear/linear_cuda.h"

@@ -1,8 +1,8 @@
 // One token of each sequence: the state is read and written once, and that is the work.
 #include <algorithm>
 
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/async_copy.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.cuh"
 
 namespace ssm::cuda {
