@@ -3,7 +3,7 @@
 #include "ssm/core/cuda.h"
 #include "ssm/ops/adamw/adamw_cuda.h"
 #include "ssm/ops/adamw/adamw_factors.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/types.cuh"
 
 namespace ssm::cuda {

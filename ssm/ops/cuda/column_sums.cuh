@@ -4,7 +4,7 @@
 
 #include "ssm/core/cuda.h"
 #include "ssm/core/tensor.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/types.cuh"
 
 namespace ssm::cuda {

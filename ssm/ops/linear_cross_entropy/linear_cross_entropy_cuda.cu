@@ -7,7 +7,7 @@
 
 #include "ssm/core/cuda.h"
 #include "ssm/ops/cuda/cluster.cuh"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/linear/linear_cuda.h"

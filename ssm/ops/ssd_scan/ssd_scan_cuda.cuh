@@ -11,8 +11,8 @@
 #pragma once
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/batch.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/vectors.cuh"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.h"
