@@ -155,6 +155,40 @@ TEST(ModelCuda, ReadInAnyPieces) {
   }
 }
 
+// Texts read token by token, one at a time, a few and many together: each batch has kernels of its own.
+TEST(ModelCuda, StepsOfAnyBatchIn16Bits) {
+  SSM_NEED_CUDA();
+  Rng rng(5);
+  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "tale-8m"}) {
+    const bool bundled = name == std::string_view("tale-8m");
+    const LoadedModel cpu = bundled ? bundled_model(kCpu) : golden_model(name, kCpu);
+    const LoadedModel card =
+        bundled ? bundled_model(kCuda, DType::f16) : golden_model(name, kCuda, DType::f16);
+    for (const int64_t B : {1, 2, 5, 30, 100}) {
+      const StatePool pool(*card.model, B);
+      std::vector<std::vector<int32_t>> texts;
+      std::vector<int32_t> slots;
+      for (int64_t b = 0; b < B; ++b) {
+        texts.push_back(random_ids(card, 7, rng));
+        slots.push_back(static_cast<int32_t>(B - 1 - b));
+      }
+      Tensor logits;
+      for (size_t t = 0; t < 7; ++t) {
+        std::vector<int32_t> ids;
+        for (const auto& text : texts) ids.push_back(text[t]);
+        const Tensor on_card = Tensor::from_values<int32_t>(ids, {B}).to(kCuda);
+        logits = card.model->logits(card.model->hidden(on_card, SequenceBatch::steps(slots), pool.state()));
+      }
+      const Tensor got = logits.to(kCpu);
+      for (int64_t b = 0; b < B; ++b) {
+        const Tensor expected = logits_of(cpu, texts[static_cast<size_t>(b)]).slice(0, 6, 7);
+        EXPECT_LT(norm_error(got.slice(0, b, b + 1), test::to_doubles(expected)), 5e-2)
+            << name << " " << b << " of " << B;
+      }
+    }
+  }
+}
+
 TEST(ModelCuda, GreedyTextIsTransformers) {
   SSM_NEED_CUDA();
   std::ifstream in(kRoot / "tests/goldens/tale-8m.json");

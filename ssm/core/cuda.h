@@ -41,7 +41,7 @@ std::shared_ptr<std::byte> allocate(size_t bytes);         // cudaMalloc
 std::shared_ptr<std::byte> allocate_pinned(size_t bytes);  // host memory that a card writes directly
 
 // kernel<<<grid, block, shared>>>(args...) on the stream. Programmatic dependent launch: the kernel may start
-// while the one before it ends, and waits for it in grid_dependency_wait() (ops/cuda/launch.cuh), which every
+// while the one before it ends, and waits for it in grid_dependency_wait() (core/launch.cuh), which every
 // kernel launched so must call before it reads or writes what another kernel touches. Clusters are of blocks
 // with neighbouring x, and divide the grid's x (ops/cuda/cluster.cuh).
 struct Launch {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 
 namespace ssm {
 namespace {
@@ -17,9 +18,7 @@ constexpr auto kNap = std::chrono::microseconds(20);
 // host[0]: the number of the delivery, written last; host[1 ..]: the values.
 __global__ void mailbox_deliver_kernel(const int32_t* values, int64_t size, volatile int32_t* host,
                                        int32_t* count) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+  cuda::grid_dependency_wait();
   for (int64_t i = threadIdx.x; i < size; i += kThreads) host[1 + i] = values[i];
   __threadfence_system();
   __syncthreads();

@@ -6,6 +6,15 @@
 #include "ssm/ops/rms_norm/rms_norm.h"
 
 namespace ssm {
+namespace {
+
+// Of the residual with x, where that is defined, added to it.
+Tensor normed(const nn::RmsNorm& norm, const Tensor& x, Tensor& residual, DType result) {
+  return x.defined() ? add_rms_norm(x, residual, norm.weight, norm.eps, result)
+                     : rms_norm(residual, norm.weight, norm.eps, result);
+}
+
+}  // namespace
 
 CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer)
     : activations_(precision.activations), tied_(config.at("tie_word_embeddings")) {
@@ -29,26 +38,26 @@ Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const Mod
             batch.total());
   const MixerState none;
   Tensor residual = embeddings_(ids);  // [T, M]
-  Tensor x;                            // [T, M]
+  Tensor x;                            // [T, M], still to be added to the residual, or undefined
   for (size_t i = 0; i < layers_.size(); ++i) {
+    const Block& block = layers_[i];
     const MixerState& kept = state.empty() ? none : state[i];
-    std::vector<Tensor> out;
-    if (recompute_layers_ && current_tape() != nullptr) {
-      out = recomputed(layers_[i], x, residual, batch, kept);
-    } else {
-      out = layers_[i].forward(x, residual, batch, kept, activations_);
-    }
+    const bool recorded = current_tape() != nullptr;
+    const bool step = !recorded && !state.empty() && !x.defined() && batch.is_step();
+    if (step && block.mixer->step(residual, block.norm, batch, kept)) continue;
+    const std::vector<Tensor> out = recompute_layers_ && recorded
+                                        ? recomputed(block, x, residual, batch, kept)
+                                        : block.forward(x, residual, batch, kept, activations_);
     x = out[0];
     residual = out[1];
   }
-  return add_rms_norm(x, residual, norm_f_.weight, norm_f_.eps, activations_);  // [T, M]
+  return normed(norm_f_, x, residual, activations_);  // [T, M]
 }
 
 std::vector<Tensor> CausalLm::Block::forward(const Tensor& x, Tensor residual, const SequenceBatch& batch,
                                              const MixerState& state, DType activations) const {
-  const Tensor normed = x.defined() ? add_rms_norm(x, residual, norm.weight, norm.eps, activations)
-                                    : rms_norm(residual, norm.weight, norm.eps, activations);  // [T, M]
-  return {mixer->forward(normed, batch, state), residual};
+  const Tensor u = normed(norm, x, residual, activations);  // [T, M]
+  return {mixer->forward(u, batch, state), residual};
 }
 
 // The layer runs twice and must begin from the same residual and state both times; it changes both in place.

@@ -23,21 +23,6 @@ Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
 }
 
 Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {
-  const bool adapted = in_proj_.lora || x_proj_.lora || dt_proj_.lora;  // which the fused step knows not
-  if (state.conv.defined() && batch.is_step() && !adapted) {
-    const Mamba1StepArgs step{.x = x,
-                              .in_proj = std::get<Tensor>(in_proj_.weight),
-                              .in_bias = in_proj_.bias,
-                              .conv_weight = conv1d_.weight.select(1, 0),
-                              .conv_bias = conv1d_.bias,
-                              .x_proj = std::get<Tensor>(x_proj_.weight),
-                              .dt_proj = std::get<Tensor>(dt_proj_.weight),
-                              .dt_bias = dt_proj_.bias,
-                              .A = A_,
-                              .D = D_,
-                              .norm_eps = dt_b_c_eps_};
-    if (has_mamba1_step(step, batch)) return out_proj_(mamba1_step(step, batch, state.conv, state.ssm));
-  }
   const Tensor xz = in_proj_(x);                                    // [T, 2E]
   const Tensor z = xz.slice(1, E_, 2 * E_);                         // [T, E]
   const Tensor u = conv1d_(xz.slice(1, 0, E_), batch, state.conv);  // [T, E]
@@ -53,6 +38,28 @@ Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
       {.u = u, .delta = delta, .A = A_, .B = B, .C = C, .D = D_, .z = z, .delta_bias = dt_proj_.bias}, batch,
       state.ssm);       // [T, E]
   return out_proj_(y);  // [T, M]
+}
+
+bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
+                       const MixerState& state) const {
+  if (in_proj_.lora || x_proj_.lora || dt_proj_.lora || out_proj_.lora) return false;
+  const Mamba1StepArgs args{.norm_weight = norm.weight,
+                            .norm_eps = norm.eps,
+                            .in_proj = std::get<Tensor>(in_proj_.weight),
+                            .in_bias = in_proj_.bias,
+                            .conv_weight = conv1d_.weight.select(1, 0),
+                            .conv_bias = conv1d_.bias,
+                            .x_proj = std::get<Tensor>(x_proj_.weight),
+                            .dt_proj = std::get<Tensor>(dt_proj_.weight),
+                            .dt_bias = dt_proj_.bias,
+                            .A = A_,
+                            .D = D_,
+                            .out_proj = std::get<Tensor>(out_proj_.weight),
+                            .out_bias = out_proj_.bias,
+                            .dt_B_C_eps = dt_b_c_eps_};
+  if (!has_mamba1_step(args, batch)) return false;
+  mamba1_step(args, batch, state.conv, state.ssm, residual);
+  return true;
 }
 
 MixerState Mamba1Mixer::make_state(int64_t slots, StateOptions options) const {

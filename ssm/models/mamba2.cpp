@@ -26,24 +26,6 @@ Mamba2Mixer::Mamba2Mixer(const nlohmann::json& config, DType compute)
 }
 
 Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const {
-  if (state.conv.defined() && batch.is_step() && !in_proj_.lora) {  // which the fused step knows not
-    const Mamba2StepArgs step{.u = x,
-                              .in_proj = std::get<Tensor>(in_proj_.weight),
-                              .in_bias = in_proj_.bias,
-                              .conv_weight = conv1d_.weight.select(1, 0),
-                              .conv_bias = conv1d_.bias,
-                              .A = A_,
-                              .dt_bias = dt_bias_,
-                              .D = D_,
-                              .norm_weight = norm_.weight,
-                              .groups = G_,
-                              .dt_min = dt_min_,
-                              .dt_max = dt_max_,
-                              .norm_eps = norm_.eps};
-    if (has_mamba2_step(step, batch, state.ssm)) {
-      return out_proj_(mamba2_step(step, batch, state.conv, state.ssm));
-    }
-  }
   const int64_t GN = G_ * N_, C = E_ + 2 * GN;
   const Tensor zxBCdt = in_proj_(x);                                           // [T, E + C + H]
   const Tensor z = zxBCdt.slice(1, 0, E_);                                     // [T, E]
@@ -61,6 +43,30 @@ Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
                              .dt_max = dt_max_},
                             batch, state.ssm);                          // [T, E]
   return out_proj_(gated_rms_norm(y, z, norm_.weight, G_, norm_.eps));  // [T, M]
+}
+
+bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
+                       const MixerState& state) const {
+  if (in_proj_.lora || out_proj_.lora) return false;
+  const Mamba2StepArgs args{.norm_weight = norm.weight,
+                            .norm_eps = norm.eps,
+                            .in_proj = std::get<Tensor>(in_proj_.weight),
+                            .in_bias = in_proj_.bias,
+                            .conv_weight = conv1d_.weight.select(1, 0),
+                            .conv_bias = conv1d_.bias,
+                            .A = A_,
+                            .dt_bias = dt_bias_,
+                            .D = D_,
+                            .gate_weight = norm_.weight,
+                            .gate_eps = norm_.eps,
+                            .out_proj = std::get<Tensor>(out_proj_.weight),
+                            .out_bias = out_proj_.bias,
+                            .groups = G_,
+                            .dt_min = dt_min_,
+                            .dt_max = dt_max_};
+  if (!has_mamba2_step(args, batch, state.ssm)) return false;
+  mamba2_step(args, batch, state.conv, state.ssm, residual);
+  return true;
 }
 
 MixerState Mamba2Mixer::make_state(int64_t slots, StateOptions options) const {

@@ -3,6 +3,7 @@
 
 #include <string_view>
 
+#include "ssm/nn/modules.h"
 #include "ssm/nn/visitor.h"
 #include "ssm/ops/sequence_batch.h"
 
@@ -32,6 +33,12 @@ class Mixer {
   // x [T, M] -> [T, M]; `state` is read and updated in place at the batch's slots. An empty state: every
   // sequence starts from zeros and nothing is kept. Decode is the same call with sequences of one token.
   virtual Tensor forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const = 0;
+  // A decode step of the whole layer in a few kernels: residual [T, M] f32 += forward(norm(residual)). Where
+  // there is no such way, nothing happens and the answer is false.
+  virtual bool step(const Tensor& /*residual*/, const nn::RmsNorm& /*norm*/, const SequenceBatch& /*batch*/,
+                    const MixerState& /*state*/) const {
+    return false;
+  }
   virtual MixerState make_state(int64_t slots, StateOptions options) const = 0;  // zeros
   virtual void visit(nn::Visitor& v) = 0;
   virtual void prepare() = 0;  // after the parameters were set: what is derived from them

@@ -1,9 +1,9 @@
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/adamw/adamw_cuda.h"
 #include "ssm/ops/adamw/adamw_factors.h"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/types.cuh"
 
 namespace ssm::cuda {

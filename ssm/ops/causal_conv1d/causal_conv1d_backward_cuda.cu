@@ -5,9 +5,9 @@
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/causal_conv1d/causal_conv1d_cuda.h"
 #include "ssm/ops/cuda/batch.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/types.cuh"
 

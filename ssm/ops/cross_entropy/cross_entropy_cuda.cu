@@ -1,8 +1,8 @@
 #include <limits>
 
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cross_entropy/cross_entropy_cuda.h"
 #include "ssm/ops/cuda/cluster.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/types.cuh"
 

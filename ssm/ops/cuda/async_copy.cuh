@@ -1,4 +1,4 @@
-// Asynchronous copies into shared memory (cp.async).
+// Asynchronous copies into shared memory (cp.async), and to L2.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,9 @@ namespace ssm::cuda {
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
+
+// Asks L2 for a line. It may be asked for before the kernels ahead have ended: L2 is where their writes go.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // 16 bytes to shared memory, past L1; zeros where not `there`. Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool there) {

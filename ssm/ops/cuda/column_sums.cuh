@@ -3,8 +3,8 @@
 #pragma once
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/core/tensor.h"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/types.cuh"
 
 namespace ssm::cuda {

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "ssm/core/cuda.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/vectors.cuh"
 
 namespace ssm::cuda {

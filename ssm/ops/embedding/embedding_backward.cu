@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/embedding/embedding_cuda.h"
 

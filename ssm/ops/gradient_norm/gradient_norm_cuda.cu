@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/gradient_norm/gradient_norm_cuda.h"

@@ -29,19 +29,27 @@ bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias,
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);  // cuBLASLt
 void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);      // plain tiles
 
-// linear of few rows whose columns [first, first + channels) pass through the step of a causal convolution of
-// width 4 and SiLU (causal_conv1d.h): what mamba1_step and mamba2_step begin with. Its input is rounded to
-// x's type. T is at most 8.
-struct ConvStep {
-  const float *weight, *bias;  // [channels, 4]; [channels] or null
-  int64_t stride_c, stride_k;  // of weight
-  float* state;                // [S, 3, channels]
-  const int32_t* slots;        // [T]
-  int first, channels;
+// The products of a decode step, with what stands before and after them. Of up to 8 rows.
+struct StepRows {
+  Tensor x;            // [T, K] of the weights' type, or f32 where it is normed without a gate
+  Tensor norm_weight;  // [K] f32: what is multiplied is rms_norm(x), or undefined
+  Tensor gate;         // [T, K] of x's type: gated_rms_norm(x, gate), or undefined
+  int64_t groups = 1;  // of the norm
+  float eps = 0;
 };
-bool has_linear_conv_step(int64_t T, const Tensor& w);
-void linear_conv_step(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvStep& conv,
+// The columns [first, first + channels) of a product pass through the step of a causal convolution of width 4
+// and SiLU (causal_conv1d.h). Its input is rounded to the weights' type.
+struct ConvStep {
+  Tensor weight, bias;   // [channels, 4]; [channels] or undefined
+  Tensor state;          // [S, 3, channels]
+  const int32_t* slots;  // [T]
+  int64_t first;
+};
+bool has_linear_step(int64_t T, const Tensor& w);
+void linear_conv_step(const StepRows& x, const Tensor& w, const Tensor& bias, const ConvStep& conv,
                       const Tensor& y);
+// residual [T, N] f32 += the product.
+void linear_add_step(const StepRows& x, const Tensor& w, const Tensor& bias, const Tensor& residual);
 
 // [N] f32 -> 16 bits.
 void round_bias(const Tensor& bias, const Tensor& rounded);

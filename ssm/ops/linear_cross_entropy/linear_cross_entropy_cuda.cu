@@ -6,8 +6,8 @@
 #include <memory>
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/cluster.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
@@ -203,12 +203,12 @@ void launch_rows(const Shares& shares, const LossArgs& args, int64_t rows) {
         allow_shared_bytes(kernel, static_cast<size_t>(properties().max_shared_bytes) - 1024);
     (void)allowed;
   }
-  launch_clusters(shares.cluster,
-                  {.grid = dim3(static_cast<unsigned>(rows) * shares.cluster),
-                   .block = dim3(kThreads),
-                   .shared_bytes = bytes,
-                   .overlaps_previous = true},
-                  kernel, args);
+  launch({.grid = dim3(static_cast<unsigned>(rows) * shares.cluster),
+          .block = dim3(kThreads),
+          .shared_bytes = bytes,
+          .overlaps_previous = true,
+          .cluster = shares.cluster},
+         kernel, args);
 }
 
 // The gradient of a block's logits: over the logits themselves where a row is kept before it is written.

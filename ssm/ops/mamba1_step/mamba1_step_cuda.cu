@@ -1,8 +1,8 @@
-// Three kernels: the in-projection with the convolution behind it, x_proj, and one that multiplies by dt_proj
-// and takes the step of the scan.
+// Four kernels: the in-projection with the norm before and the convolution behind it, x_proj, one that
+// multiplies by dt_proj and takes the step of the scan, and the out-projection, which adds to the residual.
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/batch.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
@@ -27,16 +27,16 @@ struct ScanArgs {
   const int32_t* slots;
   int64_t dt_proj_stride, A_stride_e, A_stride_n, y_stride;
   int E, R, N;
-  float norm_eps;
+  float dt_B_C_eps;
 };
 
-// Values [0, n) of a row, divided by their root mean square where a.norm_eps > 0, by one warp.
+// Values [0, n) of a row, divided by their root mean square where a.dt_B_C_eps > 0, by one warp.
 template <class X>
 __device__ __forceinline__ float inverse_rms(const ScanArgs& a, const X* row, int n) {
-  if (a.norm_eps <= 0) return 1.0f;
+  if (a.dt_B_C_eps <= 0) return 1.0f;
   float square = 0;
   for (int i = threadIdx.x % 32; i < n; i += 32) square += to_f32(row[i]) * to_f32(row[i]);
-  return rsqrtf(warp_sum(square) / static_cast<float>(n) + a.norm_eps);
+  return rsqrtf(warp_sum(square) / static_cast<float>(n) + a.dt_B_C_eps);
 }
 
 // A block: kChannels channels of one sequence. Warps 0 and 1 multiply by dt_proj, warps 2 and 3 fetch
@@ -116,33 +116,9 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   }
 }
 
-}  // namespace
-
-bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
-  const int64_t rows_bytes = args.x_proj.size(0) * static_cast<int64_t>(size_of(args.x_proj.dtype()));
-  return batch.is_step() && has_linear_conv_step(batch.size(), args.in_proj) && in_packs(args.x) &&
-         in_packs(args.x_proj) && in_packs(args.dt_proj) && rows_bytes % 16 == 0 &&
-         args.conv_weight.size(1) == 4 && args.A.size(1) <= kMaxState;
-}
-
-void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
+void launch_scan(const Mamba1StepArgs& args, const int32_t* slots, const Tensor& uz, const Tensor& dt_B_C,
                  const Tensor& ssm_state, const Tensor& y) {
-  const int64_t T = batch.size(), E = args.A.size(0), N = args.A.size(1), R = args.dt_proj.size(1);
-  const Device device = y.device();
-  const int32_t* slots = view_of(batch, device).slots;
-  const Tensor uz = Tensor::empty({T, 2 * E}, y.dtype(), device);
-  linear_conv_step(args.x, args.in_proj, args.in_bias,
-                   {.weight = args.conv_weight.data<float>(),
-                    .bias = args.conv_bias.defined() ? args.conv_bias.data<float>() : nullptr,
-                    .stride_c = args.conv_weight.stride(0),
-                    .stride_k = args.conv_weight.stride(1),
-                    .state = conv_state.data<float>(),
-                    .slots = slots,
-                    .first = 0,
-                    .channels = static_cast<int>(E)},
-                   uz);
-  const Tensor dt_B_C = Tensor::empty({T, R + 2 * N}, y.dtype(), device);
-  linear(uz.slice(1, 0, E), args.x_proj, {}, y.dtype(), dt_B_C);
+  const int64_t T = y.size(0), E = y.size(1);
   const ScanArgs a{.uz = uz.raw(),
                    .dt_B_C = dt_B_C.raw(),
                    .dt_proj = args.dt_proj.raw(),
@@ -157,9 +133,9 @@ void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const T
                    .A_stride_n = args.A.stride(1),
                    .y_stride = y.stride(0),
                    .E = static_cast<int>(E),
-                   .R = static_cast<int>(R),
-                   .N = static_cast<int>(N),
-                   .norm_eps = args.norm_eps};
+                   .R = static_cast<int>(args.dt_proj.size(1)),
+                   .N = static_cast<int>(args.A.size(1)),
+                   .dt_B_C_eps = args.dt_B_C_eps};
   const Launch how{
       .grid = dim3(static_cast<unsigned>((E + kChannels - 1) / kChannels), static_cast<unsigned>(T)),
       .block = dim3(kChannels * kLanes),
@@ -169,6 +145,34 @@ void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const T
       launch(how, mamba1_step_scan_kernel<decltype(x_zero), decltype(s_zero)>, a);
     });
   });
+}
+
+}  // namespace
+
+bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
+  const int64_t rows_bytes = args.x_proj.size(0) * static_cast<int64_t>(size_of(args.x_proj.dtype()));
+  return batch.is_step() && has_linear_step(batch.size(), args.in_proj) && in_packs(args.x_proj) &&
+         in_packs(args.dt_proj) && in_packs(args.out_proj) && rows_bytes % 16 == 0 &&
+         args.conv_weight.size(1) == 4 && args.A.size(1) <= kMaxState;
+}
+
+void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
+                 const Tensor& ssm_state, const Tensor& residual) {
+  const int64_t T = batch.size(), E = args.A.size(0), N = args.A.size(1), R = args.dt_proj.size(1);
+  const Device device = residual.device();
+  const DType dtype = args.in_proj.dtype();
+  const int32_t* slots = view_of(batch, device).slots;
+  const Tensor uz = Tensor::empty({T, 2 * E}, dtype, device);
+  linear_conv_step(
+      {.x = residual, .norm_weight = args.norm_weight, .gate = {}, .eps = args.norm_eps}, args.in_proj,
+      args.in_bias,
+      {.weight = args.conv_weight, .bias = args.conv_bias, .state = conv_state, .slots = slots, .first = 0},
+      uz);
+  const Tensor dt_B_C = Tensor::empty({T, R + 2 * N}, dtype, device);
+  linear(uz.slice(1, 0, E), args.x_proj, {}, dtype, dt_B_C);
+  const Tensor y = Tensor::empty({T, E}, dtype, device);
+  launch_scan(args, slots, uz, dt_B_C, ssm_state, y);
+  linear_add_step({.x = y, .norm_weight = {}, .gate = {}}, args.out_proj, args.out_bias, residual);
 }
 
 }  // namespace ssm::cuda

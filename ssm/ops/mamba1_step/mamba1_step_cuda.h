@@ -6,6 +6,6 @@ namespace ssm::cuda {
 
 bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch);
 void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
-                 const Tensor& ssm_state, const Tensor& y);
+                 const Tensor& ssm_state, const Tensor& residual);
 
 }  // namespace ssm::cuda

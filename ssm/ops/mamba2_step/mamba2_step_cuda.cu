@@ -1,12 +1,12 @@
-// Three kernels: the in-projection with the convolution behind it, the step of the recurrence, and the norm.
+// Three kernels: the in-projection with the norm before and the convolution behind it, the step of the
+// recurrence, and the out-projection with the gated norm before it, which adds to the residual.
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/batch.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/mamba2_step/mamba2_step_cuda.h"
-#include "ssm/ops/rms_norm/rms_norm_cuda.h"
 
 namespace ssm::cuda {
 namespace {
@@ -77,31 +77,9 @@ __global__ void __launch_bounds__(kThreads) mamba2_step_scan_kernel(const ScanAr
   }
 }
 
-}  // namespace
-
-bool has_mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
-  return batch.is_step() && has_linear_conv_step(batch.size(), args.u) &&
-         has_linear_conv_step(batch.size(), args.in_proj) && args.conv_weight.size(1) == 4 &&
-         ssm_state.size(3) % kValues == 0;
-}
-
-void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
-                 const Tensor& ssm_state, const Tensor& result) {
-  const int64_t T = batch.size(), E = result.size(1), C = args.conv_weight.size(0);
-  const Device device = result.device();
-  const int32_t* slots = view_of(batch, device).slots;
-  const Tensor zxBCdt = Tensor::empty({T, args.in_proj.size(0)}, result.dtype(), device);
-  linear_conv_step(args.u, args.in_proj, args.in_bias,
-                   {.weight = args.conv_weight.data<float>(),
-                    .bias = args.conv_bias.defined() ? args.conv_bias.data<float>() : nullptr,
-                    .stride_c = args.conv_weight.stride(0),
-                    .stride_k = args.conv_weight.stride(1),
-                    .state = conv_state.data<float>(),
-                    .slots = slots,
-                    .first = static_cast<int>(E),
-                    .channels = static_cast<int>(C)},
-                   zxBCdt);
-  const Tensor y = Tensor::empty({T, E}, result.dtype(), device);
+void launch_scan(const Mamba2StepArgs& args, const int32_t* slots, const Tensor& zxBCdt,
+                 const Tensor& ssm_state, const Tensor& y) {
+  const int64_t T = y.size(0), E = y.size(1);
   const ScanArgs a{.zxBCdt = zxBCdt.raw(),
                    .A = args.A.data<float>(),
                    .dt_bias = args.dt_bias.data<float>(),
@@ -121,12 +99,41 @@ void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const T
   const Launch how{.grid = dim3(static_cast<unsigned>(E / kValues), static_cast<unsigned>(T)),
                    .block = dim3(kThreads),
                    .overlaps_previous = true};
-  dispatch(result.dtype(), "mamba2_step", [&](auto x_zero) {
+  dispatch(y.dtype(), "mamba2_step", [&](auto x_zero) {
     dispatch(ssm_state.dtype(), "mamba2_step", [&](auto s_zero) {
       launch(how, mamba2_step_scan_kernel<decltype(x_zero), decltype(s_zero)>, a);
     });
   });
-  gated_rms_norm(y, zxBCdt.slice(1, 0, E), args.norm_weight, args.groups, args.norm_eps, result);
+}
+
+}  // namespace
+
+bool has_mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
+  return batch.is_step() && has_linear_step(batch.size(), args.in_proj) &&
+         has_linear_step(batch.size(), args.out_proj) && args.conv_weight.size(1) == 4 &&
+         ssm_state.size(3) % kValues == 0;
+}
+
+void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
+                 const Tensor& ssm_state, const Tensor& residual) {
+  const int64_t T = batch.size(), E = args.gate_weight.size(0);
+  const Device device = residual.device();
+  const DType dtype = args.in_proj.dtype();
+  const int32_t* slots = view_of(batch, device).slots;
+  const Tensor zxBCdt = Tensor::empty({T, args.in_proj.size(0)}, dtype, device);
+  linear_conv_step(
+      {.x = residual, .norm_weight = args.norm_weight, .gate = {}, .eps = args.norm_eps}, args.in_proj,
+      args.in_bias,
+      {.weight = args.conv_weight, .bias = args.conv_bias, .state = conv_state, .slots = slots, .first = E},
+      zxBCdt);
+  const Tensor y = Tensor::empty({T, E}, dtype, device);
+  launch_scan(args, slots, zxBCdt, ssm_state, y);
+  linear_add_step({.x = y,
+                   .norm_weight = args.gate_weight,
+                   .gate = zxBCdt.slice(1, 0, E),
+                   .groups = args.groups,
+                   .eps = args.gate_eps},
+                  args.out_proj, args.out_bias, residual);
 }
 
 }  // namespace ssm::cuda

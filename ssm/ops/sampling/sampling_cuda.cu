@@ -1,4 +1,4 @@
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/sampling/sampling_cuda.h"
 #include "ssm/ops/sampling/sampling_filter.cuh"
 

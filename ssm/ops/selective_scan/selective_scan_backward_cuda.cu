@@ -12,7 +12,7 @@
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/selective_scan/selective_scan_backward_scanner.cuh"
 
 namespace ssm::cuda {

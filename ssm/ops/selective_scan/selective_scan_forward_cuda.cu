@@ -19,7 +19,7 @@
 #include <cmath>
 
 #include "ssm/core/cuda.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/selective_scan/selective_scan_tiles.cuh"
 
 namespace ssm::cuda {

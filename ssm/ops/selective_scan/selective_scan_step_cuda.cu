@@ -1,7 +1,7 @@
 // One token a sequence: the time is that of reading and writing the states. A thread owns V neighbouring
 // channels and all of their states, kGroup of which it loads before it uses the first.
 #include "ssm/core/cuda.h"
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/selective_scan/selective_scan_cuda.cuh"
 
 namespace ssm::cuda {

@@ -160,27 +160,6 @@ __device__ __forceinline__ void compute_y(const float (&h)[kN / 8][4], const Ssd
   }
 }
 
-// Where a head's state stands when its segment begins, or null for zeros, and where it is left, or null where
-// it is not kept. A 16-bit state comes and goes through the workspace.
-__device__ __forceinline__ float* in_slot(const SsdView& a, const SegmentEnds& ends, int head) {
-  return static_cast<float*>(a.state) + (ends.slot * a.H + head) * (int64_t{a.N} * a.P);
-}
-__device__ __forceinline__ float* in_workspace(const SsdView& a, int64_t number, int head) {
-  return a.segment_states + (number * a.H + head) * (int64_t{a.N} * a.P);
-}
-__device__ __forceinline__ float* first_state(const SsdView& a, const Chunk& segment, int64_t number,
-                                              int head) {
-  const SegmentEnds ends = ends_of(a, segment);
-  if (!ends.whole || a.state_through_segments) return in_workspace(a, number, head);
-  return a.state ? in_slot(a, ends, head) : nullptr;
-}
-__device__ __forceinline__ float* last_state(const SsdView& a, const Chunk& segment, int64_t number,
-                                             int head) {
-  const SegmentEnds ends = ends_of(a, segment);
-  if (!ends.last || !a.state) return nullptr;
-  return a.state_through_segments ? in_workspace(a, number, head) : in_slot(a, ends, head);
-}
-
 // One block a segment and W units of channels.
 template <class X, int kN, int W>
 __global__ void __launch_bounds__(32 * W, 2) ssd_scan_chunk_scan_kernel(const SsdView a, bool vectors) {

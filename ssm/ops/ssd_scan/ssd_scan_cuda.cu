@@ -160,8 +160,10 @@ SsdView view_of_args(const SsdScanArgs& args, const SequenceBatch& batch, const 
 void ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& state, const Tensor& y) {
   SsdView a = view_of_args(args, batch, state, y);
   if (batch.is_step()) return launch_ssd_step(a);
-  const bool matrix = takes_ssd_tiles(a);
-  const SsdBlocks blocks = matrix ? ssd_chunk_scan_blocks(a) : ssd_recurrence_blocks(a);
+  const bool groups = takes_ssd_warpgroups(a), matrix = groups || takes_ssd_tiles(a);
+  const SsdBlocks blocks = groups   ? ssd_warpgroup_blocks(a)
+                           : matrix ? ssd_chunk_scan_blocks(a)
+                                    : ssd_recurrence_blocks(a);
   a.segment = kSsdTile * segment_tiles(batch, blocks, matrix ? CutCost{0.4, 2.5} : CutCost{0.6, 0.7});
   int64_t longest = 0;
   for (int64_t b = 0; b < batch.size(); ++b) longest = std::max(longest, batch.length(b));
@@ -173,10 +175,14 @@ void ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor&
     states = Tensor::empty({segments, a.H, a.N, a.P}, DType::f32, y.device());
     decays = Tensor::empty({segments, a.H}, DType::f32, y.device());
     a.segment_states = states.data<float>(), a.segment_decays = decays.data<float>();
-    if (cut) matrix ? launch_ssd_chunk_state(a) : launch_ssd_recurrence(a, true);
+    if (cut) {
+      groups   ? launch_ssd_warpgroup_state(a)
+      : matrix ? launch_ssd_chunk_state(a)
+               : launch_ssd_recurrence(a, true);
+    }
     launch_state_passing(a);
   }
-  matrix ? launch_ssd_chunk_scan(a) : launch_ssd_recurrence(a, false);
+  groups ? launch_ssd_warpgroup_scan(a) : matrix ? launch_ssd_chunk_scan(a) : launch_ssd_recurrence(a, false);
   if (a.state_through_segments) launch_narrow_state(a);
 }
 

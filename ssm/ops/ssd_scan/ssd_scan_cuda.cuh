@@ -6,13 +6,15 @@
 //   chunk_state    the state each segment but a sequence's last leaves behind, had it begun at zero
 //   state_passing  turns these, along each sequence, into the state each segment begins with
 //   chunk_scan     y of every segment, and the state the last one leaves
+// chunk_state and chunk_scan have three forms: ssd_scan_recurrence (any type and size), tiles on the tensor
+// cores of warps, and on Hopper of warp groups, where sizes suit (ssd_scan_warpgroup).
 #pragma once
 
 #include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/batch.cuh"
-#include "ssm/ops/cuda/launch.cuh"
 #include "ssm/ops/cuda/math.cuh"
-#include "ssm/ops/cuda/types.cuh"
+#include "ssm/ops/cuda/vectors.cuh"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.h"
 
 namespace ssm::cuda {
@@ -73,9 +75,25 @@ __device__ __forceinline__ SegmentEnds ends_of(const SsdView& a, const Chunk& se
   return {a.batch.slots[segment.sequence], segment.index == 0 && last, last};
 }
 
-inline bool is_multiple(int64_t a, int64_t b) { return a % b == 0; }
-inline bool is_aligned(const void* p, uintptr_t bytes = 16) {
-  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+// Where a head's state stands when its segment begins, or null for zeros, and where it is left, or null where
+// it is not kept. A 16-bit state comes and goes through the workspace.
+__device__ __forceinline__ float* in_slot(const SsdView& a, const SegmentEnds& ends, int head) {
+  return static_cast<float*>(a.state) + (ends.slot * a.H + head) * (int64_t{a.N} * a.P);
+}
+__device__ __forceinline__ float* in_workspace(const SsdView& a, int64_t number, int head) {
+  return a.segment_states + (number * a.H + head) * (int64_t{a.N} * a.P);
+}
+__device__ __forceinline__ float* first_state(const SsdView& a, const Chunk& segment, int64_t number,
+                                              int head) {
+  const SegmentEnds ends = ends_of(a, segment);
+  if (!ends.whole || a.state_through_segments) return in_workspace(a, number, head);
+  return a.state ? in_slot(a, ends, head) : nullptr;
+}
+__device__ __forceinline__ float* last_state(const SsdView& a, const Chunk& segment, int64_t number,
+                                             int head) {
+  const SegmentEnds ends = ends_of(a, segment);
+  if (!ends.last || !a.state) return nullptr;
+  return a.state_through_segments ? in_workspace(a, number, head) : in_slot(a, ends, head);
 }
 
 // The launches; each has its file. The tensor cores' take 16-bit activations and N up to 256.
@@ -89,5 +107,10 @@ struct SsdBlocks {
 };
 SsdBlocks ssd_recurrence_blocks(const SsdView& a);
 SsdBlocks ssd_chunk_scan_blocks(const SsdView& a);
+// What Hopper's warp groups take of the tensor cores' share.
+bool takes_ssd_warpgroups(const SsdView& a);
+void launch_ssd_warpgroup_state(const SsdView& a);
+void launch_ssd_warpgroup_scan(const SsdView& a);
+SsdBlocks ssd_warpgroup_blocks(const SsdView& a);
 
 }  // namespace ssm::cuda

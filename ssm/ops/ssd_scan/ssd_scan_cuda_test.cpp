@@ -16,15 +16,6 @@
 namespace ssm {
 namespace {
 
-using test::card_error;
-using test::on_card;
-using test::rounded;
-using test::rounding_of;
-using test::same_bits;
-using test::to_doubles;
-
-constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
-
 struct Sizes {
   int64_t H, P, G, N;
 };
@@ -198,6 +189,22 @@ TEST(SsdScanCuda, EqualsTheReference) {
     Case c(T, size, kTypes[trial % 3], rng);
     if (rng.below(3) == 0) c.state_dtype = kTypes[rng.below(3)];
     expect_equal(c, {T}, rng, worst);
+  }
+}
+
+// Heads of whole 64 channels have kernels of their own on Hopper.
+TEST(SsdScanCuda, WholeWarpGroupsEqualTheReference) {
+  SSM_NEED_CUDA();
+  Rng rng(40);
+  Worst worst;
+  for (int trial = 0; trial < 120; ++trial) {
+    const int64_t G = 1 + rng.below(3), P = rng.below(4) ? 64 : 64 * (1 + rng.below(3));
+    const Sizes size{G * (1 + rng.below(5)), P, G, rng.below(3) ? 128 : 64};
+    std::vector<int64_t> lengths(static_cast<size_t>(1 + rng.below(3)));
+    for (int64_t& n : lengths) n = trial % 10 == 0 ? 1500 + rng.below(200) : random_length(rng);
+    Case c(std::accumulate(lengths.begin(), lengths.end(), int64_t{0}), size, kTypes[1 + trial % 2], rng);
+    if (rng.below(4) == 0) c.state_dtype = kTypes[rng.below(3)];
+    expect_equal(c, lengths, rng, worst);
   }
 }
 

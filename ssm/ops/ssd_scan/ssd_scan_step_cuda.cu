@@ -1,7 +1,8 @@
 // One token of each sequence: the state is read and written once, and that is the work.
 #include <algorithm>
 
-#include "ssm/ops/cuda/launch.cuh"
+#include "ssm/core/launch.cuh"
+#include "ssm/ops/cuda/async_copy.cuh"
 #include "ssm/ops/ssd_scan/ssd_scan_cuda.cuh"
 
 namespace ssm::cuda {
@@ -10,9 +11,6 @@ namespace {
 constexpr int kThreads = 256;
 template <int V>
 constexpr int kRowsInFlight = V == 8 ? 4 : 8;
-
-// Asks L2 for a line. It may be asked for before the kernels ahead have ended: L2 is where their writes go.
-__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // One block a sequence, a head and `width` of its channels. A thread has V channels of every `rows`-th row of
 // N, kUnroll of them in flight; S is the state's type, X the activations'. `early`: all blocks are on the

@@ -181,7 +181,7 @@ struct SsdFactorMaker {
     SsdFactors& f = to[threadIdx.x / 32];
     const int t = lane * 2;
     *reinterpret_cast<float2*>(&f.log[t]) = {log[0], log[1]};
-    *reinterpret_cast<float2*>(&f.source[t]) = {log2f(step[0]) - log[0], log2f(step[1]) - log[1]};
+    *reinterpret_cast<float2*>(&f.source[t]) = {__log2f(step[0]) - log[0], __log2f(step[1]) - log[1]};
     *reinterpret_cast<float2*>(&f.reached[t]) = {exp2_fast(log[0]), exp2_fast(log[1])};
     *reinterpret_cast<float2*>(&f.left[t]) = {step[0] * exp2_fast(all - log[0]),
                                               step[1] * exp2_fast(all - log[1])};
