@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 import peft  # noqa: E402
 import safetensors.numpy  # noqa: E402
 import torch  # noqa: E402
+
 from goldens import hf  # noqa: E402
 
 BOUND = 2e-3  # nats; float32 here, float64 there
@@ -44,7 +45,7 @@ def merged(folder: Path, adapter: Path):
     if config.get("alpha_pattern") or config.get("rank_pattern"):
         raise SystemExit(f"{adapter}: patterns are not read here")
     file = safetensors.numpy.load_file(adapter / "adapter_model.safetensors")
-    file = {name.removeprefix(PREFIX).replace(".base_layer.", "."): array.astype(np.float64) for name, array in file.items()}
+    file = {name.removeprefix(PREFIX).replace(".base_layer.", "."): array.astype(float) for name, array in file.items()}
     # One side of a tied matrix.
     if any(name.startswith(("backbone.embeddings.", "lm_head.")) for name in file):
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())

@@ -24,15 +24,16 @@ import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import make_training_goldens as training  # noqa: E402
 import numpy as np  # noqa: E402
 import peft  # noqa: E402
 import safetensors.numpy  # noqa: E402
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from goldens import hf  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
+
+import make_training_goldens as training  # noqa: E402
+from goldens import hf  # noqa: E402
 
 STEPS = 5
 # What PEFT does by itself: the model and the arguments of LoraConfig.

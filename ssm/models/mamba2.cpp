@@ -47,7 +47,7 @@ Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
 
 bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
                        const MixerState& state) const {
-  if (in_proj_.lora || out_proj_.lora) return false;
+  if (in_proj_.lora || out_proj_.lora) return false;  // it reads the matrices alone
   const Mamba2StepArgs args{.norm_weight = norm.weight,
                             .norm_eps = norm.eps,
                             .in_proj = std::get<Tensor>(in_proj_.weight),
