@@ -42,7 +42,8 @@ Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
 
 bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
                        const MixerState& state) const {
-  if (in_proj_.lora || x_proj_.lora || dt_proj_.lora || out_proj_.lora) return false;  // it reads the matrices alone
+  if (in_proj_.lora || x_proj_.lora || dt_proj_.lora || out_proj_.lora)
+    return false;  // it reads the matrices alone
   const Mamba1StepArgs args{.norm_weight = norm.weight,
                             .norm_eps = norm.eps,
                             .in_proj = std::get<Tensor>(in_proj_.weight),
