@@ -47,7 +47,8 @@ void expect_torch(const std::string& name, Device device) {
     const StepResult result = run.trainer.step(std::span(&batch, 1));
     const double loss = losses.data<float>()[step], norm = norms.data<float>()[step];
     EXPECT_NEAR(result.loss, loss, 1e-4 * loss) << name << " step " << step;
-    EXPECT_NEAR(result.grad_norm, norm, 1e-3 * norm) << name << " step " << step;
+    // AdamW's first steps divide small gradients by themselves: what one loses grows from step to step.
+    EXPECT_NEAR(result.grad_norm, norm, std::max(1e-3, 10 * bound) * norm) << name << " step " << step;
     if (step > 0) continue;
     for (const TrainedParameter& p : run.trainer.parameters().all()) {
       const Tensor expected = golden->find("gradient." + p.name).value();

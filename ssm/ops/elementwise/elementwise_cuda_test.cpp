@@ -85,8 +85,9 @@ TEST(ElementwiseCuda, AddScaledAndDropoutEqualTheCpus) {
       const Tensor y = test::rounded(test::random_normal({T, M}, rng), dtype);
       const Tensor on = y.to(dtype).to(kCuda);
       add_scaled(on, x.to(dtype).to(kCuda), 0.75f);
+      // A multiply-add there rounds once, here the product and the sum do, and the sum may cancel.
       EXPECT_LT(test::card_error(on, test::to_doubles(add_scaled(y.clone(), x, 0.75f))),
-                test::rounding_of(dtype));
+                3e-7 + test::rounding_of(dtype));
       EXPECT_LT(
           test::card_error(dropout(x.to(dtype).to(kCuda), 0.3f, 11), test::to_doubles(dropout(x, 0.3f, 11))),
           test::rounding_of(dtype));
