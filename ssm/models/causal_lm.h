@@ -35,9 +35,8 @@ class CausalLm {
   ModelState make_state(int64_t slots, DType ssm = DType::f32) const;  // zeros, where the model is
   void visit(nn::Visitor& v);
   void prepare();
-  const Weight& head() const {
-    return lm_head_.weight;
-  }  // [V, M], for a loss that makes logits block by block
+  // [V, M], for a loss that makes logits block by block.
+  const Weight& head() const { return lm_head_.weight; }
   const std::optional<nn::Lora>& head_lora() const { return lm_head_.lora; }
   // Where a tape records: keep of a layer its input only and run it again for its gradient.
   void recompute_layers(bool on) { recompute_layers_ = on; }
