@@ -1,54 +1,23 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <numeric>
 
 #include "ssm/ops/simd/test_targets.h"
-#include "ssm/ops/ssd_scan/ssd_scan_cases.h"
-#include "ssm/ops/ssd_scan/ssd_scan_reference.h"
-#include "ssm/ops/test_gradient.h"
+#include "ssm/ops/ssd_scan/ssd_scan_backward_cases.h"
 
 namespace ssm {
 namespace {
 
 using test::same_bits;
-using Vectors = std::map<std::string, std::vector<double>>;
+using Case = test::SsdGradientCase;
+using Sizes = test::SsdSizes;
+using Vectors = test::SsdVectors;
+using test::analytic;
+using test::random_lengths;
+using test::random_sizes;
 
 // f32 sums over chunks against f64. The largest error seen here is 3.3e-6, of dA, which adds up all tokens.
 constexpr double kBound = 1e-5;
-
-struct Sizes {
-  int64_t H, P, G, N;
-};
-
-struct Case {
-  SsdScanArgs args;
-  std::vector<int64_t> lengths;
-  Sizes size{};
-  Tensor initial, dy;
-  SequenceBatch batch() const {
-    std::vector<int32_t> slots(lengths.size());
-    std::iota(slots.begin(), slots.end(), 0);
-    return SequenceBatch(lengths, slots);
-  }
-  std::string name() const {
-    return fmt::format("H {} P {} G {} N {} lengths {}", size.H, size.P, size.G, size.N,
-                       fmt::join(lengths, ","));
-  }
-};
-
-Sizes random_sizes(Rng& rng) {
-  constexpr int64_t kLarge[] = {64, 128, 256};
-  const int64_t G = 1 + rng.below(3);
-  return {G * (1 + rng.below(4)), rng.below(3) == 0 ? 16 << rng.below(3) : 1 + rng.below(70), G,
-          rng.below(8) == 0 ? kLarge[rng.below(3)] : 1 + rng.below(40)};
-}
-
-std::vector<int64_t> random_lengths(Rng& rng, int64_t sequences, int64_t longest) {
-  std::vector<int64_t> lengths;
-  for (int64_t b = 0; b < sequences; ++b) lengths.push_back(1 + rng.below(rng.below(3) ? longest : 4));
-  return lengths;
-}
 
 // The same values as rows of a wider tensor, or alone.
 Tensor moved(const Tensor& x, Rng& rng) {
@@ -58,42 +27,9 @@ Tensor moved(const Tensor& x, Rng& rng) {
   return to;
 }
 
-// Moves steps away from the limits of dt', where there is no derivative.
-void avoid_limits(SsdScanArgs& args) {
-  const int64_t H = args.A.size(0);
-  for (int64_t i = 0; i < args.dt.numel(); ++i) {
-    float& dt = args.dt.data<float>()[i];
-    for (const float limit : {args.dt_min, args.dt_max}) {
-      const double raw = dt + (args.dt_bias.defined() ? args.dt_bias.data<float>()[i % H] : 0.0f);
-      const double step = args.dt_softplus ? std::log1p(std::exp(raw)) : raw;
-      if (limit > 0 && std::abs(step - limit) < 3e-3) dt += 0.3f;
-    }
-  }
-}
-
 Case random_case(std::vector<int64_t> lengths, const Sizes& size, Rng& rng) {
-  Case c;
-  c.lengths = std::move(lengths), c.size = size;
-  const int64_t T = std::accumulate(c.lengths.begin(), c.lengths.end(), int64_t{0});
-  SsdScanArgs& args = c.args;
-  args = test::ssd_scan_case(T, size.H, size.P, size.G, size.N, rng);
-  const int64_t d_kind = rng.below(3);
-  if (d_kind == 0) args.D = Tensor();
-  if (d_kind == 1) args.D = test::random_normal({size.H * size.P}, rng);
-  if (rng.below(3) == 0) args.dt_bias = Tensor();
-  if (rng.below(4) == 0) {
-    args.dt_softplus = false;
-    for (float& x : args.dt.values<float>()) x = 0.02f * std::abs(x);
-    if (args.dt_bias.defined()) {
-      for (float& x : args.dt_bias.values<float>()) x = std::abs(x);
-    }
-  }
-  if (rng.below(3) == 0) args.dt_min = 0.02f, args.dt_max = 0.1f;
-  avoid_limits(args);
-  for (Tensor* x : {&args.x, &args.dt, &args.B, &args.C}) *x = moved(*x, rng);
-  if (rng.below(3)) c.initial = test::random_normal({std::ssize(c.lengths), size.H, size.N, size.P}, rng);
-  c.dy = moved(test::random_normal({T, size.H * size.P}, rng), rng);
-  return c;
+  return test::random_gradient_case(std::move(lengths), size, rng,
+                                    [&](const Tensor& x) { return moved(x, rng); });
 }
 
 SsdScanGrads empty_grads(const Case& c, Rng& rng) {
@@ -119,46 +55,8 @@ std::map<std::string, Tensor> named(const SsdScanGrads& g) {
   return all;
 }
 
-// f(sequence in double, its initial state, its dy) of each sequence: activations' gradients one after
-// another, parameters' summed.
-template <class F>
-Vectors each_sequence(const Case& c, F&& f) {
-  Vectors all;
-  const SequenceBatch batch = c.batch();
-  for (int64_t b = 0; b < batch.size(); ++b) {
-    const auto part = [&](const Tensor& x) {
-      return test::to_doubles(x.slice(0, batch.offset(b), batch.offset(b + 1)));
-    };
-    const auto doubles = [](const Tensor& x) {
-      return x.defined() ? test::to_doubles(x) : std::vector<double>();
-    };
-    reference::SsdScan<double> s;
-    s.H = static_cast<size_t>(c.size.H), s.P = static_cast<size_t>(c.size.P);
-    s.G = static_cast<size_t>(c.size.G), s.N = static_cast<size_t>(c.size.N);
-    s.x = part(c.args.x), s.dt = part(c.args.dt), s.B = part(c.args.B), s.C = part(c.args.C);
-    s.A = doubles(c.args.A), s.D = doubles(c.args.D), s.dt_bias = doubles(c.args.dt_bias);
-    s.dt_softplus = c.args.dt_softplus, s.dt_min = c.args.dt_min, s.dt_max = c.args.dt_max;
-    const std::vector<double> initial = c.initial.defined() ? test::to_doubles(c.initial.select(0, b))
-                                                            : std::vector<double>(s.H * s.N * s.P, 0.0);
-    const reference::SsdScanGradients<double> g = f(s, initial, part(c.dy));
-    for (const auto& [name, x] : {std::pair("x", &g.x), {"dt", &g.dt}, {"B", &g.B}, {"C", &g.C}})
-      all[name].insert(all[name].end(), x->begin(), x->end());
-    for (const auto& [name, x] : {std::pair("A", &g.A), {"D", &g.D}, {"dt_bias", &g.dt_bias}}) {
-      all[name].resize(x->size());
-      for (size_t i = 0; i < x->size(); ++i) all[name][i] += (*x)[i];
-    }
-  }
-  return all;
-}
-
-Vectors analytic(const Case& c) {
-  return each_sequence(c, [](const auto& s, const auto& initial, const auto& dy) {
-    return reference::ssd_scan_backward(s, initial, dy);
-  });
-}
-
 Vectors by_differences(const Case& c) {
-  return each_sequence(c, [](auto& s, const auto& initial, const auto& dy) {
+  return test::each_sequence(c, [](auto& s, const auto& initial, const auto& dy) {
     const auto slopes = [&](std::vector<double>& x) {
       return test::central_differences(x, [&] {
         std::vector<double> h = initial;
@@ -182,9 +80,9 @@ TEST(SsdScanBackward, TheReferenceEqualsCentralDifferences) {
     const Case c =
         random_case(random_lengths(rng, 1 + rng.below(2), 7),
                     {2 * (1 + rng.below(2)), 1 + rng.below(3), 1 + rng.below(2), 1 + rng.below(3)}, rng);
-    const Vectors expected = by_differences(c);
-    for (const auto& [name, x] : analytic(c))
-      EXPECT_LT(test::relative_difference(x, expected.at(name)), 1e-7) << name << " " << c.name();
+    const Vectors gradients = analytic(c);
+    for (const auto& [name, slopes] : by_differences(c))
+      EXPECT_LT(test::relative_difference(gradients.at(name), slopes), 1e-7) << name << " " << c.name();
   }
 }
 
