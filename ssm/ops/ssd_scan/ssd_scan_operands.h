@@ -39,8 +39,8 @@ struct SsdChunkWork {
 };
 
 inline SsdOperands SsdOperands::of(const SsdScanArgs& args) {
-  const auto rows = [](const Tensor& x) { return SsdRows{x.data<float>(), x.stride(0)}; };
-  const auto data = [](const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; };
+  const auto rows = [](const Tensor& t) { return SsdRows{t.data<float>(), t.stride(0)}; };
+  const auto data = [](const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
   SsdOperands s{};
   s.H = args.A.size(0), s.P = args.x.size(1) / s.H;
   s.G = args.groups, s.N = args.B.size(1) / s.G;
