@@ -126,16 +126,19 @@ TEST(CommandTrain, AKilledRunGoesOnAsIfNothingHadHappened) {
   for (const Words& how : {Words{"--mode", "packed"}, Words{"--mode", "stream", "--ema", "0.9"}}) {
     const std::string name = how[1];
     ASSERT_EQ(training.train("whole-" + name, how).code, 0);
+    // Each attempt is given longer to live than the last, from less than a start takes to more than the whole
+    // run, however fast the machine is.
     int kills = 0, code = -1;
+    double seconds = 0.005;
     for (int attempt = 0; attempt < 60 && code != 0; ++attempt) {
       Words more = how;
       more.emplace_back("--resume");
-      const std::string seconds = std::to_string(0.02 + 0.001 * static_cast<double>(random() % 180));
       const char* signal = attempt % 3 == 2 ? "TERM" : "KILL";
-      code = attempt < 40
-                 ? training.shell("timeout -s " + std::string(signal) + " " + seconds, "killed-" + name, more)
-                 : training.shell("", "killed-" + name, more);
+      code = attempt < 40 ? training.shell(fmt::format("timeout -s {} {:.4f}", signal, seconds),
+                                           "killed-" + name, more)
+                          : training.shell("", "killed-" + name, more);
       kills += code != 0;
+      seconds += 0.01 * std::uniform_real_distribution<double>(0, 1)(random);
     }
     EXPECT_EQ(code, 0);
     EXPECT_GT(kills, 0);
