@@ -23,6 +23,10 @@ class RenamedSource : public WeightSource {
     const auto found = file_name_.find(name);
     return found == file_name_.end() ? std::nullopt : source_->find(found->second);
   }
+  std::optional<QuantizedTensor> find_packed(std::string_view name) const override {
+    const auto found = file_name_.find(name);
+    return found == file_name_.end() ? std::nullopt : source_->find_packed(found->second);
+  }
   std::vector<std::string> names() const override {
     std::vector<std::string> result;
     result.reserve(file_name_.size());

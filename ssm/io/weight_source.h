@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ssm/core/tensor.h"
+#include "ssm/quant/quantized_tensor.h"
 
 namespace ssm::io {
 
@@ -17,6 +17,8 @@ class WeightSource {
   virtual ~WeightSource() = default;
   // A view of the mapped file in the file's own dtype and shape, or nothing. Cheap: no element is read.
   virtual std::optional<Tensor> find(std::string_view name) const = 0;
+  // A packed matrix, likewise; find() gives nothing of those.
+  virtual std::optional<QuantizedTensor> find_packed(std::string_view /*name*/) const { return {}; }
   virtual std::vector<std::string> names() const = 0;
   // "model.safetensors: tensor backbone.norm_f.weight": for error messages.
   virtual std::string describe(std::string_view name) const = 0;

@@ -17,7 +17,7 @@ class Lister final : public nn::Visitor {
 
  protected:
   void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
-    add(name, std::get<Tensor>(weight), shape, stored_);
+    add(name, dense(weight, "saving in float"), shape, stored_);
   }
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage) override {
     add(name, tensor, shape, DType::f32);

@@ -46,16 +46,16 @@ bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const Se
     return false;  // it reads the matrices alone
   const Mamba1StepArgs args{.norm_weight = norm.weight,
                             .norm_eps = norm.eps,
-                            .in_proj = std::get<Tensor>(in_proj_.weight),
+                            .in_proj = dense(in_proj_.weight, "the fused step"),
                             .in_bias = in_proj_.bias,
                             .conv_weight = conv1d_.weight.select(1, 0),
                             .conv_bias = conv1d_.bias,
-                            .x_proj = std::get<Tensor>(x_proj_.weight),
-                            .dt_proj = std::get<Tensor>(dt_proj_.weight),
+                            .x_proj = dense(x_proj_.weight, "the fused step"),
+                            .dt_proj = dense(dt_proj_.weight, "the fused step"),
                             .dt_bias = dt_proj_.bias,
                             .A = A_,
                             .D = D_,
-                            .out_proj = std::get<Tensor>(out_proj_.weight),
+                            .out_proj = dense(out_proj_.weight, "the fused step"),
                             .out_bias = out_proj_.bias,
                             .dt_B_C_eps = dt_b_c_eps_};
   if (!has_mamba1_step(args, batch)) return false;

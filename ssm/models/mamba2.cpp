@@ -50,7 +50,7 @@ bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const Se
   if (in_proj_.lora || out_proj_.lora) return false;  // it reads the matrices alone
   const Mamba2StepArgs args{.norm_weight = norm.weight,
                             .norm_eps = norm.eps,
-                            .in_proj = std::get<Tensor>(in_proj_.weight),
+                            .in_proj = dense(in_proj_.weight, "the fused step"),
                             .in_bias = in_proj_.bias,
                             .conv_weight = conv1d_.weight.select(1, 0),
                             .conv_bias = conv1d_.bias,
@@ -59,7 +59,7 @@ bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const Se
                             .D = D_,
                             .gate_weight = norm_.weight,
                             .gate_eps = norm_.eps,
-                            .out_proj = std::get<Tensor>(out_proj_.weight),
+                            .out_proj = dense(out_proj_.weight, "the fused step"),
                             .out_bias = out_proj_.bias,
                             .groups = G_,
                             .dt_min = dt_min_,

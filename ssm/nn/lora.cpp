@@ -30,9 +30,9 @@ Tensor Lora::added_to_rows(const Tensor& y, const Tensor& ids) const {
 Tensor Lora::product() const {
   // linear(x, W) = x W^T
   const bool of_rows = embedding_A.defined();
-  const Tensor left = of_rows ? here_in_f32(embedding_A.transpose(0, 1)) : here_in_f32(std::get<Tensor>(B));
+  const Tensor left = of_rows ? here_in_f32(embedding_A.transpose(0, 1)) : here_in_f32(dense(B, "LoRA"));
   const Tensor right =
-      of_rows ? here_in_f32(embedding_B) : here_in_f32(std::get<Tensor>(A)).transpose(0, 1).clone();
+      of_rows ? here_in_f32(embedding_B) : here_in_f32(dense(A, "LoRA")).transpose(0, 1).clone();
   const Tensor zero = Tensor::zeros({left.size(0), right.size(0)});
   return add_scaled(zero, linear(left, right), scale);
 }

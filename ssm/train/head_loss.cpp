@@ -30,7 +30,7 @@ Tensor adapted(const CausalLm& model, const nn::Lora& lora, const Tensor& hidden
     const RecordScope recording(tape);
     inner = lora.inner(hidden, compute);
   }
-  const Tensor &head = std::get<Tensor>(model.head()), &B = std::get<Tensor>(lora.B);
+  const Tensor &head = dense(model.head(), "training the head"), &B = dense(lora.B, "LoRA");
   const int64_t M = hidden.size(1), end = M + lora.rank;
   const Tensor states = beside(hidden, inner, 1.0f);
   const Tensor matrix = beside(head.to(states.dtype()), B.to(states.dtype()), lora.scale);
@@ -56,7 +56,7 @@ Tensor head_loss(const CausalLm& model, const Tensor& hidden, const Tensor& targ
   if (model.head_lora()) {
     return adapted(model, *model.head_lora(), hidden, targets, scale, vocab, compute, tape);
   }
-  const Tensor& head = std::get<Tensor>(model.head());
+  const Tensor& head = dense(model.head(), "training the head");
   LinearCrossEntropyGrads grads;
   if (tape) {
     if (wants_gradient(hidden)) {

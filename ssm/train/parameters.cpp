@@ -30,7 +30,7 @@ class Collector final : public nn::Visitor {
 
  protected:
   void on_weight(const std::string& name, Weight& weight, const Shape&) override {
-    const Tensor stored = std::get<Tensor>(weight);
+    const Tensor stored = dense(weight, "training");
     if (!trained_(name)) {
       weight = place_weight(stored, placement_);
       return;

@@ -23,7 +23,7 @@ void check_ids(const Tensor& ids, int64_t vocab) {
 }  // namespace
 
 Tensor embedding(const Tensor& ids, const Weight& weight) {
-  const Tensor& table = std::get<Tensor>(weight);
+  const Tensor& table = dense(weight, "embedding");
   SSM_CHECK(table.defined() && table.rank() == 2 && table.contiguous(), "embedding: weight is not a matrix");
   check_ids(ids, table.size(0));
   SSM_CHECK(table.device() == ids.device(), "embedding: weight is on {}, ids on {}", name_of(table.device()),

@@ -10,7 +10,7 @@ namespace ssm {
 
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType compute,
               std::optional<DType> result) {
-  const Tensor& w = std::get<Tensor>(weight);
+  const Tensor& w = dense(weight, "linear");
   SSM_CHECK(w.defined() && w.rank() == 2, "linear: weight has shape {}, expected [N, K]", w.shape());
   SSM_CHECK(w.size(1) <= 1 || w.stride(1) == 1, "linear: the rows of weight {} are not contiguous",
             w.shape());
@@ -46,7 +46,7 @@ void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, co
   SSM_CHECK(dy.defined() && dy.rank() == 2, "{}: dy has shape {}, expected [T, N]", kOp, dy.shape());
   const int64_t T = dy.size(0), N = dy.size(1);
   check_first(kOp, "dy", dy, {T, N});
-  const Tensor& w = std::get<Tensor>(weight);
+  const Tensor& w = dense(weight, "linear");
   if (grads.dx.defined()) {
     SSM_CHECK(w.defined() && w.rank() == 2 && w.size(0) == N, "{}: weight has shape {}, expected [{}, K]",
               kOp, w.shape(), N);

@@ -43,7 +43,7 @@ void check_targets(const Tensor& targets, const Tensor& hidden, int64_t vocab) {
 LinearCrossEntropy linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tensor& targets,
                                         const Tensor& row_weights, float scale, int64_t vocab,
                                         const LinearCrossEntropyGrads& grads) {
-  const Tensor& w = std::get<Tensor>(weight);
+  const Tensor& w = dense(weight, "linear_cross_entropy");
   check_weight(w, hidden, vocab);
   check_targets(targets, hidden, vocab);
   if (row_weights.defined()) check_parameter(kOp, "row_weights", row_weights, targets.shape(), hidden);
