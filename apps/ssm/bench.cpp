@@ -34,8 +34,6 @@ struct Run {
   double first_token = 0, decode = 0, total = 0;
 };
 
-void note(std::string_view text) { fmt::print(stderr, "ssm: {}\n", text); }
-
 LoadedModel open(const Arguments& arguments, BenchReport& report) {
   const LoadOptions options = load_options(arguments.model);
   const std::string& name = arguments.model.model;
