@@ -35,8 +35,6 @@ struct Run {
   std::vector<int64_t> each_second;  // tokens in each whole second from the first token on
 };
 
-void note(std::string_view text) { fmt::print(stderr, "ssm: {}\n", text); }
-
 LoadedModel open(const Arguments& arguments, BenchReport& report) {
   const LoadOptions options = load_options(arguments.model);
   const std::string& name = arguments.model.model;

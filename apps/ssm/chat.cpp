@@ -87,8 +87,6 @@ class Conversation {
   bool started_ = false;
 };
 
-void note(std::string_view text) { fmt::print(stderr, "ssm: {}\n", text); }
-
 // A line that begins with '/'. False: the conversation is over.
 bool obey(const std::string& line, Conversation& conversation) {
   const size_t space = std::min(line.find(' '), line.size());

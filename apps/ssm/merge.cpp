@@ -27,7 +27,7 @@ void run(const Arguments& arguments) {
   io::copy_tokenizer_files(loaded.folder, made.path());
   made.commit();
   if (was_tied && !loaded.model->tied()) {
-    fmt::print(stderr, "ssm: the embedding and the head differ now and are written apart\n");
+    note("the embedding and the head differ now and are written apart");
   }
 }
 

@@ -63,7 +63,7 @@ Tensor need_tensor(const io::WeightSource& source, const std::string& name, cons
 
 Tensor place_weight(const Tensor& weight, const Placement& placement) {
   const Tensor typed = placement.device.is_cuda() ? weight.to(placement.compute) : weight;
-  return (typed.contiguous() ? typed : typed.clone()).to(placement.device);
+  return typed.row_major().to(placement.device);
 }
 
 void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement) {

@@ -5,11 +5,6 @@
 namespace ssm {
 namespace {
 
-Tensor row_major(const Tensor& t, DType dtype) {
-  const Tensor here = t.to(kCpu);
-  return (here.contiguous() ? here : here.clone()).to(dtype);
-}
-
 class Lister final : public nn::Visitor {
  public:
   Lister(DType stored, const ParameterOverride& override) : stored_(stored), override_(override) {}
@@ -27,7 +22,7 @@ class Lister final : public nn::Visitor {
   void add(const std::string& name, const Tensor& own, const Shape& shape, DType dtype) {
     const Tensor better = override_ ? override_(name) : Tensor();
     const Tensor value = better.defined() ? better : own;
-    tensors.push_back({name, dtype, shape, [value, dtype] { return row_major(value, dtype); }});
+    tensors.push_back({name, dtype, shape, [value, dtype] { return value.to(kCpu).row_major().to(dtype); }});
   }
 
   DType stored_;

@@ -23,12 +23,21 @@ void check_ids(const Tensor& ids, int64_t vocab) {
 }  // namespace
 
 Tensor embedding(const Tensor& ids, const Weight& weight) {
-  const Tensor& table = dense(weight, "embedding");
-  SSM_CHECK(table.defined() && table.rank() == 2 && table.contiguous(), "embedding: weight is not a matrix");
-  check_ids(ids, table.size(0));
-  SSM_CHECK(table.device() == ids.device(), "embedding: weight is on {}, ids on {}", name_of(table.device()),
-            name_of(ids.device()));
-  Tensor y = Tensor::empty({ids.size(0), table.size(1)}, DType::f32, ids.device());
+  SSM_CHECK(defined(weight) && shape_of(weight).rank() == 2, "embedding: weight is not a matrix");
+  const Shape& shape = shape_of(weight);
+  check_ids(ids, shape[0]);
+  SSM_CHECK(device_of(weight) == ids.device(), "embedding: weight is on {}, ids on {}",
+            name_of(device_of(weight)), name_of(ids.device()));
+  if (const auto* packed = std::get_if<QuantizedTensor>(&weight)) {
+    SSM_CHECK(!ids.device().is_cuda(), "embedding: the table is packed ({}), which cards cannot read",
+              type_name(weight));
+    Tensor y = Tensor::empty({ids.size(0), shape[1]});
+    cpu::embedding(ids, *packed, y);
+    return y;
+  }
+  const Tensor& table = std::get<Tensor>(weight);
+  SSM_CHECK(table.contiguous(), "embedding: the rows of weight are not contiguous");
+  Tensor y = Tensor::empty({ids.size(0), shape[1]}, DType::f32, ids.device());
   SSM_DISPATCH(ids.device(), embedding(ids, table, y));
   if (!records(table)) return y;
   return record(std::move(y), [ids, table = table.borrowed()](const Tensor& dy) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ssm/core/parallel.h"
+#include "ssm/quant/dequantize.h"
 
 namespace ssm::cpu {
 
@@ -16,6 +17,16 @@ void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) {
       float* out = y.data<float>() + t * M;
       for (int64_t m = 0; m < M; ++m) out[m] = to_float(row[m]);
     }
+  });
+}
+
+void embedding(const Tensor& ids, const QuantizedTensor& table, const Tensor& y) {
+  const int64_t M = table.shape[1], stride = row_bytes(table.format, M);
+  const auto id = ids.values<int32_t>();
+  parallel_for(ids.size(0), std::max<int64_t>(1, 16384 / M), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      dequantize_row(table.format, table.bytes.raw() + id[static_cast<size_t>(t)] * stride, M,
+                     y.data<float>() + t * M);
   });
 }
 

@@ -5,6 +5,7 @@
 #include "ssm/core/parallel.h"
 #include "ssm/ops/embedding/embedding_reference.h"
 #include "ssm/ops/test_util.h"
+#include "ssm/quant/dequantize.h"
 
 namespace ssm {
 namespace {
@@ -20,6 +21,21 @@ TEST(Embedding, EqualsTheReferenceInEveryDtype) {
       const Tensor y = embedding(Tensor::from_values<int32_t>(ids, {T}), Weight{weight});
       EXPECT_EQ(test::to_doubles(y), reference::embedding(ids, test::to_doubles(weight), M)) << V << " " << M;
     }
+  }
+}
+
+TEST(Embedding, GivesThePackedRowsValues) {
+  Rng rng(3);
+  for (const QuantFormat format : {*quant_format("q4_0"), *quant_format("q6_k"), *quant_format("int4", 64)}) {
+    const int64_t V = 30, M = format.type == QuantType::int4 ? 77 : 512, T = 60;
+    Tensor bytes = Tensor::empty({V, row_bytes(format, M)}, DType::u8);
+    for (uint8_t& byte : bytes.values<uint8_t>())
+      byte = static_cast<uint8_t>(rng.below(0x60));  // no inf, no NaN
+    const QuantizedTensor table = packed_view(format, {V, M}, bytes);
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < T; ++t) ids.push_back(static_cast<int32_t>(rng.below(V)));
+    const Tensor y = embedding(Tensor::from_values<int32_t>(ids, {T}), Weight{table});
+    EXPECT_EQ(test::to_doubles(y), reference::embedding(ids, test::to_doubles(dequantize(table)), M));
   }
 }
 
