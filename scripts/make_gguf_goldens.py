@@ -27,6 +27,7 @@ import gguf  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from conversion import mamba as converter  # noqa: E402
+
 from goldens import configs, layouts  # noqa: E402
 from goldens.reference import Config, Model  # noqa: E402
 from goldens.weights import random_weights  # noqa: E402
