@@ -34,14 +34,14 @@ Tensor run(const CausalLm& model, std::span<const int32_t> ids, const ModelState
 }
 
 // Logits of the prompt and the greedy tokens after it.
-void expect_golden(const fs::path& path, const fs::path& golden_file) {
+void expect_golden(const fs::path& path, const fs::path& golden_file, double bound = 5e-5) {
   SCOPED_TRACE(path.string());
   const LoadedModel loaded = load_model(path, {.compute = DType::f32});
   const auto golden = io::SafetensorsFile::open(golden_file);
   const std::vector<int32_t> greedy = ids_of(golden->find("greedy").value());
   ModelState state = loaded.model->make_state(1);
   Tensor logits = run(*loaded.model, ids_of(golden->find("tokens").value()), state);
-  EXPECT_LT(test::relative_error(logits, test::to_doubles(golden->find("logits").value())), 5e-5);
+  EXPECT_LT(test::relative_error(logits, test::to_doubles(golden->find("logits").value())), bound);
   std::vector<int32_t> generated;
   while (generated.size() < greedy.size()) {
     const Tensor last = logits.select(0, logits.size(0) - 1);
@@ -60,7 +60,7 @@ Tensor value_of(const io::LazyWeight& weight) {
 
 // Every parameter the same: to the bit, packed ones as bytes; A_log to the bit too or, where GGUF keeps only
 // its exponential, to what that tells.
-void expect_same(const fs::path& a, const fs::path& b, bool through_gguf) {
+void expect_same(const fs::path& a, const fs::path& b, bool through_gguf, float a_log_bound = 2.5e-7f) {
   SCOPED_TRACE(a.string() + " and " + b.string());
   const io::Checkpoint left = io::open_checkpoint(a), right = io::open_checkpoint(b);
   const auto weights = stored_weights(left), others = stored_weights(right);
@@ -77,7 +77,7 @@ void expect_same(const fs::path& a, const fs::path& b, bool through_gguf) {
     EXPECT_FALSE(weights[i].name.ends_with("proj.weight")) << "the type of a matrix is kept";
     const Tensor wide = x.to(DType::f32), other = y.to(DType::f32);
     for (int64_t k = 0; k < wide.numel(); ++k) {
-      const float bound = through_gguf && weights[i].name.ends_with("A_log") ? 2.5e-7f : 0.0f;
+      const float bound = through_gguf && weights[i].name.ends_with("A_log") ? a_log_bound : 0.0f;
       ASSERT_NEAR(wide.data<float>()[k], other.data<float>()[k], bound) << weights[i].name;
     }
   }
@@ -94,8 +94,10 @@ void expect_error(const std::function<void()>& f, const std::string& part) {
 
 TEST(Gguf, WhatTheConverterWrites) {
   for (const std::string& name : kDense) {
-    expect_golden(kGguf / (name + ".gguf"), kModels / name / "golden.safetensors");
-    expect_same(kModels / name, kGguf / (name + ".gguf"), true);
+    // The converter takes the exponential of an f16 A_log in f16.
+    const bool is_f16 = name == "mamba-f16";
+    expect_golden(kGguf / (name + ".gguf"), kModels / name / "golden.safetensors", is_f16 ? 2e-3 : 5e-5);
+    expect_same(kModels / name, kGguf / (name + ".gguf"), true, is_f16 ? 5e-4f : 2.5e-7f);
   }
 }
 
@@ -103,7 +105,7 @@ TEST(Gguf, WhatTheQuantizerWrites) {
   const test::TempFolder folder;
   for (const std::string name : {"packed-mamba", "packed-mamba2"}) {
     const fs::path file = kGguf / (name + ".gguf"), golden = kGguf / (name + ".safetensors");
-    expect_golden(file, golden);
+    expect_golden(file, golden, 2e-3);  // packed weights meet activations of 16 bits (docs/numerics.md)
     convert_model(file, folder / name, ModelFormat::transformers, {.dtype = DType::f32});
     expect_golden(folder / name, golden);
     convert_model(file, folder / (name + ".gguf"), ModelFormat::gguf);
