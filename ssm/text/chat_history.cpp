@@ -80,10 +80,11 @@ ChatHistory::Turn ChatHistory::say(const std::string& text) {
         at == whole.npos ? std::string_view() : std::string_view(whole).substr(at + kAnswer.size());
     const bool goes_on = at != whole.npos && after.starts_with(read_) &&
                          (prompt_.empty() || without_end(before) == without_end(prompt_));
-    SSM_CHECK(goes_on || known_,
-              "{}: this template writes earlier messages otherwise once a later one is there, so it cannot go "
-              "on from a state that was loaded",
-              chat_.name());
+    SSM_CHECK(
+        goes_on || known_,
+        "{}: this template writes earlier messages otherwise once a later one is there, so it cannot go "
+        "on from a state that was loaded",
+        chat_.name());
     if (goes_on) turn = {std::string(after.substr(read_.size())), false};
   }
   messages_ = std::move(messages);

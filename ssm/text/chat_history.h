@@ -1,9 +1,9 @@
-// A conversation that a model's state follows: what is to be read next when the user says something, so that a
-// turn costs its own length only.
+// A conversation that a model's state follows: what is to be read next when the user says something, so that
+// a turn costs its own length only.
 //
-// Each turn the whole conversation is rendered, with a mark where the last answer stands; what follows the mark
-// is new to the state. Where a template writes earlier messages otherwise than before (some move the system
-// message, or drop an answer's thoughts), everything has to be read anew, and say() tells so.
+// Each turn the whole conversation is rendered, with a mark where the last answer stands; what follows the
+// mark is new to the state. Where a template writes earlier messages otherwise than before (some move the
+// system message, or drop an answer's thoughts), everything has to be read anew, and say() tells so.
 #pragma once
 
 #include <string>

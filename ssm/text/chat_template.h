@@ -1,7 +1,8 @@
 // How a model's conversations are written as text: its own Jinja template, or one of those built in.
 //
 //   chatml   <|im_start|>ROLE\nTEXT<|im_end|>\n ...
-//   mistral  <s>[INST]TEXT[/INST]TEXT</s>[INST] ...           (Codestral; a system message goes into the first
+//   mistral  <s>[INST]TEXT[/INST]TEXT</s>[INST] ...           (Codestral; a system message goes into the
+//   first
 //                                                               user's, two newlines behind it)
 //   plain    User: TEXT\nAssistant: TEXT\nUser: ...           for a model that knows no other
 //
@@ -50,7 +51,8 @@ class ChatTemplate {
   // The whole conversation with the assistant's part of it marked: what generation blocks of the template
   // write, or, where it has none, what each assistant message adds to the text before it. Throws Error where
   // that cannot be told because the template writes earlier messages otherwise once a later one is there.
-  std::vector<ChatPiece> pieces(const nlohmann::ordered_json& messages, const ChatOptions& options = {}) const;
+  std::vector<ChatPiece> pieces(const nlohmann::ordered_json& messages,
+                                const ChatOptions& options = {}) const;
 
  private:
   friend ChatTemplate built_in_chat_template(const std::string&, SpecialTokens);

@@ -59,7 +59,8 @@ TEST(Jinja, SnippetsEqualPythons) {
     if (snippet.contains("error")) {
       EXPECT_NE(refusal(source, variables), "") << source << "\n" << snippet["error"];
     } else {
-      EXPECT_EQ(error_of([&] { EXPECT_EQ(render(source, variables), snippet["text"]) << source; }), "") << source;
+      EXPECT_EQ(error_of([&] { EXPECT_EQ(render(source, variables), snippet["text"]) << source; }), "")
+          << source;
     }
   }
 }
@@ -70,9 +71,11 @@ TEST(Jinja, ErrorsNameTheTemplateTheLineAndWhatIsNotSupported) {
   EXPECT_EQ(refusal("{{ 1 is escaped }}"), "t:1: the test \"escaped\" is not supported");
   EXPECT_EQ(refusal("{{ 'a'.encode() }}"), "t:1: the method \"encode\" of a str is not supported");
   EXPECT_EQ(refusal("{{ '%s' % 1 }}"), "t:1: formatting a str with \"%\" is not supported");
-  EXPECT_EQ(refusal("{% for i in [1] recursive %}{% endfor %}"), "t:1: \"recursive\" loops are not supported");
+  EXPECT_EQ(refusal("{% for i in [1] recursive %}{% endfor %}"),
+            "t:1: \"recursive\" loops are not supported");
   EXPECT_EQ(refusal("{{ f(*x) }}"), "t:1: \"*\" before an argument is not supported");
-  EXPECT_EQ(refusal("{% for i in [1] %}{{ loop.cycle(1) }}{% endfor %}"), "t:1: \"loop.cycle()\" is not supported");
+  EXPECT_EQ(refusal("{% for i in [1] %}{{ loop.cycle(1) }}{% endfor %}"),
+            "t:1: \"loop.cycle()\" is not supported");
   EXPECT_EQ(refusal("{% set x %}{% generation %}{% endgeneration %}{% endset %}"),
             "t:1: \"generation\" inside of a macro or another block's text is not supported");
   EXPECT_EQ(refusal("x\n{{ raise_exception('no tools') }}"), "t:2: the template refuses this: no tools");
@@ -81,7 +84,8 @@ TEST(Jinja, ErrorsNameTheTemplateTheLineAndWhatIsNotSupported) {
   EXPECT_EQ(refusal("{{ strftime_now('%Y') }}"), "t:1: \"strftime_now\" is undefined");
   EXPECT_EQ(refusal("{% if x %}\n{% for y in x %}\n{% endif %}"), "t:3: \"endif\" without its beginning");
   EXPECT_EQ(refusal("\n{% if x %}"), "t:2: no \"endif\" follows");
-  EXPECT_EQ(refusal("{{ d.items }}", {{"d", Json::object()}}), "t:1: \"items\" is a method of a dict, and not called here");
+  EXPECT_EQ(refusal("{{ d.items }}", {{"d", Json::object()}}),
+            "t:1: \"items\" is a method of a dict, and not called here");
   EXPECT_EQ(refusal("{% set g = [1] | map('string') %}{{ g | list }}{{ g | list }}"),
             "t:1: a generator is read twice; | list makes it a list");
 }
@@ -91,11 +95,13 @@ TEST(Jinja, TimeIsGivenOrNotThere) {
   now.tm_year = 126;
   now.tm_mon = 10;
   now.tm_mday = 2;
-  const jinja::Template dated("{{ strftime_now('%d %b %Y, %-d') if strftime_now is defined else 'none' }}", "t");
+  const jinja::Template dated("{{ strftime_now('%d %b %Y, %-d') if strftime_now is defined else 'none' }}",
+                              "t");
   EXPECT_EQ(dated.render(Json::object(), now).text, "02 Nov 2026, 2");
   EXPECT_EQ(dated.render(Json::object()).text, "none");
   const jinja::Template odd("{{ strftime_now('%Q') }}", "t");
-  EXPECT_EQ(error_of([&] { odd.render(Json::object(), now); }), "t:1: strftime_now: the format \"%Q\" is not supported");
+  EXPECT_EQ(error_of([&] { odd.render(Json::object(), now); }),
+            "t:1: strftime_now: the format \"%Q\" is not supported");
 }
 
 TEST(Jinja, HostileTemplatesEndSoon) {
@@ -116,8 +122,11 @@ TEST(Jinja, HostileTemplatesEndSoon) {
   EXPECT_NE(refusal("{{ range(10 ** 12) | length }}"), "");
   EXPECT_NE(refusal("{{ 'x' * 10 ** 12 }}"), "");
   EXPECT_NE(refusal("{{ [0] * 10 ** 12 }}"), "");
-  EXPECT_NE(refusal("{% set n = namespace(s='xxxxxxxx') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}"), "");
-  EXPECT_NE(refusal("{% set n = namespace(s=1) %}{% for i in range(9999) %}{% set n.s = [n.s] %}{% endfor %}"), "");
+  EXPECT_NE(refusal("{% set n = namespace(s='xxxxxxxx') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s "
+                    "%}{% endfor %}"),
+            "");
+  EXPECT_NE(
+      refusal("{% set n = namespace(s=1) %}{% for i in range(9999) %}{% set n.s = [n.s] %}{% endfor %}"), "");
   EXPECT_NE(refusal("{% set n = namespace() %}{% set n.n = n %}"), "");
   EXPECT_NE(refusal("{{ 9223372036854775807 + 1 }}"), "");
   EXPECT_NE(refusal("{{ -9223372036854775807 - 2 }}{{ 3 ** 99 }}"), "");
@@ -131,7 +140,9 @@ TEST(Jinja, TruncatedTemplatesAreErrorsOrTexts) {
     const std::string whole = text_of(entry.path());
     for (size_t n = 0; n < whole.size(); ++n) {
       const ChatOptions prompt{.tools = {}, .add_generation_prompt = true, .now = {}};
-      error_of([&] { ChatTemplate(whole.substr(0, n), "t", {}).render(Json::array({message("user", "hi")}), prompt); });
+      error_of([&] {
+        ChatTemplate(whole.substr(0, n), "t", {}).render(Json::array({message("user", "hi")}), prompt);
+      });
     }
   }
 }
@@ -168,25 +179,28 @@ TEST(ChatTemplate, EqualsTransformersOnTemplatesOfEveryKind) {
 
 std::string marked(const ChatTemplate& chat, const Json& messages) {
   std::string text;
-  for (const ChatPiece& piece : chat.pieces(messages)) text += piece.learn ? "<" + piece.text + ">" : piece.text;
+  for (const ChatPiece& piece : chat.pieces(messages))
+    text += piece.learn ? "<" + piece.text + ">" : piece.text;
   return text;
 }
 
-const Json kTwoTurns{message("system", "S"), message("user", "a"), message("assistant", "b"), message("user", "c"),
-                     message("assistant", "d")};
+const Json kTwoTurns{message("system", "S"), message("user", "a"), message("assistant", "b"),
+                     message("user", "c"), message("assistant", "d")};
 
 TEST(ChatTemplate, BuiltInOnes) {
   const SpecialTokens tokens{{"bos_token", "[s]"}, {"eos_token", "[/s]"}};
   const auto built_in = [&](const char* name) { return built_in_chat_template(name, tokens); };
-  EXPECT_EQ(marked(built_in("chatml"), kTwoTurns),
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<b<|im_end|>>\n"
-            "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<d<|im_end|>>\n");
+  EXPECT_EQ(
+      marked(built_in("chatml"), kTwoTurns),
+      "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<b<|im_end|>>\n"
+      "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<d<|im_end|>>\n");
   EXPECT_EQ(marked(built_in("mistral"), kTwoTurns), "[s][INST]S\n\na[/INST]<b[/s]>[INST]c[/INST]<d[/s]>");
   EXPECT_EQ(marked(built_in("plain"), kTwoTurns),
             "System: S\nUser: a\nAssistant:< b\nUser:> c\nAssistant:< d[/s]>");
   const ChatOptions prompt{.tools = {}, .add_generation_prompt = true, .now = {}};
   const Json question = Json::array({message("user", "q")});
-  EXPECT_EQ(built_in("chatml").render(question, prompt), "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(built_in("chatml").render(question, prompt),
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n");
   EXPECT_EQ(built_in("mistral").render(question, prompt), "[s][INST]q[/INST]");
   EXPECT_EQ(built_in("plain").render(question, prompt), "User: q\nAssistant:");
   EXPECT_NE(error_of([&] { built_in("mistral").render(Json::array({message("assistant", "x")})); }), "");
@@ -197,7 +211,8 @@ TEST(ChatTemplate, WhatIsLearnedWithoutGenerationBlocks) {
   const SpecialTokens tokens{{"bos_token", "<s>"}, {"eos_token", "</s>"}};
   const ChatTemplate zephyr(text_of(kGoldens / "zephyr.jinja"), "zephyr", tokens);
   EXPECT_EQ(marked(zephyr, kTwoTurns),
-            "<|system|>\nS</s>\n<|user|>\na</s>\n<|assistant|>\n<b</s>\n><|user|>\nc</s>\n<|assistant|>\n<d</s>\n>");
+            "<|system|>\nS</s>\n<|user|>\na</s>\n<|assistant|>\n<b</s>\n><|user|>\nc</s>\n<|assistant|>\n<d</"
+            "s>\n>");
   // The system message moves to the last question: where answers stand cannot be told.
   const ChatTemplate mistral(text_of(kGoldens / "mistral.jinja"), "mistral", tokens);
   const std::string error = error_of([&] { mistral.pieces(kTwoTurns); });
@@ -209,22 +224,37 @@ TEST(ChatTemplate, WhatIsLearnedWithoutGenerationBlocks) {
 TEST(ChatTemplate, RefusesWhatAreNoMessages) {
   const ChatTemplate chat = built_in_chat_template("plain", {});
   EXPECT_EQ(error_of([&] { chat.render(Json::array()); }), "messages: not a list of messages");
-  EXPECT_EQ(error_of([&] { chat.render(Json::array({message("user", "a"), "b"})); }), "messages[1]: not an object");
-  EXPECT_EQ(error_of([&] { chat.render(Json::array({{{"content", "x"}}})); }), "messages[0]: no field \"role\"");
-  EXPECT_EQ(error_of([&] { chat.render(Json::array({{{"role", 1}, {"content", "x"}}})); }),
+  EXPECT_EQ(error_of([&] {
+              chat.render(Json::array({message("user", "a"), "b"}));
+            }),
+            "messages[1]: not an object");
+  EXPECT_EQ(error_of([&] {
+              chat.render(Json::array({{{"content", "x"}}}));
+            }),
+            "messages[0]: no field \"role\"");
+  EXPECT_EQ(error_of([&] {
+              chat.render(Json::array({{{"role", 1}, {"content", "x"}}}));
+            }),
             "messages[0]: field \"role\" is not a string");
-  EXPECT_EQ(error_of([&] { chat.render(Json::array({{{"role", "user"}}})); }), "messages[0]: no field \"content\"");
-  EXPECT_EQ(error_of([&] { chat.pieces(Json::array({message("user", "a")})); }), "messages: none of them is the assistant's");
+  EXPECT_EQ(error_of([&] {
+              chat.render(Json::array({{{"role", "user"}}}));
+            }),
+            "messages[0]: no field \"content\"");
+  EXPECT_EQ(error_of([&] { chat.pieces(Json::array({message("user", "a")})); }),
+            "messages: none of them is the assistant's");
 }
 
 TEST(ChatTemplate, IsFoundInTheModelsFolder) {
   test::TempFolder folder;
-  const auto open = [&](const std::string& choice = "") { return open_chat_template({folder.path()}, nullptr, choice); };
+  const auto open = [&](const std::string& choice = "") {
+    return open_chat_template({folder.path()}, nullptr, choice);
+  };
   EXPECT_EQ(open().name(), "plain");
   EXPECT_FALSE(has_chat_template(folder.path()));
-  write(folder / "tokenizer_config.json",
-        R"({"eos_token":{"content":"<end>"},"chat_template":[{"name":"default","template":"one {{ eos_token }}"},)"
-        R"({"name":"tool_use","template":"two"}]})");
+  write(
+      folder / "tokenizer_config.json",
+      R"({"eos_token":{"content":"<end>"},"chat_template":[{"name":"default","template":"one {{ eos_token }}"},)"
+      R"({"name":"tool_use","template":"two"}]})");
   const Json question = Json::array({message("user", "q")});
   EXPECT_EQ(open().render(question), "one <end>");
   EXPECT_EQ(open("tool_use").render(question), "two");
@@ -248,12 +278,18 @@ std::unique_ptr<Tokenizer> byte_tokenizer() {
   for (int b = 33; b < 127; ++b) vocab[std::string(1, static_cast<char>(b))] = b;
   vocab["Ġ"] = 32;
   vocab["Ċ"] = 10;
-  const Json json{{"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}},
-                  {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}},
-                  {"decoder", {{"type", "ByteLevel"}}},
-                  {"added_tokens",
-                   {{{"id", 200}, {"content", "<|im_end|>"}, {"special", true}, {"single_word", false},
-                     {"lstrip", false}, {"rstrip", false}, {"normalized", false}}}}};
+  const Json json{
+      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}},
+      {"decoder", {{"type", "ByteLevel"}}},
+      {"added_tokens",
+       {{{"id", 200},
+         {"content", "<|im_end|>"},
+         {"special", true},
+         {"single_word", false},
+         {"lstrip", false},
+         {"rstrip", false},
+         {"normalized", false}}}}};
   return parse_tokenizer_json(json.dump(), "bytes");
 }
 
@@ -264,7 +300,8 @@ TEST(ChatHistory, ATurnReadsOnlyWhatIsNew) {
   EXPECT_EQ(history.stop(), "<|im_end|>");
   ChatHistory::Turn turn = history.say("a");
   EXPECT_TRUE(turn.anew);
-  EXPECT_EQ(turn.text, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(turn.text,
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
   history.answered(" b \n", false);
   turn = history.say("c");
   EXPECT_FALSE(turn.anew);
@@ -295,7 +332,8 @@ TEST(ChatHistory, PlainAnswersEndWithTheNextName) {
 
 TEST(ChatHistory, ATemplateThatRewritesTheBeginningIsReadAnew) {
   const auto tokenizer = byte_tokenizer();
-  const ChatTemplate chat(text_of(kGoldens / "mistral.jinja"), "mistral", {{"bos_token", "<s>"}, {"eos_token", "</s>"}});
+  const ChatTemplate chat(text_of(kGoldens / "mistral.jinja"), "mistral",
+                          {{"bos_token", "<s>"}, {"eos_token", "</s>"}});
   ChatHistory history(chat, *tokenizer, "S");
   EXPECT_EQ(history.say("a").text, "<s>[INST] S\n\na[/INST]");
   history.answered(" b", false);
@@ -312,9 +350,10 @@ TEST(ChatHistory, ATemplateThatRewritesTheBeginningIsReadAnew) {
 
 TEST(ChatHistory, AMessageThatIsRefusedChangesNothing) {
   const auto tokenizer = byte_tokenizer();
-  const ChatTemplate chat("{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad') }}{% endif %}"
-                          "[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}",
-                          "t", {});
+  const ChatTemplate chat(
+      "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad') }}{% endif %}"
+      "[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}",
+      "t", {});
   ChatHistory history(chat, *tokenizer);
   EXPECT_NE(error_of([&] { history.say("bad"); }), "");
   EXPECT_EQ(history.say("a").text, "[a][");

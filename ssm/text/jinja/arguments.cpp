@@ -34,7 +34,8 @@ std::string Arguments::text_or(size_t position, std::string_view name, std::stri
 int64_t Arguments::integer_or(size_t position, std::string_view name, int64_t otherwise) {
   const Value* value = find(position, name);
   if (!value || value->is_none()) return otherwise;
-  SSM_CHECK(value->integer(), "{}: the argument \"{}\" is a {}, not an int", callee_, name, type_name(*value));
+  SSM_CHECK(value->integer(), "{}: the argument \"{}\" is a {}, not an int", callee_, name,
+            type_name(*value));
   return *value->integer();
 }
 
@@ -44,7 +45,8 @@ bool Arguments::flag(size_t position, std::string_view name) {
 }
 
 void Arguments::finish() const {
-  SSM_CHECK(used_positional_ >= positional_.size(), "{}: {} arguments are too many", callee_, positional_.size());
+  SSM_CHECK(used_positional_ >= positional_.size(), "{}: {} arguments are too many", callee_,
+            positional_.size());
   SSM_CHECK(used_named_ >= named_.size(), "{}: an argument with a name that is not supported", callee_);
 }
 

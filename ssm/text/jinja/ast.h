@@ -63,7 +63,19 @@ struct Macro {
   std::vector<Stmt> body;
 };
 
-enum class StmtKind { text, print, branch, loop, set, set_block, macro, generation, filter_block, stop, next };
+enum class StmtKind {
+  text,
+  print,
+  branch,
+  loop,
+  set,
+  set_block,
+  macro,
+  generation,
+  filter_block,
+  stop,
+  next
+};
 
 struct Stmt {
   StmtKind kind = StmtKind::text;

@@ -1,5 +1,5 @@
-// The filters, tests and methods that templates may use, and the operators; Python's and jinja2's in what they
-// do. They throw Error without a place; the evaluator adds template and line.
+// The filters, tests and methods that templates may use, and the operators; Python's and jinja2's in what
+// they do. They throw Error without a place; the evaluator adds template and line.
 #pragma once
 
 #include <functional>
@@ -15,7 +15,8 @@ namespace ssm::text::jinja {
 // The arguments of a call. Every one is asked for by position and name; finish() refuses what is left.
 class Arguments {
  public:
-  Arguments(std::string callee, std::vector<Value> positional, std::vector<std::pair<std::string, Value>> named)
+  Arguments(std::string callee, std::vector<Value> positional,
+            std::vector<std::pair<std::string, Value>> named)
       : callee_(std::move(callee)), positional_(std::move(positional)), named_(std::move(named)) {}
 
   const std::string& callee() const { return callee_; }

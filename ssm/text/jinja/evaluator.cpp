@@ -111,17 +111,35 @@ class Evaluator {
     budget_.step();
     line_ = s.line;
     switch (s.kind) {
-      case StmtKind::text: write(s.text); break;
-      case StmtKind::print: write(to_text(evaluate(*s.expr, scope), budget_)); break;
-      case StmtKind::branch: return branch(s, scope);
-      case StmtKind::loop: return loop(s, scope), Flow::on;
-      case StmtKind::set: set(s.target, evaluate(*s.expr, scope), scope); break;
-      case StmtKind::set_block: set(s.target, filtered(s, scope), scope); break;
-      case StmtKind::filter_block: write(to_text(filtered(s, scope), budget_)); break;
-      case StmtKind::macro: scope.set(s.target.symbols[0], Value(s.macro.get())); break;
-      case StmtKind::generation: generation(s, scope); break;
-      case StmtKind::stop: return Flow::stop;
-      case StmtKind::next: return Flow::next;
+      case StmtKind::text:
+        write(s.text);
+        break;
+      case StmtKind::print:
+        write(to_text(evaluate(*s.expr, scope), budget_));
+        break;
+      case StmtKind::branch:
+        return branch(s, scope);
+      case StmtKind::loop:
+        return loop(s, scope), Flow::on;
+      case StmtKind::set:
+        set(s.target, evaluate(*s.expr, scope), scope);
+        break;
+      case StmtKind::set_block:
+        set(s.target, filtered(s, scope), scope);
+        break;
+      case StmtKind::filter_block:
+        write(to_text(filtered(s, scope), budget_));
+        break;
+      case StmtKind::macro:
+        scope.set(s.target.symbols[0], Value(s.macro.get()));
+        break;
+      case StmtKind::generation:
+        generation(s, scope);
+        break;
+      case StmtKind::stop:
+        return Flow::stop;
+      case StmtKind::next:
+        return Flow::next;
     }
     return Flow::on;
   }
@@ -175,8 +193,10 @@ class Evaluator {
   void set(const Target& target, Value value, Scope& scope) {
     if (!target.attribute.empty()) {
       const Value* space = scope.find(target.symbols[0]);
-      SSM_CHECK(space && space->space(), "\"{}\" is no namespace", program_.symbols[index(target.symbols[0])]);
-      SSM_CHECK(value.is_data() || value.is_undefined(), "a {} cannot be kept in a namespace", type_name(value));
+      SSM_CHECK(space && space->space(), "\"{}\" is no namespace",
+                program_.symbols[index(target.symbols[0])]);
+      SSM_CHECK(value.is_data() || value.is_undefined(), "a {} cannot be kept in a namespace",
+                type_name(value));
       budget_.step(space->space()->items.size());
       budget_.make(64);
       space->space()->set(target.attribute, std::move(value));
@@ -215,15 +235,24 @@ class Evaluator {
     budget_.step();
     line_ = e.line;
     switch (e.op) {
-      case Op::constant: return e.value;
-      case Op::name: return variable(e, scope);
-      case Op::list: return make_list(evaluate_all(e, 0, scope), budget_);
-      case Op::tuple: return make_list(evaluate_all(e, 0, scope), budget_, ListKind::tuple);
-      case Op::dict: return dict(e, scope);
-      case Op::attribute: return attribute_of(evaluate(*e.args[0], scope), e.text);
-      case Op::item: return item_of(e, scope);
-      case Op::slice: return sliced(e, scope);
-      case Op::call: return call(e, scope);
+      case Op::constant:
+        return e.value;
+      case Op::name:
+        return variable(e, scope);
+      case Op::list:
+        return make_list(evaluate_all(e, 0, scope), budget_);
+      case Op::tuple:
+        return make_list(evaluate_all(e, 0, scope), budget_, ListKind::tuple);
+      case Op::dict:
+        return dict(e, scope);
+      case Op::attribute:
+        return attribute_of(evaluate(*e.args[0], scope), e.text);
+      case Op::item:
+        return item_of(e, scope);
+      case Op::slice:
+        return sliced(e, scope);
+      case Op::call:
+        return call(e, scope);
       case Op::filter: {
         const Value subject = evaluate(*e.args[0], scope);
         Arguments arguments = arguments_of(e, e.text, scope);
@@ -234,20 +263,24 @@ class Evaluator {
         Arguments arguments = arguments_of(e, e.text, scope);
         return apply_test(e.text, subject, arguments, budget_);
       }
-      case Op::compare: return compared(e, scope);
+      case Op::compare:
+        return compared(e, scope);
       case Op::binary: {
         const Value a = evaluate(*e.args[0], scope);
         return binary(e.text, a, evaluate(*e.args[1], scope), budget_);
       }
-      case Op::unary: return unary(e.text, evaluate(*e.args[0], scope));
-      default: return logical(e, scope);
+      case Op::unary:
+        return unary(e.text, evaluate(*e.args[0], scope));
+      default:
+        return logical(e, scope);
     }
   }
 
   Value logical(const Expr& e, Scope& scope) {
     if (e.op == Op::choice) {
       if (truthy(evaluate(*e.args[1], scope))) return evaluate(*e.args[0], scope);
-      return e.args[2] ? evaluate(*e.args[2], scope) : Value::undefined("an \"if\" without \"else\" gives nothing");
+      return e.args[2] ? evaluate(*e.args[2], scope)
+                       : Value::undefined("an \"if\" without \"else\" gives nothing");
     }
     const Value a = evaluate(*e.args[0], scope);
     if (e.op == Op::logical_not) return !truthy(a);
@@ -256,7 +289,8 @@ class Evaluator {
 
   Value variable(const Expr& e, const Scope& scope) {
     const Value* value = scope.find(e.symbol);
-    return value ? *value : Value::undefined(fmt::format("\"{}\" is undefined", program_.symbols[index(e.symbol)]));
+    return value ? *value
+                 : Value::undefined(fmt::format("\"{}\" is undefined", program_.symbols[index(e.symbol)]));
   }
 
   std::vector<Value> evaluate_all(const Expr& e, size_t from, Scope& scope) {
@@ -317,8 +351,10 @@ class Evaluator {
     if (name == "first") return at == 0;
     if (name == "last") return at + 1 == n;
     if (name == "length") return n;
-    if (name == "previtem") return at > 0 ? loop.items[loop.at - 1] : Value::undefined("there is no previtem");
-    if (name == "nextitem") return at + 1 < n ? loop.items[loop.at + 1] : Value::undefined("there is no nextitem");
+    if (name == "previtem")
+      return at > 0 ? loop.items[loop.at - 1] : Value::undefined("there is no previtem");
+    if (name == "nextitem")
+      return at + 1 < n ? loop.items[loop.at + 1] : Value::undefined("there is no nextitem");
     fail("\"loop.{}\" is not supported", name);
   }
 
@@ -362,10 +398,14 @@ class Evaluator {
         const Value* message = arguments.find(0, "message");
         fail("the template refuses this: {}", message ? to_text(*message, budget_).substr(0, 1000) : "");
       }
-      case Global::range: return range(arguments);
-      case Global::make_namespace: return Value::make_namespace(std::make_shared<Dict>(Dict{named(arguments)}));
-      case Global::make_dict: return make_dict(named(arguments), budget_);
-      case Global::strftime_now: break;
+      case Global::range:
+        return range(arguments);
+      case Global::make_namespace:
+        return Value::make_namespace(std::make_shared<Dict>(Dict{named(arguments)}));
+      case Global::make_dict:
+        return make_dict(named(arguments), budget_);
+      case Global::strftime_now:
+        break;
     }
     const std::string format = arguments.text(0, "format");
     arguments.finish();
@@ -387,7 +427,8 @@ class Evaluator {
       const int64_t value = *arguments.find(i, "")->integer();
       (i == 2 ? step : i == 1 ? end : begin) = value;
     }
-    SSM_CHECK(arguments.count() >= 1 && arguments.count() <= 3 && step != 0, "range: wants one to three numbers");
+    SSM_CHECK(arguments.count() >= 1 && arguments.count() <= 3 && step != 0,
+              "range: wants one to three numbers");
     if (arguments.count() == 1) std::swap(begin, end);
     std::vector<Value> items;
     for (int64_t i = begin; step > 0 ? i < end : i > end;) {

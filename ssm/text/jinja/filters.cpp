@@ -85,7 +85,8 @@ Value first_of(const Value& v, Arguments&, Budget& budget) {
   return items.empty() ? Value::undefined("the first item of nothing") : items.front();
 }
 Value last_of(const Value& v, Arguments&, Budget& budget) {
-  SSM_CHECK(!v.list() || v.list()->kind != ListKind::generator, "last: of a generator; | list makes it a list");
+  SSM_CHECK(!v.list() || v.list()->kind != ListKind::generator,
+            "last: of a generator; | list makes it a list");
   const std::vector<Value> items = items_of(v, budget);
   return items.empty() ? Value::undefined("the last item of nothing") : items.back();
 }
@@ -124,7 +125,8 @@ Value dictsort(const Value& v, Arguments&, Budget& budget) {
     keyed.emplace_back(lower(key), std::move(pair));
   }
   budget.step(16 * keyed.size());
-  std::stable_sort(keyed.begin(), keyed.end(), [](const auto& x, const auto& y) { return x.first < y.first; });
+  std::stable_sort(keyed.begin(), keyed.end(),
+                   [](const auto& x, const auto& y) { return x.first < y.first; });
   std::vector<Value> items;
   for (auto& pair : keyed) items.push_back(std::move(pair.second));
   return make_list(std::move(items), budget);
@@ -137,7 +139,8 @@ Value unique(const Value& v, Arguments& a, Budget& budget) {
   for (const Value& one : items_of(v, budget)) {
     Value key = attribute_of(one, names, budget);
     if (key.string()) key = make_string(lower(*key.string()), budget);
-    if (std::any_of(keys.begin(), keys.end(), [&](const Value& k) { return equal(k, key, budget); })) continue;
+    if (std::any_of(keys.begin(), keys.end(), [&](const Value& k) { return equal(k, key, budget); }))
+      continue;
     keys.push_back(key);
     kept.push_back(one);
   }
@@ -252,7 +255,9 @@ Value absolute(const Value& v, Arguments&, Budget&) {
   return *negated.integer() > 0 ? negated : unary("+", v);
 }
 
-Value as_string(const Value& v, Arguments&, Budget& budget) { return make_string(to_text(v, budget), budget); }
+Value as_string(const Value& v, Arguments&, Budget& budget) {
+  return make_string(to_text(v, budget), budget);
+}
 Value as_json(const Value& v, Arguments& a, Budget& budget) {
   JsonStyle style;
   style.ascii = a.flag(0, "ensure_ascii");

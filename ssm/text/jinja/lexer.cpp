@@ -171,7 +171,8 @@ class Lexer {
       while (n < rest().size() && (is_digit(rest()[n]) || rest()[n] == '_')) ++n;
       return n;
     };
-    const bool after_dot = !tokens_.empty() && tokens_.back().kind == TokenKind::sign && tokens_.back().text == ".";
+    const bool after_dot =
+        !tokens_.empty() && tokens_.back().kind == TokenKind::sign && tokens_.back().text == ".";
     size_t n = digits(0);
     TokenKind kind = TokenKind::integer;
     if (!after_dot && n + 1 < rest().size() && rest()[n] == '.' && is_digit(rest()[n + 1])) {
@@ -231,22 +232,23 @@ class Lexer {
     int64_t value = 0;
     for (size_t i = 0; i < digits; ++i) {
       const char d = i < from.size() ? from[i] : ' ';
-      const int digit = is_digit(d)              ? d - '0'
+      const int digit = is_digit(d)            ? d - '0'
                         : d >= 'a' && d <= 'f' ? d - 'a' + 10
                         : d >= 'A' && d <= 'F' ? d - 'A' + 10
                                                : -1;
       if (digit < 0) refuse("an escape in a string needs {} hexadecimal digits", digits);
       value = value * 16 + digit;
     }
-    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) refuse("an escape in a string is no character");
+    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000))
+      refuse("an escape in a string is no character");
     append_utf8(static_cast<int32_t>(value), text);
     return digits;
   }
 
   void sign(std::string& open) {
-    static constexpr std::array<std::string_view, 26> kSigns{"==", "!=", ">=", "<=", "//", "**", "+", "-", "/",
-                                                             "*",  "%",  "~",  "[",  "]",  "(",  ")", "{", "}",
-                                                             ">",  "<",  "=",  ".",  ":",  "|",  ",", ";"};
+    static constexpr std::array<std::string_view, 26> kSigns{
+        "==", "!=", ">=", "<=", "//", "**", "+", "-", "/", "*", "%", "~", "[",
+        "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"};
     const auto it =
         std::find_if(kSigns.begin(), kSigns.end(), [&](std::string_view s) { return rest().starts_with(s); });
     if (it == kSigns.end()) refuse("the character \"{}\" inside of a tag", printable_character());
@@ -274,6 +276,8 @@ class Lexer {
 
 }  // namespace
 
-std::vector<Token> tokens_of(std::string_view source, const std::string& name) { return Lexer(source, name).run(); }
+std::vector<Token> tokens_of(std::string_view source, const std::string& name) {
+  return Lexer(source, name).run();
+}
 
 }  // namespace ssm::text::jinja

@@ -1,5 +1,5 @@
-// A template's text as tokens, with Transformers' settings: trim_blocks, lstrip_blocks, one newline at the end
-// dropped, "\r\n" and "\r" read as "\n".
+// A template's text as tokens, with Transformers' settings: trim_blocks, lstrip_blocks, one newline at the
+// end dropped, "\r\n" and "\r" read as "\n".
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,19 @@
 
 namespace ssm::text::jinja {
 
-enum class TokenKind { text, block_begin, block_end, print_begin, print_end, name, string, integer, real, sign, end };
+enum class TokenKind {
+  text,
+  block_begin,
+  block_end,
+  print_begin,
+  print_end,
+  name,
+  string,
+  integer,
+  real,
+  sign,
+  end
+};
 
 struct Token {
   TokenKind kind = TokenKind::end;

@@ -53,7 +53,8 @@ Value parts(const std::string& s, Arguments& a, Budget& budget) {
   const std::string by = spaces ? "" : a.text(0, "sep");
   const int64_t limit = a.integer_or(1, "maxsplit", -1);
   budget.make(s.size());
-  return list_of(split(s, spaces ? std::nullopt : std::optional<std::string_view>(by), limit, from_right), budget);
+  return list_of(split(s, spaces ? std::nullopt : std::optional<std::string_view>(by), limit, from_right),
+                 budget);
 }
 
 Value lines(const std::string& s, Arguments& a, Budget& budget) {

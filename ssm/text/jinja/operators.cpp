@@ -239,7 +239,8 @@ Value slice(const Value& object, const Value& begin, const Value& end, const Val
   const List* list = object.list();
   SSM_CHECK(list && list->kind != ListKind::generator, "a {} cannot be sliced", type_name(object));
   std::vector<Value> items;
-  each(range_of(std::ssize(list->items), begin, end, step), [&](size_t i) { items.push_back(list->items[i]); });
+  each(range_of(std::ssize(list->items), begin, end, step),
+       [&](size_t i) { items.push_back(list->items[i]); });
   return make_list(std::move(items), budget, list->kind);
 }
 

@@ -59,10 +59,14 @@ class Parser {
   }
   std::string before() const {
     switch (now().kind) {
-      case TokenKind::block_end: return " before \"%}\"";
-      case TokenKind::print_end: return " before \"}}\"";
-      case TokenKind::end: return " before the template's end";
-      default: return fmt::format(" before \"{}\"", now().text.substr(0, 40));
+      case TokenKind::block_end:
+        return " before \"%}\"";
+      case TokenKind::print_end:
+        return " before \"}}\"";
+      case TokenKind::end:
+        return " before the template's end";
+      default:
+        return fmt::format(" before \"{}\"", now().text.substr(0, 40));
     }
   }
   template <class... A>
@@ -83,7 +87,7 @@ class Parser {
   Block block(const std::set<std::string>& ends) {
     if (++nesting_ > kDeepestStatement) refuse("tags nest deeper than {} levels", kDeepestStatement);
     Block statements;
-    for (; now().kind != TokenKind::end; ) {
+    for (; now().kind != TokenKind::end;) {
       if (now().kind == TokenKind::block_begin && ahead().kind == TokenKind::name &&
           (ends.contains(ahead().text) || ahead().text.starts_with("end") || ahead().text == "else" ||
            ahead().text == "elif")) {
@@ -232,7 +236,8 @@ class Parser {
 
   void macro_tag(Stmt& s) {
     s.kind = StmtKind::macro;
-    if (loops_ > 0 || captures_ > 0) refuse("a macro inside of a loop or another block's text is not supported");
+    if (loops_ > 0 || captures_ > 0)
+      refuse("a macro inside of a loop or another block's text is not supported");
     s.macro = std::make_unique<Macro>();
     Macro& m = *s.macro;
     m.name = a_name();
@@ -254,7 +259,8 @@ class Parser {
 
   void generation_tag(Stmt& s) {
     s.kind = StmtKind::generation;
-    if (captures_ > 0 || generation_) refuse("\"generation\" inside of a macro or another block's text is not supported");
+    if (captures_ > 0 || generation_)
+      refuse("\"generation\" inside of a macro or another block's text is not supported");
     end_tag();
     generation_ = program_.marks_generation = true;
     const int loops = std::exchange(loops_, 0);  // break and continue stay inside
@@ -307,7 +313,8 @@ class Parser {
   }
 
   ExprPtr expression() {
-    if (++depth_ > kDeepestExpression) refuse("an expression nests deeper than {} levels", kDeepestExpression);
+    if (++depth_ > kDeepestExpression)
+      refuse("an expression nests deeper than {} levels", kDeepestExpression);
     ExprPtr e = logical_or();
     while (take_name("if")) {
       ExprPtr condition = logical_or();
@@ -341,8 +348,8 @@ class Parser {
     ExprPtr e;
     for (;;) {
       std::string op;
-      if (now().kind == TokenKind::sign &&
-          (is_sign("==") || is_sign("!=") || is_sign("<") || is_sign(">") || is_sign("<=") || is_sign(">="))) {
+      if (now().kind == TokenKind::sign && (is_sign("==") || is_sign("!=") || is_sign("<") || is_sign(">") ||
+                                            is_sign("<=") || is_sign(">="))) {
         op = take().text;
       } else if (take_name("in")) {
         op = "in";
@@ -369,13 +376,22 @@ class Parser {
       e = make(Op::binary, std::move(sign), std::move(e), next());
     }
   }
-  ExprPtr sum() { return binary({"+", "-"}, [&] { return concatenation(); }); }
-  ExprPtr concatenation() { return binary({"~"}, [&] { return product(); }); }
-  ExprPtr product() { return binary({"*", "/", "//", "%"}, [&] { return power(); }); }
-  ExprPtr power() { return binary({"**"}, [&] { return unary(true); }); }
+  ExprPtr sum() {
+    return binary({"+", "-"}, [&] { return concatenation(); });
+  }
+  ExprPtr concatenation() {
+    return binary({"~"}, [&] { return product(); });
+  }
+  ExprPtr product() {
+    return binary({"*", "/", "//", "%"}, [&] { return power(); });
+  }
+  ExprPtr power() {
+    return binary({"**"}, [&] { return unary(true); });
+  }
 
   ExprPtr unary(bool with_filters) {
-    if (++depth_ > kDeepestExpression) refuse("an expression nests deeper than {} levels", kDeepestExpression);
+    if (++depth_ > kDeepestExpression)
+      refuse("an expression nests deeper than {} levels", kDeepestExpression);
     ExprPtr e;
     if (is_sign("-") || is_sign("+")) {
       std::string sign = take().text;
@@ -392,7 +408,8 @@ class Parser {
   ExprPtr primary() {
     ExprPtr e = make(Op::constant);
     switch (now().kind) {
-      case TokenKind::name: return name_or_constant();
+      case TokenKind::name:
+        return name_or_constant();
       case TokenKind::string: {
         std::string text = take().text;
         while (now().kind == TokenKind::string) text += take().text;
@@ -415,7 +432,8 @@ class Parser {
         e->value = Value(number);
         return e;
       }
-      default: break;
+      default:
+        break;
     }
     if (take_sign("(")) return in_parentheses();
     if (take_sign("[")) return list();
@@ -558,7 +576,8 @@ class Parser {
     } else if (now().kind == TokenKind::string || now().kind == TokenKind::integer ||
                now().kind == TokenKind::real || is_sign("[") || is_sign("{") ||
                (now().kind == TokenKind::name && !is_name("else") && !is_name("or") && !is_name("and") &&
-                !is_name("is") && !is_name("if") && !is_name("not") && !is_name("in") && takes_argument(e->text))) {
+                !is_name("is") && !is_name("if") && !is_name("not") && !is_name("in") &&
+                takes_argument(e->text))) {
       add(*e, postfix(primary()));
     }
     if (!e->named.empty()) refuse("a test has no named arguments");

@@ -25,8 +25,7 @@ bool is_line_end(int32_t c) {
 
 template <class Change>
 std::string changed(std::string_view text, const Change& change) {
-  icu::UnicodeString wide =
-      icu::UnicodeString::fromUTF8({text.data(), static_cast<int32_t>(text.size())});
+  icu::UnicodeString wide = icu::UnicodeString::fromUTF8({text.data(), static_cast<int32_t>(text.size())});
   change(wide);
   std::string result;
   wide.toUTF8String(result);
@@ -51,8 +50,9 @@ bool is_printable(int32_t c) {
 }
 
 std::string escaped(int32_t c) {
-  return c < 0x100 ? fmt::format("\\x{:02x}", c)
-                   : c < 0x10000 ? fmt::format("\\u{:04x}", c) : fmt::format("\\U{:08x}", c);
+  return c < 0x100     ? fmt::format("\\x{:02x}", c)
+         : c < 0x10000 ? fmt::format("\\u{:04x}", c)
+                       : fmt::format("\\U{:08x}", c);
 }
 
 std::string json_escaped(int32_t c) {
@@ -141,8 +141,9 @@ std::string title_filter(std::string_view text) {
   const auto put = [&](size_t end) { result += capitalize(text.substr(word, end - word)); };
   for (size_t at = 0; at < text.size();) {
     const Utf8Step step = utf8_step(text, at);
-    const bool between = is_python_space(step.code_point) ||
-                         (step.size == 1 && std::string_view("-({[<").find(text[at]) != std::string_view::npos);
+    const bool between =
+        is_python_space(step.code_point) ||
+        (step.size == 1 && std::string_view("-({[<").find(text[at]) != std::string_view::npos);
     if (between != begins) {
       put(at);
       word = at;
@@ -257,7 +258,8 @@ std::string float_text(double value, std::string_view infinity, std::string_view
   if (std::isinf(value)) return fmt::format("{}{}", value < 0 ? "-" : "", infinity);
   // The shortest digits, d.ddde+xx, laid out as Python does.
   char buffer[32];
-  const auto end = std::to_chars(buffer, buffer + sizeof buffer, std::abs(value), std::chars_format::scientific);
+  const auto end =
+      std::to_chars(buffer, buffer + sizeof buffer, std::abs(value), std::chars_format::scientific);
   const std::string_view number(buffer, static_cast<size_t>(end.ptr - buffer));
   const size_t e = number.find('e');
   std::string digits(number.substr(0, e));

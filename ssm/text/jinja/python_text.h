@@ -27,8 +27,8 @@ std::vector<std::string_view> split(std::string_view text, std::optional<std::st
 std::vector<std::string_view> split_lines(std::string_view text, bool keep_ends);
 std::string replace_all(std::string_view text, std::string_view from, std::string_view to, int64_t limit);
 
-std::string python_quoted(std::string_view text);                             // repr()
-std::string json_quoted(std::string_view text, bool ascii);            // json.dumps
+std::string python_quoted(std::string_view text);            // repr()
+std::string json_quoted(std::string_view text, bool ascii);  // json.dumps
 std::string float_text(double value, std::string_view infinity, std::string_view nan);
 
 }  // namespace ssm::text::jinja

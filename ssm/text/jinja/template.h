@@ -2,8 +2,8 @@
 // Transformers (trim_blocks, lstrip_blocks, generation blocks, raise_exception, strftime_now, its tojson).
 // docs/formats.md lists what is understood; anything else is refused by name, with the template's line.
 //
-// A template is hostile input: its size, nesting, steps and what it makes are bounded, and it can reach nothing
-// but the variables it is given.
+// A template is hostile input: its size, nesting, steps and what it makes are bounded, and it can reach
+// nothing but the variables it is given.
 #pragma once
 
 #include <ctime>

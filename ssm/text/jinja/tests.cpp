@@ -11,8 +11,8 @@ template <char const* op>
 bool compared(const Value& v, Arguments& a, Budget& budget) {
   return compare(op, v, a.need(0, "other"), budget);
 }
-constexpr char kEqual[] = "==", kUnequal[] = "!=", kLess[] = "<", kMore[] = ">", kAtMost[] = "<=",
-               kAtLeast[] = ">=", kIn[] = "in";
+constexpr char kEqual[] = "==", kUnequal[] = "!=", kLess[] = "<", kMore[] = ">",
+               kAtMost[] = "<=", kAtLeast[] = ">=", kIn[] = "in";
 
 bool same(const Value& v, Arguments& a, Budget& budget) {
   const Value& other = a.need(0, "other");

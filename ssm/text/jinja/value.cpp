@@ -107,12 +107,14 @@ std::string join_repr(std::string open, const std::string& close, size_t n, Budg
 }  // namespace
 
 const Value* Dict::find(std::string_view key) const {
-  const auto it = std::find_if(items.begin(), items.end(), [&](const auto& item) { return item.first == key; });
+  const auto it =
+      std::find_if(items.begin(), items.end(), [&](const auto& item) { return item.first == key; });
   return it == items.end() ? nullptr : &it->second;
 }
 
 void Dict::set(std::string key, Value value) {
-  const auto it = std::find_if(items.begin(), items.end(), [&](const auto& item) { return item.first == key; });
+  const auto it =
+      std::find_if(items.begin(), items.end(), [&](const auto& item) { return item.first == key; });
   if (it == items.end()) {
     items.emplace_back(std::move(key), std::move(value));
   } else {
@@ -241,8 +243,11 @@ std::string repr(const Value& value, Budget& budget) {
   if (const List* list = value.list(); list && list->kind != ListKind::generator) {
     const bool tuple = list->kind == ListKind::tuple;
     const size_t n = list->items.size();
-    return join_repr(tuple ? "(" : "[", !tuple ? "]" : n == 1 ? ",)" : ")", n, budget,
-                     [&](size_t i) { return repr(list->items[i], budget); });
+    return join_repr(tuple ? "(" : "[",
+                     !tuple   ? "]"
+                     : n == 1 ? ",)"
+                              : ")",
+                     n, budget, [&](size_t i) { return repr(list->items[i], budget); });
   }
   if (const Dict* dict = value.dict()) {
     return join_repr("{", "}", dict->items.size(), budget, [&](size_t i) {
