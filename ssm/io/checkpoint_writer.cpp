@@ -13,8 +13,9 @@ namespace {
 constexpr std::string_view kInfinity =
     "\x01infinity";  // JSON has no such number; no text of a config is this
 constexpr std::string_view kInfinityWritten = "\"\\u0001infinity\"";
-constexpr std::array kTokenizerFiles{"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-                                     "special_tokens_map.json", "generation_config.json"};
+constexpr std::array kTokenizerFiles{
+    "tokenizer.json",         "tokenizer.model",     "tokenizer_config.json", "special_tokens_map.json",
+    "generation_config.json", "chat_template.jinja", "chat_template.json"};
 
 std::string class_of(const std::string& model_type) {
   if (model_type == "mamba2") return "Mamba2ForCausalLM";
@@ -81,8 +82,10 @@ void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json&
     }
     const QuantFormat format = std::get<QuantFormat>(weight.type);
     packed[weight.name] = {format, weight.shape};
-    tensors.push_back({weight.name, DType::u8, {weight.shape[0], row_bytes(format, weight.shape[1])},
-                       [&weight] { return std::get<QuantizedTensor>(weight.make()).bytes; }});
+    tensors.push_back(
+        {weight.name, DType::u8, {weight.shape[0], row_bytes(format, weight.shape[1])}, [&weight] {
+           return std::get<QuantizedTensor>(weight.make()).bytes;
+         }});
   }
   const std::string text = transformers_config(config, widest, (folder / "config.json").string(), packed);
   write_files(folder, text, tensors);
