@@ -1,11 +1,11 @@
 // ssm info: what a model is and what it costs.
 #include <fmt/ranges.h>
 
-#include "apps/ssm/chat_template.h"
 #include "apps/ssm/commands.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "ssm/core/parallel.h"
+#include "ssm/load/chat.h"
 #include "ssm/ops/linear/linear.h"
 #include "ssm/ops/simd/kernel_target.h"
 #include "ssm/runtime/state_pool.h"
