@@ -76,8 +76,8 @@ void refuse_gguf_folder(const fs::path& folder) {
             fmt::join(files, ", "));
 }
 
-// The layout, the normalised config and which tensors are packed. config.json decides; params.json where it is
-// absent or unknown.
+// The layout, the normalised config and which tensors are packed. config.json decides; params.json where it
+// is absent or unknown.
 PackedEntries read_config_files(Checkpoint& checkpoint) {
   const fs::path& folder = checkpoint.folder;
   std::string unknown;

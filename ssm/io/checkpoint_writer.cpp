@@ -81,8 +81,10 @@ void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json&
     }
     const QuantFormat format = std::get<QuantFormat>(weight.type);
     packed[weight.name] = {format, weight.shape};
-    tensors.push_back({weight.name, DType::u8, {weight.shape[0], row_bytes(format, weight.shape[1])},
-                       [&weight] { return std::get<QuantizedTensor>(weight.make()).bytes; }});
+    tensors.push_back(
+        {weight.name, DType::u8, {weight.shape[0], row_bytes(format, weight.shape[1])}, [&weight] {
+           return std::get<QuantizedTensor>(weight.make()).bytes;
+         }});
   }
   const std::string text = transformers_config(config, widest, (folder / "config.json").string(), packed);
   write_files(folder, text, tensors);

@@ -27,7 +27,8 @@ PackedEntry entry_of(const json& value, const std::string& where) {
   const std::optional<QuantFormat> format =
       quant_format(type.get_ref<const std::string&>(), group.is_null() ? 0 : group.get<int64_t>());
   SSM_CHECK(format, "{}: there is no type {} of group {}", where, shown(type), shown(group));
-  SSM_CHECK(shape.is_array() && shape.size() == 2 && is_whole(shape[0], 1, kLongest) && is_whole(shape[1], 1, kLongest),
+  SSM_CHECK(shape.is_array() && shape.size() == 2 && is_whole(shape[0], 1, kLongest) &&
+                is_whole(shape[1], 1, kLongest),
             "{}: shape is {}, not two sizes", where, shown(shape));
   const PackedEntry entry{*format, {shape[0].get<int64_t>(), shape[1].get<int64_t>()}};
   SSM_CHECK(ssm::fits(entry.format, entry.shape[1]), "{}: rows of {} weights cannot be stored as {}", where,
@@ -42,8 +43,8 @@ class PackedSource final : public WeightSource {
     std::vector<std::string> held = source_->names();
     std::sort(held.begin(), held.end());
     for (const auto& [name, entry] : entries_) {
-      SSM_CHECK(std::binary_search(held.begin(), held.end(), name), "{}: missing, though the config says how it is packed",
-                source_->describe(name));
+      SSM_CHECK(std::binary_search(held.begin(), held.end(), name),
+                "{}: missing, though the config says how it is packed", source_->describe(name));
     }
   }
 
@@ -56,9 +57,9 @@ class PackedSource final : public WeightSource {
     const auto& [format, shape] = found->second;
     const std::optional<Tensor> bytes = source_->find(name);
     const Shape expected{shape[0], row_bytes(format, shape[1])};
-    SSM_CHECK(bytes && bytes->dtype() == DType::u8 && bytes->shape() == expected, "{}: {} of {} is stored as u8 {}, not {} {}",
-              source_->describe(name), name_of(format), shape, expected, bytes ? name_of(bytes->dtype()) : "nothing",
-              bytes ? bytes->shape() : Shape{});
+    SSM_CHECK(bytes && bytes->dtype() == DType::u8 && bytes->shape() == expected,
+              "{}: {} of {} is stored as u8 {}, not {} {}", source_->describe(name), name_of(format), shape,
+              expected, bytes ? name_of(bytes->dtype()) : "nothing", bytes ? bytes->shape() : Shape{});
     return packed_view(format, shape, bytes->row_major());
   }
   std::vector<std::string> names() const override { return source_->names(); }
@@ -77,9 +78,10 @@ PackedEntries packed_entries(const json& config, const std::string& file) {
   if (quantization.is_null()) return entries;
   const std::string where = file + ": quantization_config";
   SSM_CHECK(quantization.is_object(), "{} is {}, not an object", where, shown(quantization));
-  const json method = quantization.value("quant_method", json()), version = quantization.value("version", json()),
-             tensors = quantization.value("tensors", json());
-  SSM_CHECK(method == kMethod, "{}: quant_method is {}: weights quantized by another program are not supported", where,
+  const json method = quantization.value("quant_method", json()),
+             version = quantization.value("version", json()), tensors = quantization.value("tensors", json());
+  SSM_CHECK(method == kMethod,
+            "{}: quant_method is {}: weights quantized by another program are not supported", where,
             shown(method));
   SSM_CHECK(version == kVersion, "{}: version is {}, this program reads {}", where, shown(version), kVersion);
   SSM_CHECK(tensors.is_object(), "{}: tensors is {}, not an object", where, shown(tensors));

@@ -33,7 +33,8 @@ std::string type_of(const std::variant<DType, QuantFormat>& type) {
 }
 
 size_t bytes_as(const std::variant<DType, QuantFormat>& type, const Shape& shape) {
-  if (const DType* dtype = std::get_if<DType>(&type)) return static_cast<size_t>(shape.numel()) * size_of(*dtype);
+  if (const DType* dtype = std::get_if<DType>(&type))
+    return static_cast<size_t>(shape.numel()) * size_of(*dtype);
   return static_cast<size_t>(shape[0] * row_bytes(std::get<QuantFormat>(type), shape[1]));
 }
 
@@ -50,7 +51,8 @@ double relative_error(const Tensor& matrix, const QuantizedTensor& packed) {
 }
 
 // What stored_weights gives, its matrices packed when they are made. Each fills in its entry then.
-std::vector<io::LazyWeight> planned_weights(const io::Checkpoint& checkpoint, const Quantization& quantization,
+std::vector<io::LazyWeight> planned_weights(const io::Checkpoint& checkpoint,
+                                            const Quantization& quantization,
                                             std::map<std::string, QuantizedEntry>& entries) {
   MatrixNames matrices;
   make_causal_lm(checkpoint.config, {})->visit(matrices);
@@ -59,17 +61,23 @@ std::vector<io::LazyWeight> planned_weights(const io::Checkpoint& checkpoint, co
     const auto stored = weight.type;
     if (matrices.names.contains(weight.name)) {
       const DType* dtype = std::get_if<DType>(&stored);
-      SSM_CHECK(dtype, "{}: is packed already ({})", checkpoint.weights->describe(weight.name), type_of(stored));
+      SSM_CHECK(dtype, "{}: is packed already ({})", checkpoint.weights->describe(weight.name),
+                type_of(stored));
       weight.type = planned_type(quantization, weight.name, weight.shape, *dtype);
     }
     QuantizedEntry& entry = entries[weight.name];
-    entry = {weight.name, weight.shape, type_of(stored), type_of(weight.type), bytes_as(stored, weight.shape),
+    entry = {weight.name,
+             weight.shape,
+             type_of(stored),
+             type_of(weight.type),
+             bytes_as(stored, weight.shape),
              bytes_as(weight.type, weight.shape)};
     if (weight.type == stored) continue;
     weight.make = [&entry, &quantization, &checkpoint, name = weight.name, make = weight.make] {
       const Tensor matrix = dense(make(), name).row_major();
       Weight result = quantized(matrix, quantization, name, checkpoint.weights->describe(name));
-      if (const auto* packed = std::get_if<QuantizedTensor>(&result)) entry.error = relative_error(matrix, *packed);
+      if (const auto* packed = std::get_if<QuantizedTensor>(&result))
+        entry.error = relative_error(matrix, *packed);
       return result;
     };
   }

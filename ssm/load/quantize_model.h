@@ -19,10 +19,12 @@ struct QuantizedEntry {
   double error = 0;  // of a packed one: the root of sum (w - w')^2 / sum w^2
 };
 
-// Writes `target`, which must not exist and appears whole or not at all: a GGUF file where its name ends in .gguf,
-// else a folder in Transformers' layout (io/packed_folder.h). One matrix is held at a time. Throws Error naming file
-// and tensor: one that cannot be packed or is packed already, a type that GGUF does not have.
-std::vector<QuantizedEntry> quantize_model(const std::filesystem::path& source, const std::filesystem::path& target,
+// Writes `target`, which must not exist and appears whole or not at all: a GGUF file where its name ends in
+// .gguf, else a folder in Transformers' layout (io/packed_folder.h). One matrix is held at a time. Throws
+// Error naming file and tensor: one that cannot be packed or is packed already, a type that GGUF does not
+// have.
+std::vector<QuantizedEntry> quantize_model(const std::filesystem::path& source,
+                                           const std::filesystem::path& target,
                                            const Quantization& quantization);
 
 }  // namespace ssm

@@ -45,7 +45,8 @@ std::map<std::string, std::vector<float>, std::less<>> column_importance(const L
   model.visit(leave);
   std::map<std::string, std::vector<float>, std::less<>> importance;
   for (const auto& [module, seen] : moments) {
-    if (std::vector<float> means = seen->means(); !means.empty()) importance[module + ".weight"] = std::move(means);
+    if (std::vector<float> means = seen->means(); !means.empty())
+      importance[module + ".weight"] = std::move(means);
   }
   importance[model.tied() ? "backbone.embeddings.weight" : "lm_head.weight"] = head.means();
   return importance;

@@ -10,9 +10,9 @@
 
 namespace ssm {
 
-// The mean square of each column's inputs while `model` reads `ids` as one sequence, by the matrix's name: of every
-// Linear, and of the head's matrix (the embedding's, where that is tied). For Quantization::importance. The model
-// is dense, in f32 on the CPU.
+// The mean square of each column's inputs while `model` reads `ids` as one sequence, by the matrix's name: of
+// every Linear, and of the head's matrix (the embedding's, where that is tied). For Quantization::importance.
+// The model is dense, in f32 on the CPU.
 std::map<std::string, std::vector<float>, std::less<>> column_importance(const LoadedModel& model,
                                                                          std::span<const int32_t> ids);
 

@@ -27,12 +27,14 @@ double log_sum(std::span<const float> logits) {
 
 Row row_of(std::span<const float> p, std::span<const float> q, size_t target) {
   const double p_sum = log_sum(p), q_sum = log_sum(q);
-  Row row{.original_nll = p_sum - static_cast<double>(p[target]), .nll = q_sum - static_cast<double>(q[target])};
+  Row row{.original_nll = p_sum - static_cast<double>(p[target]),
+          .nll = q_sum - static_cast<double>(q[target])};
   for (size_t v = 0; v < p.size(); ++v) {
     const double log_p = static_cast<double>(p[v]) - p_sum, log_q = static_cast<double>(q[v]) - q_sum;
     row.kl += std::exp(log_p) * (log_p - log_q);
   }
-  row.same_best = std::max_element(p.begin(), p.end()) - p.begin() == std::max_element(q.begin(), q.end()) - q.begin();
+  row.same_best =
+      std::max_element(p.begin(), p.end()) - p.begin() == std::max_element(q.begin(), q.end()) - q.begin();
   return row;
 }
 
@@ -46,7 +48,8 @@ class Comparer {
     const int64_t predicting = std::min(p_hidden.size(0), std::ssize(ids_) - 1 - begin);
     for (int64_t first = 0; first < predicting; first += kLogitRows) {
       const int64_t last = std::min(predicting, first + kLogitRows);
-      const Tensor p = original_.logits(p_hidden.slice(0, first, last)), q = other_.logits(q_hidden.slice(0, first, last));
+      const Tensor p = original_.logits(p_hidden.slice(0, first, last)),
+                   q = other_.logits(q_hidden.slice(0, first, last));
       std::vector<Row> rows(static_cast<size_t>(last - first));
       parallel_for(last - first, 1, [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i) {
@@ -98,14 +101,16 @@ Divergence divergence(const LoadedModel& original, const LoadedModel& other, std
   SSM_CHECK(ids.size() >= 2, "{} tokens: nothing to predict", ids.size());
   SSM_CHECK(!original.device.is_cuda() && !other.device.is_cuda(), "models are compared on a CPU");
   for (size_t i = 0; i < ids.size(); ++i)
-    SSM_CHECK(ids[i] >= 0 && ids[i] < vocab, "token {} at position {} is outside the vocabulary of {}", ids[i], i, vocab);
+    SSM_CHECK(ids[i] >= 0 && ids[i] < vocab, "token {} at position {} is outside the vocabulary of {}",
+              ids[i], i, vocab);
   StatePool p_pool(*original.model, 1), q_pool(*other.model, 1);
   SequenceRunner p_runner(*original.model, p_pool), q_runner(*other.model, q_pool);
   const int32_t q_slot = q_pool.acquire();
   Comparer comparer(original, other, ids);
   p_runner.read_all({p_pool.acquire(), ids}, [&](int64_t begin, const Tensor& p_hidden) {
     const auto piece = ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(p_hidden.size(0)));
-    q_runner.read_all({q_slot, piece}, [&](int64_t, const Tensor& q_hidden) { comparer.add(begin, p_hidden, q_hidden); });
+    q_runner.read_all({q_slot, piece},
+                      [&](int64_t, const Tensor& q_hidden) { comparer.add(begin, p_hidden, q_hidden); });
     if (progress) progress(begin + p_hidden.size(0));
   });
   return comparer.result();
