@@ -44,6 +44,8 @@ void Output::flush() {
   buffer_.clear();
 }
 
+void note(std::string_view text) { fmt::print(stderr, "ssm: {}\n", text); }
+
 Output& standard_output() {
   static Output output;
   return output;

@@ -35,6 +35,8 @@ bool stdin_is_terminal();
 bool stdout_is_terminal();
 bool stderr_is_terminal();
 
+void note(std::string_view text);  // a line on stderr, by the command's name
+
 // A line on stderr that long work rewrites; nothing when stderr is no terminal.
 class Progress {
  public:

@@ -10,12 +10,6 @@ thread_local Tape* tape_of_thread = nullptr;
 
 using Columns = std::pair<int64_t, int64_t>;
 
-// An uninitialised tensor that lies as `x` does.
-Tensor like(const Tensor& x, DType dtype) {
-  SSM_CHECK(x.dense(), "tape: a tensor {} with gaps has no gradient of its own", x.shape());
-  return Tensor::empty(x.shape(), dtype, x.device()).as_strided(x.shape(), x.strides(), 0);
-}
-
 int64_t width_of(const TapeNode& node) {
   return node.geometry.rank() == 2 && node.geometry.contiguous() ? node.geometry.size(1)
                                                                  : node.geometry.numel();
@@ -92,7 +86,8 @@ GradientTarget gradient_target(const Tensor& x) {
   if (!wants_gradient(x)) return {};
   TapeNode& node = *x.tape_node();
   const Columns columns = columns_of(node, x);
-  if (!node.gradient.defined()) node.gradient = like(node.geometry, node.dtype);
+  if (!node.gradient.defined())
+    node.gradient = Tensor::empty_like(node.geometry, node.dtype, node.geometry.device());
   const bool touched = std::any_of(node.arrived.begin(), node.arrived.end(), [&](const Columns& have) {
     return have.first < columns.second && columns.first < have.second;
   });
@@ -101,7 +96,7 @@ GradientTarget gradient_target(const Tensor& x) {
     return {view_of(node, x), false};
   }
   complete(node, columns);
-  // Somebody else still reads this memory (gradient_give): they keep theirs.
+  // Somebody else still reads this memory (gradient_hand_over): they keep theirs.
   if (!node.gradient.sole_owner()) node.gradient = node.gradient.clone();
   return {view_of(node, x), true};
 }
@@ -109,12 +104,13 @@ GradientTarget gradient_target(const Tensor& x) {
 Tensor gradient_sum(const Tensor& parameter) {
   if (!wants_gradient(parameter)) return {};
   TapeNode& node = *parameter.tape_node();
-  if (!node.gradient.defined()) node.gradient = like(node.geometry, node.dtype);
+  if (!node.gradient.defined())
+    node.gradient = Tensor::empty_like(node.geometry, node.dtype, node.geometry.device());
   complete(node, {0, width_of(node)});
   return view_of(node, parameter);
 }
 
-bool gradient_give(const Tensor& x, const Tensor& gradient) {
+bool gradient_hand_over(const Tensor& x, const Tensor& gradient) {
   if (!wants_gradient(x)) return true;
   TapeNode& node = *x.tape_node();
   const Columns all{0, width_of(node)};
@@ -150,7 +146,8 @@ void Tape::record(std::span<Tensor* const> outputs, Backward backward) {
 
 void Tape::backward(const Tensor& output, const Tensor& gradient) {
   SSM_CHECK(wants_gradient(output), "tape: the output {} was not recorded", output.shape());
-  SSM_CHECK(gradient_give(output, gradient), "tape: the gradient of {} has arrived before", output.shape());
+  SSM_CHECK(gradient_hand_over(output, gradient), "tape: the gradient of {} has arrived before",
+            output.shape());
   backward();
 }
 
@@ -198,14 +195,14 @@ std::vector<Tensor> checkpoint(std::vector<Tensor> inputs,
       ys = f(again);
     }
     for (size_t i = 0; i < ys.size(); ++i) {
-      if (gradients[i].defined() && wants_gradient(ys[i])) gradient_give(ys[i], gradients[i]);
+      if (gradients[i].defined() && wants_gradient(ys[i])) gradient_hand_over(ys[i], gradients[i]);
     }
     inner.backward();
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (!wants_gradient(inputs[i])) continue;
       const Tensor gradient = gradient_of(again[i]);
       if (!gradient.defined()) continue;
-      SSM_CHECK(gradient_give(inputs[i], gradient),
+      SSM_CHECK(gradient_hand_over(inputs[i], gradient),
                 "checkpoint: an input {} has a gradient from elsewhere too", inputs[i].shape());
     }
   });

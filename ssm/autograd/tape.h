@@ -50,7 +50,7 @@ GradientTarget gradient_target(const Tensor& x);
 Tensor gradient_sum(const Tensor& parameter);
 // Hands over a whole gradient of x that is ready; its memory is shared until somebody adds to it. False:
 // values have arrived before (or it is a view), nothing was done.
-bool gradient_give(const Tensor& x, const Tensor& gradient);
+bool gradient_hand_over(const Tensor& x, const Tensor& gradient);
 bool wants_gradient(const Tensor& x);
 
 // The gradient of a whole tensor, undefined when nothing has arrived. What did not arrive is zero.
@@ -71,7 +71,7 @@ class Tape {
   // Runs everything that was recorded in reverse, with `gradient` as that of `output`; the tape is empty
   // then.
   void backward(const Tensor& output, const Tensor& gradient);
-  // The same with gradients that were given before (gradient_give, gradient_target).
+  // The same with gradients that were given before (gradient_hand_over, gradient_target).
   void backward();
   bool empty() const { return steps_.empty(); }
 

@@ -152,13 +152,13 @@ TEST(Tape, AGivenGradientIsCopiedBeforeItIsAddedTo) {
     Tensor sum = Tensor::empty({1, 2});
     for_each(sum, [&](int64_t i, int64_t j) { at(sum, i, j) = at(a, i, j) + at(b, i, j); });
     sum = record(sum, [a, b](const Tensor& dy) {
-      EXPECT_TRUE(gradient_give(a, dy));
-      EXPECT_TRUE(gradient_give(b, dy));
-      EXPECT_FALSE(gradient_give(b, dy));
+      EXPECT_TRUE(gradient_hand_over(a, dy));
+      EXPECT_TRUE(gradient_hand_over(b, dy));
+      EXPECT_FALSE(gradient_hand_over(b, dy));
     });
     y = product(sum, ones({1, 2}));
     y = record(y, [parts = std::vector<Tensor>{y, also}](const Tensor& dy) {
-      for (const Tensor& part : parts) EXPECT_TRUE(gradient_give(part, dy));
+      for (const Tensor& part : parts) EXPECT_TRUE(gradient_hand_over(part, dy));
     });
   }
   tape.backward(y, ones({1, 2}));

@@ -54,6 +54,11 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   return t;
 }
 
+Tensor Tensor::empty_like(const Tensor& t, DType dtype, Device device) {
+  SSM_CHECK(t.dense(), "a tensor {} has gaps", t.shape());
+  return empty(t.shape(), dtype, device).as_strided(t.shape(), t.strides(), 0);
+}
+
 Tensor Tensor::from_memory(const void* data, const Shape& shape, DType dtype,
                            std::shared_ptr<const void> owner, Device device) {
   Tensor t;
@@ -161,6 +166,8 @@ Tensor Tensor::clone() const {
   return t;
 }
 
+Tensor Tensor::row_major() const { return contiguous() ? *this : clone(); }
+
 Tensor Tensor::to(DType dtype) const {
   if (dtype == dtype_) return *this;
   if (device_.is_cuda()) return to(kCpu).to(dtype).to(device_);
@@ -188,12 +195,8 @@ Tensor Tensor::to(DType dtype) const {
 // A dense tensor keeps its strides: a transposed one stays transposed.
 Tensor Tensor::to(Device device) const {
   if (!defined() || device == device_) return *this;
-  if (!contiguous() && rank() >= 2) {
-    const Tensor other = transpose(0, rank() - 1);
-    if (other.contiguous()) return other.to(device).transpose(0, rank() - 1);
-  }
-  const Tensor source = contiguous() ? *this : clone();
-  Tensor t = empty(shape_, dtype_, device);
+  const Tensor source = dense() ? *this : clone();
+  const Tensor t = empty_like(source, dtype_, device);
   copy_bytes(t.raw(), device, source.raw(), device_, t.bytes());
   return t;
 }

@@ -23,6 +23,8 @@ class Tensor {
   // From the current allocator; `empty` leaves the bytes as they are.
   static Tensor empty(const Shape& shape, DType dtype = DType::f32, Device device = kCpu);
   static Tensor zeros(const Shape& shape, DType dtype = DType::f32, Device device = kCpu);
+  // Lies as `t` does, which must be dense: a transposed one's is transposed.
+  static Tensor empty_like(const Tensor& t, DType dtype, Device device);
   // A contiguous tensor over memory that `owner` keeps alive.
   static Tensor from_memory(const void* data, const Shape& shape, DType dtype,
                             std::shared_ptr<const void> owner, Device device = kCpu);
@@ -73,9 +75,10 @@ class Tensor {
   bool sole_owner() const { return owner_.use_count() == 1; }
 
   // Copies. to() converts between f32, bf16 and f16, or moves between devices, and returns *this when there
-  // is nothing to do. On a card only contiguous tensors are copied or moved, and types are converted on the
-  // host.
+  // is nothing to do. Moved to another device a dense tensor keeps its strides. A card moves tensors
+  // without gaps, clones contiguous ones, and has types converted on the host.
   Tensor clone() const;
+  Tensor row_major() const;  // *this where it is contiguous, else a copy that is
   Tensor to(DType dtype) const;
   Tensor to(Device device) const;
 

@@ -1,14 +1,10 @@
 #include "ssm/load/save_model.h"
 
 #include "ssm/io/checkpoint_writer.h"
+#include "ssm/load/tokenizer.h"
 
 namespace ssm {
 namespace {
-
-Tensor row_major(const Tensor& t, DType dtype) {
-  const Tensor here = t.to(kCpu);
-  return (here.contiguous() ? here : here.clone()).to(dtype);
-}
 
 class Lister final : public nn::Visitor {
  public:
@@ -27,7 +23,7 @@ class Lister final : public nn::Visitor {
   void add(const std::string& name, const Tensor& own, const Shape& shape, DType dtype) {
     const Tensor better = override_ ? override_(name) : Tensor();
     const Tensor value = better.defined() ? better : own;
-    tensors.push_back({name, dtype, shape, [value, dtype] { return row_major(value, dtype); }});
+    tensors.push_back({name, dtype, shape, [value, dtype] { return value.to(kCpu).row_major().to(dtype); }});
   }
 
   DType stored_;
@@ -47,7 +43,7 @@ void save_model(const std::filesystem::path& folder, CausalLm& model, const nloh
                 DType stored, const std::filesystem::path& tokenizer_folder,
                 const ParameterOverride& override) {
   io::write_checkpoint(folder, config, stored, lazy_parameters(model, stored, override));
-  if (!tokenizer_folder.empty()) io::copy_tokenizer_files(tokenizer_folder, folder);
+  if (!tokenizer_folder.empty()) copy_tokenizer(tokenizer_folder, folder);
 }
 
 }  // namespace ssm

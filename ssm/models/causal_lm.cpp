@@ -63,9 +63,7 @@ std::vector<Tensor> CausalLm::Block::forward(const Tensor& x, Tensor residual, c
 // The layer runs twice and must begin from the same residual and state both times; it changes both in place.
 std::vector<Tensor> CausalLm::recomputed(const Block& block, const Tensor& x, const Tensor& residual,
                                          const SequenceBatch& batch, const MixerState& state) const {
-  MixerState start;
-  if (state.conv.defined()) start = {.conv = state.conv.clone(), .ssm = state.ssm.clone()};
-  return checkpoint({x, residual}, [&block, batch, state, start, activations = activations_,
+  return checkpoint({x, residual}, [&block, batch, state, start = state.clone(), activations = activations_,
                                     first = true](std::span<const Tensor> in) mutable {
     const MixerState& used = std::exchange(first, false) ? state : start;
     return block.forward(in[0], current_tape() ? in[1] : in[1].clone(), batch, used, activations);

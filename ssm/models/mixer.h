@@ -19,6 +19,14 @@ struct MixerState {
     f(std::string_view("conv"), conv);
     f(std::string_view("ssm"), ssm);
   }
+  template <class F>
+  void for_each_with(const MixerState& other, F&& f) const {  // f(tensor, other's)
+    f(conv, other.conv);
+    f(ssm, other.ssm);
+  }
+  MixerState clone() const {
+    return conv.defined() ? MixerState{.conv = conv.clone(), .ssm = ssm.clone()} : MixerState{};
+  }
 };
 
 struct StateOptions {

@@ -7,10 +7,7 @@
 namespace ssm::nn {
 namespace {
 
-Tensor here_in_f32(const Tensor& t) {
-  const Tensor host = t.to(kCpu);
-  return (host.contiguous() ? host : host.clone()).to(DType::f32);
-}
+Tensor here_in_f32(const Tensor& t) { return t.to(kCpu).row_major().to(DType::f32); }
 
 }  // namespace
 

@@ -29,7 +29,7 @@ Tensor initial_of(const Tensor& state, const SequenceBatch& batch) {
 }
 
 void give_gradient(const Tensor& x, const Tensor& gradient) {
-  if (gradient_give(x, gradient)) return;
+  if (gradient_hand_over(x, gradient)) return;
   const GradientTarget to = gradient_target(x);
   if (!to.adds) zero_gradient(to.tensor);
   add_scaled(to.tensor, gradient, 1.0f);

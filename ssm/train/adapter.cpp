@@ -68,9 +68,8 @@ void begin_adapter(CausalLm& model, const io::AdapterConfig& config, uint64_t se
 std::vector<io::NamedTensor> adapter_tensors(const Trainer& trainer, DType stored, bool averaged) {
   std::vector<io::NamedTensor> tensors;
   for (const TrainedParameter& p : trainer.parameters().all()) {
-    const Tensor here = (averaged ? p.average : p.value).to(kCpu);
-    const Tensor rows = here.contiguous() ? here : here.clone();
-    const bool matrix = here.rank() == 2 && p.decays;
+    const Tensor rows = (averaged ? p.average : p.value).to(kCpu).row_major();
+    const bool matrix = rows.rank() == 2 && p.decays;
     tensors.push_back({p.name, matrix ? rows.to(stored) : rows.clone()});
   }
   return tensors;

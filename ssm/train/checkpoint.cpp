@@ -90,10 +90,7 @@ void fill(const io::WeightSource& source, const std::string& name, const Tensor&
 }
 
 io::LazyTensor lazy(const std::string& name, const Tensor& tensor) {
-  return {name, DType::f32, tensor.shape(), [tensor] {
-            const Tensor here = tensor.to(kCpu);
-            return here.contiguous() ? here : here.clone();
-          }};
+  return {name, DType::f32, tensor.shape(), [tensor] { return tensor.to(kCpu).row_major(); }};
 }
 
 void remove_old(const fs::path& folder, int64_t keep) {

@@ -11,14 +11,15 @@ namespace {
 
 // A copy that lies as `t` does (a transposed one stays transposed).
 Tensor own_copy(const Tensor& t, Device device) {
-  SSM_CHECK(t.dense(), "a parameter {} with gaps", t.shape());
-  const Tensor copy = Tensor::empty(t.shape(), t.dtype(), device);
+  const Tensor copy = Tensor::empty_like(t, t.dtype(), device);
   copy_bytes(copy.raw(), device, t.raw(), t.device(), t.bytes());
-  return copy.as_strided(t.shape(), t.strides(), 0);
+  return copy;
 }
 
 Tensor zeros_like(const Tensor& t) {
-  return Tensor::zeros(t.shape(), DType::f32, t.device()).as_strided(t.shape(), t.strides(), 0);
+  const Tensor zeros = Tensor::empty_like(t, DType::f32, t.device());
+  zero_bytes(zeros.raw(), zeros.device(), zeros.bytes());
+  return zeros;
 }
 
 class Collector final : public nn::Visitor {

@@ -51,7 +51,7 @@ class Run {
     }
     result_.steps = trainer_.steps_done();
     result_.finished = result_.steps >= options_.steps;
-    if (options_.steps > first_step_ || result_.finished) save(true);
+    save(true);
     if (result_.finished) write_result();
     write_report(options_.out / "metrics.jsonl", options_.out / "report.html");
     return result_;

@@ -31,9 +31,9 @@ Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
 }
 
 void copy_row(const MixerState& from, int64_t row, const MixerState& to, int64_t to_row) {
-  from.for_each([&](std::string_view name, const Tensor& source) {
+  from.for_each_with(to, [&](const Tensor& source, const Tensor& target) {
     if (source.numel() == 0) return;  // a convolution of width 1 keeps nothing
-    const Tensor a = source.select(0, row), b = (name == "conv" ? to.conv : to.ssm).select(0, to_row);
+    const Tensor a = source.select(0, row), b = target.select(0, to_row);
     copy_bytes(b.raw(), b.device(), a.raw(), a.device(), a.bytes());
   });
 }

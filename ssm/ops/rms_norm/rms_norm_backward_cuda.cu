@@ -43,13 +43,14 @@ __global__ void __launch_bounds__(V == 4 && kPacks == 1 ? 512 : kMostThreads)
   grid_dependency_wait();
   const int64_t first = blockIdx.y * a.width;
   const auto column = [&](int k) { return (int64_t{k} * blockDim.x + threadIdx.x) * V; };
-  constexpr bool kEarly = !kGated && kPacks == 1;  // registers allow dresidual to come with the others
+  constexpr int kUnrolled = kPacks > 8 ? 1 : kPacks;  // wide rows without vectors are rare: less to compile
+  constexpr bool kEarly = !kGated && kPacks == 1;     // registers allow dresidual to come with the others
   float dweight[kPacks][V] = {};
   int turn = 0;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
     float x[kPacks][V], z[kGated ? kPacks : 1][V] = {}, g[kPacks][V];
     float above[kEarly ? kPacks : 1][V] = {};
-#pragma unroll
+#pragma unroll kUnrolled
     for (int k = 0; k < kPacks; ++k) {
       if (column(k) < a.width) {
         load<V>(x[k], static_cast<const X*>(a.x) + row * a.x_stride + first + column(k));
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(V == 4 && kPacks == 1 ? 512 : kMostThreads)
     }
     const auto u = [&](int k, int j) { return kGated ? x[k][j] * silu(z[kGated ? k : 0][j]) : x[k][j]; };
     float square = 0, dot = 0;
-#pragma unroll
+#pragma unroll kUnrolled
     for (int k = 0; k < kPacks; ++k) {
       if (column(k) < a.width) {
         float w[V];
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(V == 4 && kPacks == 1 ? 512 : kMostThreads)
     const float2 sums = block_sums(square, dot, scratch[turn]);
     const auto count = static_cast<float>(a.width);
     const float r = rsqrtf(sums.x / count + a.eps), c = r * r * (r * (sums.y / count));
-#pragma unroll
+#pragma unroll kUnrolled
     for (int k = 0; k < kPacks; ++k) {
       if (column(k) < a.width) {
         float w[V], du[V], slope[V], dresidual[V];
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(V == 4 && kPacks == 1 ? 512 : kMostThreads)
     }
   }
   if (!a.parts) return;
-#pragma unroll
+#pragma unroll kUnrolled
   for (int k = 0; k < kPacks; ++k) {
     if (column(k) < a.width) store<V>(a.parts + blockIdx.x * a.M + first + column(k), dweight[k]);
   }
