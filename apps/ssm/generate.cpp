@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "apps/ssm/chat_template.h"
 #include "apps/ssm/commands.h"
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/model_options.h"
@@ -15,6 +14,7 @@
 #include "apps/ssm/resolve_model.h"
 #include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
+#include "ssm/load/chat.h"
 
 namespace ssm::app {
 namespace {

@@ -47,6 +47,13 @@ QuantFormat format_named(const std::string& type, int64_t group, bool group_give
   return *format;
 }
 
+void add_chat_template_flag(CLI::App& verb, std::string& name) {
+  verb.add_option("--chat-template", name,
+                  "How conversations are written: a file in Jinja, the name of one of the model's templates, "
+                  "or chatml, mistral or plain; without it the model's own")
+      ->option_text("FILE|NAME");
+}
+
 void add_json_flag(CLI::App& verb, ModelOptions& options) {
   verb.add_flag("--json", options.json, "Print one JSON object");
 }

@@ -27,6 +27,7 @@ void add_model_argument(CLI::App& verb, ModelOptions& options);
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options);
 void add_adapter_flag(CLI::App& verb, ModelOptions& options);
 void add_quantize_flags(CLI::App& verb, ModelOptions& options);  // quantize, group
+void add_chat_template_flag(CLI::App& verb, std::string& name);
 void add_json_flag(CLI::App& verb, ModelOptions& options);
 void add_machine_flags(CLI::App& verb, ModelOptions& options);  // device, dtype, state-dtype, threads
 void add_model_flags(CLI::App& verb, ModelOptions& options);    // all of these

@@ -13,8 +13,9 @@ namespace {
 constexpr std::string_view kInfinity =
     "\x01infinity";  // JSON has no such number; no text of a config is this
 constexpr std::string_view kInfinityWritten = "\"\\u0001infinity\"";
-constexpr std::array kTokenizerFiles{"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-                                     "special_tokens_map.json", "generation_config.json"};
+constexpr std::array kTokenizerFiles{
+    "tokenizer.json",         "tokenizer.model",     "tokenizer_config.json", "special_tokens_map.json",
+    "generation_config.json", "chat_template.jinja", "chat_template.json"};
 
 std::string class_of(const std::string& model_type) {
   if (model_type == "mamba2") return "Mamba2ForCausalLM";

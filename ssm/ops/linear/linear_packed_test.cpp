@@ -7,6 +7,7 @@
 
 #include "ssm/core/parallel.h"
 #include "ssm/ops/linear/linear.h"
+#include "ssm/ops/linear/linear_packed.h"
 #include "ssm/ops/linear/linear_reference.h"
 #include "ssm/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "ssm/ops/simd/test_targets.h"
@@ -63,6 +64,19 @@ TEST(LinearPacked, EqualsTheReferenceOnEveryTarget) {
       }
     }
   });
+}
+
+TEST(LinearPacked, GivesTheSameBitsWithoutVnni) {
+  if (!cpu::uses_vnni()) GTEST_SKIP() << "this CPU has no AVX512_VNNI";
+  Rng rng(10);
+  for (const QuantFormat& format : test::packed_formats()) {
+    const int64_t T = 5 + rng.below(60), N = 1 + rng.below(80), K = random_k(format, rng);
+    const QuantizedTensor w = test::random_packed(format, N, K, rng);
+    const Tensor x = test::random_normal({T, K}, rng), with = linear(x, Weight{w});
+    cpu::allow_vnni(false);
+    EXPECT_TRUE(test::same_bits(linear(x, Weight{w}), with)) << name_of(format);
+    cpu::allow_vnni(true);
+  }
 }
 
 // What rounding costs: half a step of each element, of 2^-16 of the largest of its run.
