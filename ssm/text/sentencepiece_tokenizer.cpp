@@ -1,8 +1,8 @@
 #include <sentencepiece_processor.h>
-#include <charconv>
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <unordered_map>
 
 #include "ssm/core/error.h"
