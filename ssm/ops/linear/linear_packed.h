@@ -38,7 +38,7 @@ struct PackedProduct {  // y [T, N] = x [T, K] w^T + bias
   const float* bias = nullptr;  // or null
   float* y = nullptr;
 };
-inline constexpr int kFewPackedRows = 4;  // up to here unpacking W for a few rows alone is less work
+inline constexpr int kFewPackedRows = 8;  // up to here reading W costs more than the products
 void linear_packed_few(const PackedProduct& p);
 void linear_packed_many(const PackedProduct& p);
 

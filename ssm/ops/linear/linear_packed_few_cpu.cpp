@@ -179,8 +179,12 @@ HWY_INLINE hn::Vec<D4> add_halves(const VR (&v)[kVectors]) {
 }
 
 template <class F, int MR>
-HWY_NOINLINE void few_rows_columns(const PackedProduct& p, const RowsOfX& x, int64_t begin, int64_t end) {
+HWY_NOINLINE void few_rows_columns(const PackedProduct& p, const RowsOfX& all, int64_t first_row,
+                                   int64_t begin, int64_t end) {
   const PackedLayout& layout = p.layout;
+  const int64_t before = first_row * layout.chunks, lanes = before * kLanesOfChunk;
+  const RowsOfX x{all.q + before * kChunk, all.step + lanes, all.sum + lanes * F::kScales,
+                  all.total + lanes * F::kScales};
   const int64_t whole = layout.K / kChunk, stream = (end - begin + kStreams - 1) / kStreams;
   float* const last = cpu::thread_scratch<FewLastScratch>(kStreams * (layout.chunk_bytes / 4 + 1));
   for (int64_t n = 0; n < stream; ++n) {
@@ -209,18 +213,27 @@ HWY_NOINLINE void few_rows_columns(const PackedProduct& p, const RowsOfX& x, int
       hn::Store(add_halves(acc[r]), D4(), out);
       for (int64_t i = 0; i < kStreams; ++i) {
         const int64_t column = begin + i * stream + n;
-        if (column < end) p.y[r * p.N + column] = p.bias ? out[i] + p.bias[column] : out[i];
+        if (column < end) p.y[(first_row + r) * p.N + column] = p.bias ? out[i] + p.bias[column] : out[i];
       }
     }
   }
 }
 
+constexpr int kTileRows = 4;           // of x, whose sums stay in registers
+constexpr int64_t kTileColumns = 128;  // of W, which stay in a core's L2 for the next tile
+
 template <class F>
 void few_packed_rows(const PackedProduct& p) {
   const RowsOfX x = round_rows<F::kScales>(p);
   parallel_for(p.N, cpu::kFewRowsPiece, [&](int64_t begin, int64_t end) {
-    cpu::with_constant<cpu::kFewPackedRows>(
-        static_cast<int>(p.T), [&](auto mr) { few_rows_columns<F, decltype(mr)::value>(p, x, begin, end); });
+    const int64_t columns = p.T <= kTileRows ? end - begin : kTileColumns;
+    for (int64_t column = begin; column < end; column += columns) {
+      cpu::for_each_row_tile<kTileRows>(0, p.T, [&](int64_t row, int rows) {
+        cpu::with_constant<kTileRows>(rows, [&](auto mr) {
+          few_rows_columns<F, decltype(mr)::value>(p, x, row, column, std::min(end, column + columns));
+        });
+      });
+    }
   });
 }
 
