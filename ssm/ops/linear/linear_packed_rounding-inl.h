@@ -8,6 +8,9 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "ssm/ops/linear/linear_packed.h"
 #include "ssm/ops/linear/linear_panel-inl.h"
 #include "ssm/ops/simd/math-inl.h"
@@ -35,6 +38,11 @@ HWY_INLINE float round_run(const float* x, int64_t n, int16_t* HWY_RESTRICT q, i
     bad = hn::MulAdd(v[i], hn::Zero(d), bad);
   }
   const float largest = hn::GetLane(hn::MaxOfLanes(d, most)), nan = hn::GetLane(hn::SumOfLanes(d, bad));
+  if (std::isnan(nan)) {
+    std::fill_n(q, kRun, int16_t{0});
+    sums[0] = sums[1] = 0;
+    return nan;
+  }
   const bool counts = largest > 1e-30f;  // below, 1 / step overflows
   const V inverse = hn::Set(d, counts ? 32767.0f / largest : 0.0f);
   SSM_UNROLL for (int half = 0; half < 2; ++half) {
@@ -46,7 +54,7 @@ HWY_INLINE float round_run(const float* x, int64_t n, int16_t* HWY_RESTRICT q, i
     }
     sums[half] = hn::GetLane(hn::SumOfLanes(di, sum));
   }
-  return nan + (counts ? largest / 32767.0f : 0.0f);
+  return counts ? largest / 32767.0f : 0.0f;
 }
 
 }  // namespace ssm::HWY_NAMESPACE
