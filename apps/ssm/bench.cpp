@@ -15,6 +15,7 @@
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
 #include "ssm/load/random_model.h"
+#include "ssm/load/tokenizer.h"
 #include "ssm/runtime/generate.h"
 
 namespace ssm::app {
@@ -50,7 +51,7 @@ LoadedModel open(const Arguments& arguments, BenchReport& report) {
   report.weights = "random";
   note(fmt::format("{} is not here: random weights of its shape", name));
   LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), options);
-  if (!arguments.model.tokenizer.empty()) model.tokenizer = text::open_tokenizer(arguments.model.tokenizer);
+  if (!arguments.model.tokenizer.empty()) model.tokenizer = open_model_tokenizer(arguments.model.tokenizer);
   return model;
 }
 

@@ -29,7 +29,7 @@ std::string one_line(std::string_view text) {
 }
 
 void set_up_logging() {
-  spdlog::set_default_logger(spdlog::stderr_logger_st("ssm"));
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("ssm"));
   spdlog::set_pattern("ssm: %v");
   set_log_handler([](LogLevel level, std::string_view message) {
     if (level == LogLevel::warning) spdlog::warn("warning: {}", one_line(message));
@@ -58,6 +58,7 @@ void describe(CLI::App& program) {
   add_generate(program);
   add_chat(program);
   add_score(program);
+  add_pull(program);
   add_tokenize(program);
   add_tokenizer(program);
   add_finetune(program);

@@ -41,6 +41,7 @@ class GgufFile : public WeightSource {
   std::string describe_key(std::string_view key) const;  // "model.gguf: key mamba.block_count"
 
   const std::string& file() const { return bytes_.name; }
+  size_t header_size() const { return data_offset_; }  // in bytes, all but the tensors
 
   struct Value {
     GgufValueType type;

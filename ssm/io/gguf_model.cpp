@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include "ssm/quant/dequantize.h"
+
 namespace ssm::io {
 namespace {
 
@@ -24,6 +26,13 @@ float log_of_minus(float a) {
   return log;
 }
 
+bool is_matrix(std::string_view name) {
+  constexpr std::array<std::string_view, 6> kMatrices{"embeddings.weight", "lm_head.weight",
+                                                      "in_proj.weight",    "x_proj.weight",
+                                                      "dt_proj.weight",    "out_proj.weight"};
+  return std::any_of(kMatrices.begin(), kMatrices.end(), [&](auto end) { return name.ends_with(end); });
+}
+
 class GgufWeights final : public WeightSource {
  public:
   GgufWeights(std::shared_ptr<const GgufFile> file, const nlohmann::json& config)
@@ -38,14 +47,15 @@ class GgufWeights final : public WeightSource {
   std::optional<Tensor> find(std::string_view name) const override {
     const auto found = file_name_.find(name);
     if (found == file_name_.end()) return std::nullopt;
-    const std::optional<Tensor> stored = file_->find(found->second);
-    if (!stored) return std::nullopt;
+    std::optional<Tensor> stored = file_->find(found->second);
+    if (!stored && is_matrix(name)) return std::nullopt;
+    if (!stored) stored = unpacked(found->second);
     return name.ends_with(".A_log") ? a_log(*stored, name) : shaped(*stored, name);
   }
 
   std::optional<QuantizedTensor> find_packed(std::string_view name) const override {
     const auto found = file_name_.find(name);
-    return found == file_name_.end() ? std::nullopt : file_->find_packed(found->second);
+    return found == file_name_.end() || !is_matrix(name) ? std::nullopt : file_->find_packed(found->second);
   }
 
   std::vector<std::string> names() const override {
@@ -62,6 +72,12 @@ class GgufWeights final : public WeightSource {
   }
 
  private:
+  // A vector or a convolution: who asks for those computes with f32.
+  Tensor unpacked(const std::string& in_file) const {
+    const ArenaScope heap(nullptr);  // a weight outlives the step that happens to be running
+    return dequantize(file_->find_packed(in_file).value()).view(file_->entry(in_file)->shape);
+  }
+
   // GGUF drops the convolution's middle dimension and gives some vectors of Mamba-2 one more.
   Tensor shaped(const Tensor& t, std::string_view name) const {
     if (name.ends_with(".conv1d.weight") && t.rank() == 2) return t.view({t.size(0), 1, t.size(1)});

@@ -307,6 +307,24 @@ TEST(GgufModel, TensorsHaveTransformersNamesAndShapes) {
   EXPECT_FALSE(mamba->find(layer + "mixer.D"));
 }
 
+// No converter packs a vector, but a file may: whoever reads one computes in f32.
+TEST(GgufModel, SmallTensorsAreUnpacked) {
+  std::string block;
+  append_le(block, from_float<Float16>(0.5f).bits);
+  for (int i = 0; i < 32; ++i) block.push_back(static_cast<char>(-1 - i));
+  GgufBuilder b = tiny(true);
+  b.tensor("blk.1.ssm_d", 8, {32}, block)
+      .tensor("blk.1.ssm_a", 8, {32}, block)
+      .tensor("blk.1.ssm_in.weight", 8, {32}, block);
+  const auto weights = weights_of(b);
+  const std::string layer = "backbone.layers.1.mixer.";
+  EXPECT_EQ(weights->find(layer + "D")->values<float>()[3], -2);
+  EXPECT_EQ(weights->find(layer + "A_log")->values<float>()[1], 0);
+  EXPECT_FALSE(weights->find_packed(layer + "D"));
+  EXPECT_FALSE(weights->find(layer + "in_proj.weight"));
+  EXPECT_EQ(weights->find_packed(layer + "in_proj.weight")->shape, (Shape{1, 32}));
+}
+
 TEST(GgufModel, NamesGoBothWays) {
   for (const bool is_mamba2 : {false, true}) {
     for (const std::string name : {"token_embd.weight", "output.weight", "blk.12.ssm_a", "blk.0.ssm_dt.bias",

@@ -1,6 +1,7 @@
 #include "ssm/load/chat.h"
 
-#include "ssm/text/folder_files.h"
+#include "ssm/io/atomic_file.h"
+#include "ssm/load/tokenizer.h"
 
 namespace ssm {
 
@@ -9,20 +10,39 @@ namespace fs = std::filesystem;
 bool begins_with_bos(const LoadedModel& model) {
   if (!model.tokenizer || !model.tokenizer->bos()) return false;
   if (model.layout == "mistral") return true;
-  const fs::path file = model.folder / "tokenizer_config.json";
-  std::error_code error;
-  if (!fs::is_regular_file(file, error)) return false;
-  const nlohmann::json config = text::read_config_json(file);
+  const nlohmann::json config = tokenizer_config(model.folder);
   const auto field = config.find("add_bos_token");
   return field != config.end() && field->is_boolean() && field->get<bool>();
 }
 
 text::ChatTemplate open_chat_template(const LoadedModel& model, const fs::path& adapter,
                                       const std::string& choice) {
+  const bool gguf = io::is_gguf(model.folder);
   std::vector<fs::path> folders;
-  if (!adapter.empty()) folders.push_back(adapter);
-  if (!model.folder.empty()) folders.push_back(model.folder);
+  if (!gguf && !model.folder.empty()) folders.push_back(model.folder);
+  if (choice.empty() && (adapter.empty() || !text::has_chat_template(adapter))) {
+    std::string source = model.chat_template;
+    if (source.empty() && gguf) source = tokenizer_config(model.folder).value("chat_template", "");
+    if (!source.empty()) {
+      return {source, model.folder.string() + ": chat template",
+              text::special_tokens(folders, model.tokenizer.get())};
+    }
+  }
+  if (!adapter.empty()) folders.insert(folders.begin(), adapter);
   return text::open_chat_template(folders, model.tokenizer.get(), choice);
+}
+
+bool has_chat_template(const LoadedModel& model) {
+  if (!model.chat_template.empty()) return true;
+  return io::is_gguf(model.folder) ? tokenizer_config(model.folder).contains("chat_template")
+                                   : text::has_chat_template(model.folder);
+}
+
+void save_chat_template(const LoadedModel& model, const fs::path& folder) {
+  if (model.chat_template.empty()) return;
+  io::AtomicFile out(folder / "chat_template.jinja");
+  out.write(model.chat_template);
+  out.commit();
 }
 
 std::vector<int32_t> encode_chat(const LoadedModel& model, const text::ChatTemplate& chat,

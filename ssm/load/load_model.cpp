@@ -1,8 +1,11 @@
 #include "ssm/load/load_model.h"
 
+#include <future>
+
 #include "ssm/io/checkpoint.h"
 #include "ssm/load/adapter.h"
 #include "ssm/load/parameters.h"
+#include "ssm/load/tokenizer.h"
 #include "ssm/models/registry.h"
 #include "ssm/ops/linear/linear.h"
 
@@ -59,6 +62,9 @@ Precision precision_of(const LoadedModel& loaded) {
 }
 
 LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& options) {
+  // A large vocabulary takes as long as all of the rest; both are read at a time.
+  std::future<std::unique_ptr<text::Tokenizer>> tokenizer = std::async(
+      [&] { return open_model_tokenizer(options.tokenizer.empty() ? folder : options.tokenizer); });
   const io::Checkpoint checkpoint = io::open_checkpoint(folder);
   LoadedModel loaded;
   loaded.folder = folder;
@@ -78,9 +84,9 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   const ParameterCount count = count_parameters(*loaded.model);
   loaded.parameters = count.parameters;
   loaded.weight_bytes = count.bytes;
-  loaded.tokenizer = text::open_tokenizer(options.tokenizer.empty() ? folder : options.tokenizer);
+  loaded.tokenizer = tokenizer.get();
   if (!options.tokenizer.empty()) {
-    SSM_CHECK(loaded.tokenizer, "{}: no tokenizer.json or tokenizer.model there", options.tokenizer.string());
+    SSM_CHECK(loaded.tokenizer, "{}: no tokenizer there", options.tokenizer.string());
   }
   loaded.eos = eos_ids(loaded.config, loaded.tokenizer.get());
   return loaded;

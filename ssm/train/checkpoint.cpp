@@ -10,6 +10,7 @@
 #include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
 #include "ssm/io/safetensors.h"
+#include "ssm/load/chat.h"
 #include "ssm/load/save_model.h"
 #include "ssm/train/adapter.h"
 
@@ -119,6 +120,7 @@ void save_checkpoint(const fs::path& folder, Trainer& trainer, const LoadedModel
     save_model(made.path(), *loaded.model, loaded.config, DType::f32, loaded.folder,
                [&](const std::string& name) { return trainer.parameters().value_of(name); });
   }
+  save_chat_template(loaded, made.path());
   std::vector<io::LazyTensor> tensors;
   trainer.for_each_moment(
       [&](const std::string& name, const Tensor& t) { tensors.push_back(lazy(name, t)); });

@@ -7,7 +7,7 @@
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
 #include "ssm/core/parallel.h"
-#include "ssm/text/tokenizer.h"
+#include "ssm/load/tokenizer.h"
 #include "ssm/text/vocab.h"
 #include "ssm/train/sources.h"
 
@@ -31,6 +31,7 @@ nlohmann::ordered_json tokenizer_identity(const fs::path& tokenizer) {
   if (tokenizer.empty()) return "bytes";
   nlohmann::ordered_json files;
   std::error_code error;
+  if (io::is_gguf(tokenizer)) return hash_of_head(tokenizer, io::GgufFile::open(tokenizer)->header_size());
   if (!fs::is_directory(tokenizer, error)) return hash_of_head(tokenizer, SIZE_MAX);
   std::vector<fs::path> found;
   for (fs::directory_iterator it(tokenizer, error), end; !error && it != end; it.increment(error)) {
@@ -61,14 +62,15 @@ std::string identity_of(const std::vector<Source>& sources, const DatasetOptions
   const auto id = [](std::optional<int32_t> token) {
     return token ? nlohmann::ordered_json(*token) : nlohmann::ordered_json();
   };
-  const nlohmann::ordered_json all{{"format", 1},
-                                   {"sources", files},
-                                   {"tokenizer", tokenizer_identity(options.tokenizer)},
-                                   {"column", options.records.column},
-                                   {"separator", options.records.separator},
-                                   {"chat", options.records.chat ? options.records.chat_name : ""},
-                                   {"bos", id(options.bos)},
-                                   {"eos", id(options.eos)}};
+  const nlohmann::ordered_json all{
+      {"format", 1},
+      {"sources", files},
+      {"tokenizer", tokenizer_identity(options.tokenizer)},
+      {"column", options.records.column},
+      {"separator", options.records.separator},
+      {"chat", options.records.chat ? hex(text::hash_bytes(options.records.chat->identity())) : ""},
+      {"bos", id(options.bos)},
+      {"eos", id(options.eos)}};
   return all.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
 }
 
@@ -81,10 +83,11 @@ std::vector<int32_t> encode(const text::Tokenizer* tokenizer, std::string_view t
 
 void write_piece(const TextPiece& piece, const std::vector<int32_t>& ids, const DatasetOptions& options,
                  TokenFileWriter& writer) {
-  if (piece.begins_document && options.bos) writer.append(std::span(&*options.bos, 1), piece.learn);
+  if (piece.begins_document && options.bos && !piece.framed)
+    writer.append(std::span(&*options.bos, 1), piece.learn);
   writer.append(ids, piece.learn);
   if (!piece.ends_document) return;
-  if (options.eos) writer.append(std::span(&*options.eos, 1));
+  if (options.eos && !piece.framed) writer.append(std::span(&*options.eos, 1));
   writer.end_document();
 }
 
@@ -92,7 +95,7 @@ void tokenise(const std::vector<Source>& sources, const DatasetOptions& options,
               const fs::path& target) {
   std::unique_ptr<text::Tokenizer> tokenizer;
   if (!options.tokenizer.empty()) {
-    tokenizer = text::open_tokenizer(options.tokenizer);
+    tokenizer = open_model_tokenizer(options.tokenizer);
     SSM_CHECK(tokenizer, "{}: no tokenizer.json and no tokenizer.model in this folder",
               options.tokenizer.string());
   }

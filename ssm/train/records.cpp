@@ -129,7 +129,7 @@ class JsonLinesReader final : public RecordReader {
       kind_ = kind_of(options_, where_, [&](const std::string& field) { return object.contains(field); });
     document.clear();
     if (*kind_ == Kind::chat) {
-      document = conversation(object);
+      document = conversation(line, object);
     } else if (*kind_ == Kind::pair) {
       document.push_back({string(object, "prompt", where_), {}, false});
       document.push_back({string(object, "completion", where_), {}, true});
@@ -149,23 +149,24 @@ class JsonLinesReader final : public RecordReader {
     return it->get<std::string>();
   }
 
-  Document conversation(const json& object) const {
-    SSM_CHECK(options_.chat, "{}: field \"messages\": this tokenizer has no chat template that can be read",
-              where_);
-    const auto list = object.find("messages");
-    SSM_CHECK(list != object.end(), "{}: no field \"messages\"", where_);
-    SSM_CHECK(list->is_array() && !list->empty(), "{}: field \"messages\" is not a list of messages", where_);
-    std::vector<ChatMessage> messages;
-    for (size_t i = 0; i < list->size(); ++i) {
-      const std::string where = fmt::format("{}: messages[{}]", where_, i);
-      SSM_CHECK((*list)[i].is_object(), "{}: not an object", where);
-      messages.push_back({string((*list)[i], "role", where), string((*list)[i], "content", where)});
-    }
+  Document conversation(std::string_view line, const json& object) const {
+    using Ordered = nlohmann::ordered_json;
+    SSM_CHECK(options_.chat, "{}: field \"messages\": {}", where_, options_.why_no_chat);
+    SSM_CHECK(object.contains("messages"), "{}: no field \"messages\"", where_);
+    // Templates see keys in their order; where Python's NaN stands in the line, only their own.
+    Ordered record = Ordered::parse(line, nullptr, false);
+    if (record.is_discarded()) record = object;
+    text::ChatOptions options;
+    if (const auto tools = record.find("tools"); tools != record.end()) options.tools = *tools;
+    Document document;
     try {
-      return options_.chat(messages);
+      for (text::ChatPiece& piece : options_.chat->pieces(record["messages"], options)) {
+        document.push_back({std::move(piece.text), {}, piece.learn, true});
+      }
     } catch (const Error& e) {
       fail("{}: {}", where_, e.what());
     }
+    return document;
   }
 
   io::Bytes bytes_;

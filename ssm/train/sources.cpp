@@ -68,7 +68,13 @@ bool TextPieces::next(TextPiece& piece) {
   const size_t size =
       cut_ == Cut::anywhere ? std::min(rest.size(), kPieceBytes) : tokenisable_prefix(rest, kPieceBytes);
   const size_t skip = at_ > 0 && cut_ == Cut::drop_space && rest.starts_with(' ') ? 1 : 0;
-  piece = {rest.substr(skip, size - skip), part.learn, part_ == 0 && at_ == 0, false, document_, reader_};
+  piece = {rest.substr(skip, size - skip),
+           part.learn,
+           part.framed,
+           part_ == 0 && at_ == 0,
+           false,
+           document_,
+           reader_};
   at_ += size;
   if (at_ == part.view().size()) {
     at_ = 0;
