@@ -177,6 +177,7 @@ void add_chat(CLI::App& program) {
       ->option_text("TEXT");
   add_sampling_flags(*verb, arguments->sampling);
   add_adapter_flag(*verb, arguments->model);
+  add_quantize_flags(*verb, arguments->model);
   add_model_flags(*verb, arguments->model);
   verb->footer(
       "Every line of standard input is a message; replies go to standard output. Lines that begin with a "

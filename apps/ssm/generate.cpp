@@ -225,6 +225,7 @@ void add_generate(CLI::App& program) {
       ->option_text("FILE");
   verb->add_flag("-v,--verbose", a.verbose, "Print times on stderr, also when it is no terminal");
   add_adapter_flag(*verb, a.model);
+  add_quantize_flags(*verb, a.model);
   add_model_flags(*verb, a.model);
   verb->footer(
       "One argument alone is a MODEL if it is a folder, or a word with a slash (a path or owner/name) or a "

@@ -24,7 +24,7 @@ Json describe(const LoadedModel& model) {
             {"layout", model.layout},
             {"parameters", model.parameters},
             {"weight_bytes", model.weight_bytes},
-            {"stored_dtype", name_of(model.stored)},
+            {"stored_dtype", model.stored_name()},
             {"compute_dtype", name_of(model.compute)},
             {"layers", model.model->num_layers()},
             {"hidden_size", model.model->hidden_size()},
