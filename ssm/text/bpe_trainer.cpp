@@ -246,11 +246,7 @@ BpeTrainer::BpeTrainer(BpeTrainerOptions options)
   for (size_t i = 0; i < options_.special_tokens.size(); ++i) {
     const std::string& token = options_.special_tokens[i];
     SSM_CHECK(token.size() > 1, "special token \"{}\" is shorter than two bytes", token);
-    for (size_t at = 0; at < token.size();) {
-      const Utf8Step step = utf8_step(token, at);
-      SSM_CHECK(step.code_point >= 0, "a special token is not UTF-8");
-      at += step.size;
-    }
+    SSM_CHECK(is_utf8(token), "a special token is not UTF-8");
     SSM_CHECK(std::count(options_.special_tokens.begin(), options_.special_tokens.end(), token) == 1,
               "special token \"{}\" is named twice", token);
   }

@@ -13,15 +13,6 @@ using Type = SentencePieceType;
 constexpr const char* kByteLevel =
     R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true})";
 
-bool is_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Step step = utf8_step(text, at);
-    if (step.code_point < 0) return false;
-    at += step.size;
-  }
-  return true;
-}
-
 // As the `tokenizers` package writes one. Tokens that are no control tokens are looked for behind the
 // normalizer, as is its default.
 json added_token(const std::string& content, size_t id, bool special) {
