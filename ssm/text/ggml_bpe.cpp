@@ -65,12 +65,6 @@ void check_model(const JsonObject& model, const Vocab& vocab) {
 
 }  // namespace
 
-bool is_padding(std::string_view token, int32_t type, size_t id) {
-  // Older files call it user-defined.
-  return (type == static_cast<int32_t>(Type::unused) || type == static_cast<int32_t>(Type::user_defined)) &&
-         token == fmt::format("[PAD{}]", id);
-}
-
 TokenizerJson bpe_of_ggml(const GgmlTokenizer& tokenizer, const std::string& name) {
   const GgmlPre pre = ggml_pre(tokenizer.pre, name);
   TokenizerJson out;
@@ -108,10 +102,7 @@ GgmlTokenizer ggml_of_bpe(TokenizerJson json, const std::string& name) {
   SSM_CHECK(!json.vocab.index(), "{}: model.vocab has a token twice", name);
   check_model(model, json.vocab);
   const auto put = [&](size_t id, std::string_view token, Type type) {
-    while (out.tokens.size() <= id) {
-      out.types.push_back(static_cast<int32_t>(Type::unused));
-      out.tokens.push_back(fmt::format("[PAD{}]", out.tokens.size()));
-    }
+    add_padding(out, id + 1);
     out.tokens[id] = token;
     out.types[id] = static_cast<int32_t>(type);
   };
