@@ -20,9 +20,9 @@ text::ChatTemplate open_chat_template(const LoadedModel& model, const fs::path& 
   const bool gguf = io::is_gguf(model.folder);
   std::vector<fs::path> folders;
   if (!gguf && !model.folder.empty()) folders.push_back(model.folder);
-  if (choice.empty() && (adapter.empty() || !text::has_chat_template(adapter))) {
+  if (choice.empty() && (adapter.empty() || !text::chat_template_source(adapter))) {
     std::string source = model.chat_template;
-    if (source.empty() && gguf) source = tokenizer_config(model.folder).value("chat_template", "");
+    if (source.empty() && gguf) source = model_chat_template(model.folder).value_or("");
     if (!source.empty()) {
       return {source, model.folder.string() + ": chat template",
               text::special_tokens(folders, model.tokenizer.get())};
@@ -33,9 +33,7 @@ text::ChatTemplate open_chat_template(const LoadedModel& model, const fs::path& 
 }
 
 bool has_chat_template(const LoadedModel& model) {
-  if (!model.chat_template.empty()) return true;
-  return io::is_gguf(model.folder) ? tokenizer_config(model.folder).contains("chat_template")
-                                   : text::has_chat_template(model.folder);
+  return !model.chat_template.empty() || model_chat_template(model.folder);
 }
 
 void save_chat_template(const LoadedModel& model, const fs::path& folder) {

@@ -80,7 +80,7 @@ ChatTemplate open_chat_template(const std::vector<std::filesystem::path>& folder
 // The special tokens that files in `folders` name, the first of them first, and else the tokenizer's.
 SpecialTokens special_tokens(const std::vector<std::filesystem::path>& folders, const Tokenizer* tokenizer);
 
-// Whether `folder` holds a template of its own.
-bool has_chat_template(const std::filesystem::path& folder);
+// The template that `folder` holds of its own (of several the default); nothing: none.
+std::optional<std::string> chat_template_source(const std::filesystem::path& folder);
 
 }  // namespace ssm::text
