@@ -13,7 +13,7 @@ Tensor negative_exp(const Tensor& x) {
   if (!x.contiguous()) {
     SSM_CHECK(x.rank() == 2, "negative_exp: x has shape {} and is not contiguous", x.shape());
     const Tensor other = x.transpose(0, 1);
-    return negative_exp(other.contiguous() ? other : other.clone()).transpose(0, 1);
+    return negative_exp(other.row_major()).transpose(0, 1);
   }
   Tensor y = Tensor::empty(x.shape(), DType::f32, x.device());
   SSM_DISPATCH(x.device(), negative_exp(x, y));
