@@ -1,6 +1,6 @@
 #include "ssm/io/gguf_writer.h"
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 
 namespace ssm::io {
 namespace {

@@ -2,7 +2,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/safetensors.h"
 
 namespace ssm::io {

@@ -2,7 +2,7 @@
 // builds tensors) and archive/data/0, 1, ... (their bytes, each at a multiple of 64).
 #include <array>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/original_writer.h"
 
 namespace ssm::io {

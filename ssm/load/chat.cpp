@@ -1,6 +1,6 @@
 #include "ssm/load/chat.h"
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/load/tokenizer.h"
 
 namespace ssm {
@@ -38,9 +38,7 @@ bool has_chat_template(const LoadedModel& model) {
 
 void save_chat_template(const LoadedModel& model, const fs::path& folder) {
   if (model.chat_template.empty()) return;
-  io::AtomicFile out(folder / "chat_template.jinja");
-  out.write(model.chat_template);
-  out.commit();
+  write_whole(folder / "chat_template.jinja", model.chat_template);
 }
 
 std::vector<int32_t> encode_chat(const LoadedModel& model, const text::ChatTemplate& chat,

@@ -1,6 +1,6 @@
 #include "ssm/load/tokenizer.h"
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/checkpoint_writer.h"
 #include "ssm/text/chat_template.h"
 #include "ssm/text/folder_files.h"
@@ -81,9 +81,7 @@ void copy_tokenizer(const fs::path& from, const fs::path& to) {
       config["chat_template"] = *chat;
       bytes = config.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
     }
-    io::AtomicFile out(to / name);
-    out.write(bytes);
-    out.commit();
+    write_whole(to / name, bytes);
   }
 }
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <charconv>
 
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/crc32c.h"
 #include "ssm/core/log.h"
-#include "ssm/io/atomic_file.h"
 #include "ssm/io/atomic_folder.h"
 #include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
@@ -127,16 +127,14 @@ void save_checkpoint(const fs::path& folder, Trainer& trainer, const LoadedModel
   io::write_safetensors(made.path() / kMoments, tensors);
   json files;
   for (const char* file : {adapter ? kAdapter : kModel, kMoments}) files[file] = facts_of(made.path() / file);
-  io::AtomicFile out(made.path() / kInfo);
-  out.write(json{{"format", kFormat},
-                 {"version", kVersion},
-                 {"steps", info.steps},
-                 {"position", info.position},
-                 {"run", info.run},
-                 {"files", files}}
-                .dump(2) +
-            "\n");
-  out.commit();
+  write_whole(made.path() / kInfo, json{{"format", kFormat},
+                                        {"version", kVersion},
+                                        {"steps", info.steps},
+                                        {"position", info.position},
+                                        {"run", info.run},
+                                        {"files", files}}
+                                           .dump(2) +
+                                       "\n");
   made.commit();
   remove_old(folder, keep);
 }

@@ -52,7 +52,7 @@ std::string identity_of(const std::vector<Source>& sources, const DatasetOptions
   for (const Source& source : sources) {
     std::error_code error;
     const auto modified = fs::last_write_time(source.path, error).time_since_epoch().count();
-    SSM_CHECK(!error, "{}: {}", io::printable(source.path.string()), error.message());
+    SSM_CHECK(!error, "{}: {}", printable(source.path.string()), error.message());
     files.push_back({{"path", fs::absolute(source.path).lexically_normal().string()},
                      {"format", source.format},
                      {"bytes", source.bytes},
@@ -153,7 +153,7 @@ std::shared_ptr<const TokenFile> open_dataset(const std::vector<fs::path>& paths
   const fs::path folder = options.cache.empty() ? dataset_cache_folder() : options.cache;
   std::error_code error;
   fs::create_directories(folder, error);
-  SSM_CHECK(!error, "{}: cannot create this folder: {}", io::printable(folder.string()), error.message());
+  SSM_CHECK(!error, "{}: cannot create this folder: {}", printable(folder.string()), error.message());
   const fs::path target = folder / (sources[0].path.stem().string().substr(0, 64) + "-" +
                                     hex(text::hash_bytes(identity)) + ".tokens");
   auto file = open_cached(target, identity);
@@ -161,8 +161,7 @@ std::shared_ptr<const TokenFile> open_dataset(const std::vector<fs::path>& paths
     tokenise(sources, options, identity, target);
     file = TokenFile::open(target);
   }
-  SSM_CHECK(file->documents() > 0, "{}: no document with text in it",
-            io::printable(sources[0].path.string()));
+  SSM_CHECK(file->documents() > 0, "{}: no document with text in it", printable(sources[0].path.string()));
   return file;
 }
 

@@ -18,7 +18,7 @@ enum class Kind { text, pair, chat };
 template <class Has>
 Kind kind_of(const RecordOptions& options, const std::string& where, const Has& has) {
   if (!options.column.empty()) {
-    SSM_CHECK(has(options.column), "{}: no field \"{}\"", where, io::printable(options.column));
+    SSM_CHECK(has(options.column), "{}: no field \"{}\"", where, printable(options.column));
     return Kind::text;
   }
   if (has("messages")) return Kind::chat;
@@ -144,8 +144,8 @@ class JsonLinesReader final : public RecordReader {
  private:
   static std::string string(const json& object, const std::string& field, const std::string& where) {
     const auto it = object.find(field);
-    SSM_CHECK(it != object.end(), "{}: no field \"{}\"", where, io::printable(field));
-    SSM_CHECK(it->is_string(), "{}: field \"{}\" is not a string", where, io::printable(field));
+    SSM_CHECK(it != object.end(), "{}: no field \"{}\"", where, printable(field));
+    SSM_CHECK(it->is_string(), "{}: field \"{}\" is not a string", where, printable(field));
     return it->get<std::string>();
   }
 
@@ -221,7 +221,7 @@ class CsvRecords final : public RecordReader {
   size_t column(const std::string& name, const std::string& where) const {
     const auto it = std::find(columns_.begin(), columns_.end(), name);
     SSM_CHECK(std::find(it + 1, columns_.end(), name) == columns_.end(), "{}: two columns are called \"{}\"",
-              where, io::printable(name));
+              where, printable(name));
     return static_cast<size_t>(it - columns_.begin());
   }
 
@@ -243,7 +243,7 @@ std::string record_format(const std::filesystem::path& path, const RecordOptions
     format = extension == ".ndjson" ? "jsonl" : extension.substr(extension.empty() ? 0 : 1);
   }
   SSM_CHECK(format == "txt" || format == "jsonl" || format == "csv" || format == "raw",
-            "{}: training data are .txt, .jsonl or .csv", io::printable(path.string()));
+            "{}: training data are .txt, .jsonl or .csv", printable(path.string()));
   return format;
 }
 
