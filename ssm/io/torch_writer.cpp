@@ -225,11 +225,7 @@ void write_torch(const std::filesystem::path& path, std::span<const LazyTensor> 
   ZipWriter zip(path);
   zip.add(folder + "data.pkl", bytes_of(pickle_of(tensors, aliases, file)));
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const LazyTensor& t = tensors[i];
-    const Tensor tensor = t.make().row_major();
-    SSM_CHECK(tensor.defined() && tensor.shape() == t.shape && tensor.dtype() == t.dtype,
-              "{}: tensor {} is not the {} of shape {} that was announced", file, printable(t.name),
-              name_of(t.dtype), t.shape);
+    const Tensor tensor = made_as_announced(tensors[i], file);
     zip.add(fmt::format("{}data/{}", folder, i), std::span<const std::byte>(tensor.raw(), tensor.bytes()));
   }
   zip.add(folder + "version", bytes_of("3\n"));
