@@ -37,8 +37,7 @@ void run(Arguments& a) {
   a.adapter.base_model = a.from.empty() ? loaded.folder.string() : a.from;
   const std::filesystem::path tokenizer =
       a.model.tokenizer.empty() ? loaded.folder : std::filesystem::path(a.model.tokenizer);
-  const std::optional<int32_t> eos = loaded.eos.empty() ? loaded.need_tokenizer().eos() : loaded.eos.front();
-  const TrainData data = open_train_data(a, loaded, tokenizer, eos);
+  const TrainData data = open_train_data(a, loaded, tokenizer);
   train::RunOptions run = run_options(a, *data.documents);
   run.adapter = a.adapter;
   a.trainer.trained = train::trained_by(a.adapter);

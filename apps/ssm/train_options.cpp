@@ -127,6 +127,22 @@ void set_chat_template(const TrainArguments& a, LoadedModel& loaded, train::Reco
   }
 }
 
+// What stands behind each document.
+std::optional<int32_t> end_token(const LoadedModel& loaded) {
+  if (!loaded.eos.empty()) return loaded.eos.front();
+  return loaded.tokenizer ? loaded.tokenizer->eos() : std::nullopt;
+}
+
+train::BatchOptions batch_options(const TrainArguments& a) {
+  train::BatchOptions options;
+  options.mode = mode_of(a.mode);
+  options.rows = a.rows;
+  options.length = a.length;
+  options.seed = a.seed;
+  options.reset_at_documents = !a.keep_state_over_documents;
+  return options;
+}
+
 }  // namespace
 
 void add_train_options(CLI::App& verb, TrainArguments& arguments) {
@@ -184,41 +200,30 @@ nlohmann::ordered_json about_run(const TrainArguments& a, const LoadedModel& loa
           {"seed", a.seed}};
 }
 
-TrainData open_train_data(const TrainArguments& a, LoadedModel& loaded, const fs::path& tokenizer,
-                          std::optional<int32_t> eos) {
+TrainData open_train_data(const TrainArguments& a, LoadedModel& loaded, const fs::path& tokenizer) {
   Progress progress;
   train::DatasetOptions options;
   options.tokenizer = tokenizer;
   options.records.column = a.column;
   options.records.separator = a.separator;
-  if (!a.no_eos) options.eos = eos;
+  if (!a.no_eos) options.eos = end_token(loaded);
   set_chat_template(a, loaded, options.records);
   options.progress = [&](double fraction) {
     progress.show(fmt::format("tokenising: {:.0f} %", 100 * fraction));
   };
   TrainData data;
-  data.tokens = train::open_dataset(paths(a.data), options);
+  const std::shared_ptr<const train::TokenFile> tokens = train::open_dataset(paths(a.data), options);
   if (!a.valid.empty()) {
-    data.documents.emplace(data.tokens);
+    data.documents.emplace(tokens);
     data.held_out.emplace(train::open_dataset(paths(a.valid), options));
   } else if (a.valid_fraction > 0) {
-    auto [documents, held_out] = train::hold_out(data.tokens, a.valid_fraction, a.seed);
+    auto [documents, held_out] = train::hold_out(tokens, a.valid_fraction, a.seed);
     data.documents.emplace(std::move(documents));
     data.held_out.emplace(std::move(held_out));
   } else {
-    data.documents.emplace(data.tokens);
+    data.documents.emplace(tokens);
   }
   return data;
-}
-
-train::BatchOptions batch_options(const TrainArguments& a) {
-  train::BatchOptions options;
-  options.mode = mode_of(a.mode);
-  options.rows = a.rows;
-  options.length = a.length;
-  options.seed = a.seed;
-  options.reset_at_documents = !a.keep_state_over_documents;
-  return options;
 }
 
 train::RunOptions run_options(TrainArguments& a, const train::DocumentSet& documents) {
