@@ -6,7 +6,6 @@
 
 #include "ssm/autograd/tape.h"
 #include "ssm/core/rng.h"
-#include "ssm/load/adapter.h"
 #include "ssm/ops/adamw/adamw.h"
 #include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/ops/gradient_norm/gradient_norm.h"
@@ -60,7 +59,8 @@ Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, T
       device_(device),
       compute_(compute),
       options_((options.check(), std::move(options))),
-      parameters_(model, device, compute, options_.trained, options_.average > 0) {
+      parameters_(model, device, compute, options_.trained, options_.average > 0),
+      dropout_(model) {
   SSM_CHECK(!parameters_.all().empty(), "nothing is to be trained");
   model_.recompute_layers(options_.recompute_layers);
 }
@@ -77,7 +77,7 @@ StepResult Trainer::step(std::span<const Batch> batches) {
   const float scale = 1.0f / static_cast<float>(result.targets);
   for (size_t i = 0; i < batches.size(); ++i) {
     const auto key = philox4x32(options_.seed, static_cast<uint64_t>(done_), i);
-    set_dropout(model_, uint64_t{key[1]} << 32 | key[0]);
+    dropout_.set(uint64_t{key[1]} << 32 | key[0]);
     result.loss += forward_backward(batches[i], scale);
   }
 
@@ -128,7 +128,7 @@ double Trainer::forward_backward(const Batch& batch, float scale) {
 
 double Trainer::evaluate(const Batch& batch) {
   const ArenaScope scope(&arena_);
-  set_dropout(model_, std::nullopt);
+  dropout_.set(std::nullopt);
   return loss_of(batch, {}, 1.0f, false);
 }
 
