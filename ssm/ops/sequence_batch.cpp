@@ -1,6 +1,7 @@
 #include "ssm/ops/sequence_batch.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "ssm/core/error.h"
 
@@ -24,6 +25,12 @@ SequenceBatch::SequenceBatch(std::span<const int64_t> lengths, std::span<const i
 
 SequenceBatch SequenceBatch::single(int64_t length, int32_t slot) {
   return SequenceBatch(std::span(&length, 1), std::span(&slot, 1));
+}
+
+SequenceBatch SequenceBatch::equal(int64_t sequences, int64_t length) {
+  std::vector<int32_t> slots(static_cast<size_t>(sequences));
+  std::iota(slots.begin(), slots.end(), 0);
+  return SequenceBatch(std::vector<int64_t>(slots.size(), length), slots);
 }
 
 SequenceBatch SequenceBatch::steps(std::span<const int32_t> slots) {
