@@ -27,10 +27,14 @@ SequenceBatch SequenceBatch::single(int64_t length, int32_t slot) {
   return SequenceBatch(std::span(&length, 1), std::span(&slot, 1));
 }
 
-SequenceBatch SequenceBatch::equal(int64_t sequences, int64_t length) {
-  std::vector<int32_t> slots(static_cast<size_t>(sequences));
+SequenceBatch SequenceBatch::in_order(std::span<const int64_t> lengths) {
+  std::vector<int32_t> slots(lengths.size());
   std::iota(slots.begin(), slots.end(), 0);
-  return SequenceBatch(std::vector<int64_t>(slots.size(), length), slots);
+  return SequenceBatch(lengths, slots);
+}
+
+SequenceBatch SequenceBatch::equal(int64_t sequences, int64_t length) {
+  return in_order(std::vector<int64_t>(static_cast<size_t>(sequences), length));
 }
 
 SequenceBatch SequenceBatch::steps(std::span<const int32_t> slots) {

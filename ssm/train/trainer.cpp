@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "ssm/autograd/tape.h"
 #include "ssm/core/rng.h"
@@ -17,12 +16,6 @@ namespace {
 double value_of(const Tensor& scalar) {
   const Tensor t = scalar.to(kCpu);
   return t.dtype() == DType::f64 ? t.data<double>()[0] : static_cast<double>(t.data<float>()[0]);
-}
-
-SequenceBatch sequences_of(const Batch& batch) {
-  std::vector<int32_t> slots(batch.lengths.size());
-  std::iota(slots.begin(), slots.end(), 0);
-  return SequenceBatch(batch.lengths, slots);
 }
 
 Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
@@ -133,7 +126,7 @@ double Trainer::evaluate(const Batch& batch) {
 }
 
 double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
-  const SequenceBatch sequences = sequences_of(batch);
+  const SequenceBatch sequences = SequenceBatch::in_order(batch.lengths);
   const Tensor ids = ids_on(batch.ids, device_), targets = ids_on(batch.targets, device_);
   Tape tape;
   Tensor hidden;
