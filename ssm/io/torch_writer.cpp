@@ -3,6 +3,7 @@
 #include <array>
 
 #include "ssm/core/atomic_file.h"
+#include "ssm/core/strides.h"
 #include "ssm/io/original_writer.h"
 
 namespace ssm::io {
@@ -185,17 +186,17 @@ std::string_view storage_of(DType dtype, const std::string& what) {
 }
 
 void pickle_tensor(PickleWriter& pickle, const LazyTensor& t, size_t number, const std::string& file) {
-  Shape strides = t.shape;
-  int64_t step = 1;
-  for (int i = t.shape.rank() - 1; i >= 0; --i) {
-    strides[i] = step;
-    step *= t.shape[i];
-  }
   pickle.global("torch._utils", "_rebuild_tensor_v2").op('(');
   pickle.op('(').text("storage").global("torch",
                                         storage_of(t.dtype, fmt::format("{}: tensor {}", file, t.name)));
   pickle.text(std::to_string(number)).text("cpu").integer(t.shape.numel()).op('t').op('Q');
-  pickle.integer(0).integers(t.shape).integers(strides).op('\x89').ordered_dict().op('t').op('R');
+  pickle.integer(0)
+      .integers(t.shape)
+      .integers(contiguous_strides(t.shape))
+      .op('\x89')
+      .ordered_dict()
+      .op('t')
+      .op('R');
 }
 
 std::string pickle_of(std::span<const LazyTensor> tensors, std::span<const TensorAlias> aliases,
