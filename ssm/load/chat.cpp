@@ -10,9 +10,7 @@ namespace fs = std::filesystem;
 bool begins_with_bos(const LoadedModel& model) {
   if (!model.tokenizer || !model.tokenizer->bos()) return false;
   if (model.layout == "mistral") return true;
-  const nlohmann::json config = tokenizer_config(model.folder);
-  const auto field = config.find("add_bos_token");
-  return field != config.end() && field->is_boolean() && field->get<bool>();
+  return adds_bos(model.folder).value_or(false);
 }
 
 text::ChatTemplate open_chat_template(const LoadedModel& model, const fs::path& adapter,
