@@ -40,6 +40,10 @@ std::shared_ptr<std::byte> allocate_bytes(size_t bytes, Device device) {
   return current_arena ? current_arena->allocate(bytes, device) : allocate_fresh(bytes, device);
 }
 
+// A block up to this many times what is wanted serves too: a prompt's shorter last piece needs no memory of
+// its own, and small tensors do not hold the large blocks.
+constexpr size_t kLooseFit = 8;
+
 // Free blocks by device and size class, last in first out.
 struct Arena::Blocks {
   std::mutex mutex;
@@ -54,14 +58,17 @@ std::shared_ptr<std::byte> Arena::allocate(size_t bytes, Device device) {
   bytes = round_up(std::max<size_t>(bytes, 1));
   const size_t step = std::max<size_t>(kAlignment, std::bit_floor(bytes) / 8);
   const size_t size = (bytes + step - 1) / step * step;
-  const std::pair key(device.type, size);
+  std::pair key(device.type, size);
   std::shared_ptr<std::byte> block;
   {
     std::lock_guard lock(blocks_->mutex);
-    std::vector<std::shared_ptr<std::byte>>& free = blocks_->free[key];
-    if (!free.empty()) {
-      block = std::move(free.back());
-      free.pop_back();
+    const auto end = blocks_->free.upper_bound({device.type, size * kLooseFit});
+    const auto fit = std::find_if(blocks_->free.lower_bound(key), end,
+                                  [](const auto& entry) { return !entry.second.empty(); });
+    if (fit != end) {
+      key = fit->first;
+      block = std::move(fit->second.back());
+      fit->second.pop_back();
     }
   }
   if (!block) {

@@ -1,7 +1,7 @@
 // Memory for tensors, on the host or a card. The current allocator is a thread-local setting: the heap (or
 // cudaMalloc), or inside an ArenaScope an arena that keeps freed blocks by device and size. A step that makes
-// the same tensors in the same order gets the same addresses again, warm in cache, and once warm never takes
-// tensor memory from the heap.
+// the same tensors in the same order gets the same addresses again, warm in cache, and once warm, it or one
+// of smaller tensors never takes large blocks from the heap.
 #pragma once
 
 #include <cstddef>

@@ -79,6 +79,22 @@ TEST(Arena, ReplaysTheSameAddressesAndHoldsNoMore) {
   EXPECT_EQ(arena.capacity(), capacity);
 }
 
+TEST(Arena, SmallerTensorsUseTheBlocksOfLargerOnes) {
+  Arena arena;
+  const auto step = [&](int64_t n) {
+    ArenaScope scope(&arena);
+    const Tensor a = Tensor::empty({n}), b = Tensor::empty({2 * n});
+  };
+  step(100000);
+  const size_t capacity = arena.capacity();
+  for (const int64_t n : {99999, 50000, 27200, 100000, 60000}) {
+    step(n);
+    EXPECT_EQ(arena.capacity(), capacity) << n;
+  }
+  step(100);  // a large block is not for a small tensor
+  EXPECT_GT(arena.capacity(), capacity);
+}
+
 TEST(Arena, ATensorOutlivesIt) {
   Tensor t;
   {

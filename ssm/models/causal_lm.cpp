@@ -47,17 +47,18 @@ Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const Mod
     if (step && block.mixer->step(residual, block.norm, batch, kept)) continue;
     const std::vector<Tensor> out = recompute_layers_ && recorded
                                         ? recomputed(block, x, residual, batch, kept)
-                                        : block.forward(x, residual, batch, kept, activations_);
+                                        : block.forward(std::move(x), residual, batch, kept, activations_);
     x = out[0];
     residual = out[1];
   }
   return normed(norm_f_, x, residual, activations_);  // [T, M]
 }
 
-std::vector<Tensor> CausalLm::Block::forward(const Tensor& x, Tensor residual, const SequenceBatch& batch,
+std::vector<Tensor> CausalLm::Block::forward(Tensor x, Tensor residual, const SequenceBatch& batch,
                                              const MixerState& state, DType activations) const {
-  const Tensor u = normed(norm, x, residual, activations);  // [T, M]
-  return {mixer->forward(u, batch, state), residual};
+  Tensor u = normed(norm, x, residual, activations);  // [T, M]
+  x = {};
+  return {mixer->forward(std::move(u), batch, state), residual};
 }
 
 // The layer runs twice and must begin from the same residual and state both times; it changes both in place.

@@ -54,7 +54,7 @@ class CausalLm {
     std::unique_ptr<Mixer> mixer;
     void visit(nn::Visitor& v);
     // (x, residual) -> (the mixer's output, the residual it is to be added to); x undefined in the first.
-    std::vector<Tensor> forward(const Tensor& x, Tensor residual, const SequenceBatch& batch,
+    std::vector<Tensor> forward(Tensor x, Tensor residual, const SequenceBatch& batch,
                                 const MixerState& state, DType activations) const;
   };
 

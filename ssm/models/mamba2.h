@@ -13,7 +13,7 @@ class Mamba2Mixer final : public Mixer {
  public:
   Mamba2Mixer(const nlohmann::json& config, DType compute);
 
-  Tensor forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const override;
+  Tensor forward(Tensor x, const SequenceBatch& batch, const MixerState& state) const override;
   bool step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
             const MixerState& state) const override;
   MixerState make_state(int64_t slots, StateOptions options) const override;

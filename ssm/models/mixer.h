@@ -40,7 +40,8 @@ class Mixer {
 
   // x [T, M] -> [T, M]; `state` is read and updated in place at the batch's slots. An empty state: every
   // sequence starts from zeros and nothing is kept. Decode is the same call with sequences of one token.
-  virtual Tensor forward(const Tensor& x, const SequenceBatch& batch, const MixerState& state) const = 0;
+  // A caller that moves x in has its memory back as soon as x was read.
+  virtual Tensor forward(Tensor x, const SequenceBatch& batch, const MixerState& state) const = 0;
   // A decode step of the whole layer in a few kernels: residual [T, M] f32 += forward(norm(residual)). Where
   // there is no such way, nothing happens and the answer is false.
   virtual bool step(const Tensor& /*residual*/, const nn::RmsNorm& /*norm*/, const SequenceBatch& /*batch*/,
