@@ -228,7 +228,7 @@ TEST(Adapter, RoundTrip) {
   Trainer trainer(*loaded.model, loaded.model->vocab_size(), kCpu, DType::f32, options);
   const Batch batch = golden_batch("mamba2-groups2");
   for (int step = 0; step < 3; ++step) trainer.step(std::span(&batch, 1));
-  set_dropout(*loaded.model, std::nullopt);
+  Dropout(*loaded.model).set(std::nullopt);
   loaded.model->prepare();
   const TempFolder folder;
   io::write_adapter(folder.path(), config, adapter_tensors(trainer, DType::f32));

@@ -184,6 +184,111 @@ TEST(CommandFinetune, LearnsWritesAnAdapterAndResumesToTheBit) {
             bytes_of(tuning.out("whole") / "adapter_model.safetensors"));
 }
 
+double largest_difference(const fs::path& a, const fs::path& b) {
+  const auto x = io::SafetensorsFile::open(a), y = io::SafetensorsFile::open(b);
+  double largest = 0;
+  EXPECT_EQ(x->names(), y->names());
+  for (const std::string& name : x->names()) {
+    const Tensor p = x->find(name).value(), q = y->find(name).value();
+    for (int64_t i = 0; i < p.numel(); ++i) {
+      const auto at = static_cast<size_t>(i);
+      largest = std::max<double>(largest, std::abs(p.values<float>()[at] - q.values<float>()[at]));
+    }
+  }
+  return largest;
+}
+
+TEST(CommandFinetune, GoesOnFromAnAdapter) {
+  const Finetuning tuning;
+  ASSERT_EQ(tuning
+                .run("a", {"--r", "4", "--lora-alpha", "12", "--use-rslora", "--bias", "all", "--train",
+                           "A_log", "--target-modules", "in_proj,out_proj", "--steps", "6"})
+                .code,
+            0);
+  const std::string a = tuning.out("a");
+  const CommandResult still = tuning.run("still", {"--adapter", a, "--steps", "1", "--lr", "1e-12"});
+  ASSERT_EQ(still.code, 0) << still.err;
+  EXPECT_EQ(read_json(tuning.out("still") / "adapter_config.json"),
+            read_json(tuning.out("a") / "adapter_config.json"));
+  const auto file = [&](const char* out) { return tuning.out(out) / "adapter_model.safetensors"; };
+  EXPECT_LT(largest_difference(file("a"), file("still")), 1e-6) << "it begins where the other ended";
+  const CommandResult further = tuning.run("b", {"--adapter", a, "--steps", "6", "--lora-dropout", "0.05"});
+  ASSERT_EQ(further.code, 0) << further.err;
+  EXPECT_GT(largest_difference(file("a"), file("b")), 1e-4);
+  EXPECT_EQ(read_json(tuning.out("b") / "adapter_config.json")["lora_dropout"], 0.05);
+  const auto nll = [&](const char* out) {
+    return ssm({"score", "--device", "cpu", "--json", "--adapter", tuning.out(out)},
+               "Count to 7 and say: the seventh son")
+        .json()["nll"]
+        .get<double>();
+  };
+  EXPECT_LT(nll("b"), nll("a"));
+
+  const CommandResult both = tuning.run("c", {"--adapter", a, "--r", "4"});
+  EXPECT_EQ(both.code, 2);
+  const CommandResult other = tuning.run("c", {"--adapter", kAdapters / "mamba-recipe"});
+  EXPECT_EQ(other.code, 1);
+  EXPECT_NE(other.err.find("mamba-recipe"), std::string::npos) << other.err;
+  Json config = read_json(tuning.out("a") / "adapter_config.json");
+  config["modules_to_save"] = Words{"A_log", "D"};
+  std::ofstream(tuning.out("a") / "adapter_config.json") << config;
+  const CommandResult missing = tuning.run("c", {"--adapter", a});
+  EXPECT_EQ(missing.code, 1);
+  EXPECT_NE(missing.err.find("mixer.D is to be trained, but is not among its tensors"), std::string::npos)
+      << missing.err;
+}
+
+// The chats of a tuned model.
+TEST(CommandFinetune, LearnsTheAnswersOfConversations) {
+  const TempFolder folder;
+  const auto write = [&](const char* name, const std::string& text) { std::ofstream(folder / name) << text; };
+  std::string chats;
+  for (const char* answer : {"red", "blue", "green"}) {
+    chats += Json{{"messages",
+                   {{{"role", "user"}, {"content", std::string("The colour of ") + answer + " paint?"}},
+                    {{"role", "assistant"}, {"content", answer}},
+                    {{"role", "user"}, {"content", "Sure?"}},
+                    {{"role", "assistant"}, {"content", std::string("Yes, ") + answer}}}}}
+                 .dump() +
+             "\n";
+  }
+  write("chats.jsonl", chats);
+  write("mine.jinja",
+        "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}");
+  const auto finetune = [&](const char* out, const Words& more) {
+    Words words{"finetune", folder / "chats.jsonl",
+                "--out",    folder / out,
+                "--batch",  "1",
+                "--length", "96",
+                "--device", "cpu",
+                "--json",   "--lr",
+                "1e-2"};
+    words.insert(words.end(), more.begin(), more.end());
+    Command command(words);
+    command.environment = {{"XDG_CACHE_HOME", folder / "cache"}};
+    return command.run();
+  };
+  const CommandResult tuned = finetune("tuned", {"--chat-template", folder / "mine.jinja", "--steps", "40"});
+  ASSERT_EQ(tuned.code, 0) << tuned.err;
+  EXPECT_LT(tuned.json()["loss"].get<double>(), 1.0);
+  // The adapter carries the template it was trained with, and its checkpoints do.
+  EXPECT_EQ(bytes_of(folder / "tuned/chat_template.jinja"), bytes_of(folder / "mine.jinja"));
+  EXPECT_EQ(bytes_of(folder / "tuned/checkpoints/step-00000040/chat_template.jinja"),
+            bytes_of(folder / "mine.jinja"));
+  const CommandResult said = ssm({"chat", "--adapter", folder / "tuned", "--temperature", "0", "-n", "8"},
+                                 "The colour of blue paint?\nSure?\n");
+  EXPECT_EQ(said.out, "blue\nYes, blue\n") << said.err;
+
+  write("chats.jsonl", R"({"messages":[{"role":"user","content":"Hi"}]})"
+                       "\n");
+  const CommandResult none = finetune("none", {"--steps", "1"});
+  EXPECT_EQ(none.code, 1);
+  EXPECT_EQ(none.err, "ssm: " + std::string(folder / "chats.jsonl") +
+                          ":1: messages: none of them is the assistant's\n");
+}
+
 TEST(CommandFinetune, Refuses) {
   const Finetuning tuning;
   const CommandResult both =

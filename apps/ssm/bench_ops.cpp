@@ -128,17 +128,12 @@ class Suite {
     auto operands = copies(bytes, [&] { return random({B * T, C}); });
     const Tensor weight = parameter({4, C}, 0.3f, 0.0f).transpose(0, 1), bias = parameter({C}, 0.3f, 0.0f);
     return {"causal_conv1d", fmt::format("B {} T {} C {}", B, T, C), bytes, 0,
-            [operands, weight, bias, batch = equal_batch(B, T)](int i) {
+            [operands, weight, bias, batch = SequenceBatch::equal(B, T)](int i) {
               causal_conv1d(operands[static_cast<size_t>(i) % operands.size()], weight, bias,
                             Activation::silu, batch, {});
             }};
   }
 
-  static SequenceBatch equal_batch(int64_t B, int64_t T) {
-    std::vector<int32_t> slots(static_cast<size_t>(B));
-    for (size_t b = 0; b < slots.size(); ++b) slots[b] = static_cast<int32_t>(b);
-    return SequenceBatch(std::vector<int64_t>(slots.size(), T), slots);
-  }
   Tensor state(int64_t slots, const Shape& row) const {
     std::vector<int64_t> dims{slots};
     dims.insert(dims.end(), row.begin(), row.end());
@@ -166,7 +161,7 @@ class Suite {
       return Operands{args, state(B, {N, E})};
     });
     return {"selective_scan", fmt::format("B {} T {} E {} N {}", B, T, E, N), bytes, 0,
-            [operands, batch = equal_batch(B, T)](int i) {
+            [operands, batch = SequenceBatch::equal(B, T)](int i) {
               const Operands& o = operands[static_cast<size_t>(i) % operands.size()];
               selective_scan(o.args, batch, o.state);
             }};
@@ -196,7 +191,7 @@ class Suite {
       return Operands{args, state(B, {H, N, P})};
     });
     return {"ssd_scan", fmt::format("B {} T {} H {} P {} N {}", B, T, H, P, N), bytes, flops,
-            [operands, batch = equal_batch(B, T)](int i) {
+            [operands, batch = SequenceBatch::equal(B, T)](int i) {
               const Operands& o = operands[static_cast<size_t>(i) % operands.size()];
               ssd_scan(o.args, batch, o.state);
             }};

@@ -13,6 +13,7 @@ namespace {
 struct Arguments : TrainArguments {
   std::string from;
   io::AdapterConfig adapter;
+  std::optional<double> dropout;
 };
 
 // Mamba-2 has no x_proj.
@@ -22,15 +23,21 @@ std::vector<std::string> default_targets(const LoadedModel& loaded) {
 }
 
 void run(Arguments& a) {
-  const LoadedModel loaded = load_model(resolve_model(a.from), train_execution(a));
+  LoadOptions options = train_execution(a);
+  options.adapter.clear();  // it is attached as what is trained
+  LoadedModel loaded = load_model(resolve_model(a.from), options);
   loaded.need_tokenizer();
-  if (a.adapter.target_modules.empty()) a.adapter.target_modules = default_targets(loaded);
+  if (!a.model.adapter.empty()) {
+    a.adapter = train::continue_adapter(*loaded.model, a.model.adapter, a.dropout);
+  } else {
+    if (a.dropout) a.adapter.dropout = *a.dropout;
+    if (a.adapter.target_modules.empty()) a.adapter.target_modules = default_targets(loaded);
+    train::begin_adapter(*loaded.model, a.adapter, a.seed);
+  }
   a.adapter.base_model = a.from.empty() ? loaded.folder.string() : a.from;
-  train::begin_adapter(*loaded.model, a.adapter, a.seed);
   const std::filesystem::path tokenizer =
       a.model.tokenizer.empty() ? loaded.folder : std::filesystem::path(a.model.tokenizer);
-  const std::optional<int32_t> eos = loaded.eos.empty() ? loaded.need_tokenizer().eos() : loaded.eos.front();
-  const TrainData data = open_train_data(a, tokenizer, eos);
+  const TrainData data = open_train_data(a, loaded, tokenizer);
   train::RunOptions run = run_options(a, *data.documents);
   run.adapter = a.adapter;
   a.trainer.trained = train::trained_by(a.adapter);
@@ -44,13 +51,19 @@ void run(Arguments& a) {
 }
 
 void add_lora_options(CLI::App& verb, Arguments& a) {
+  CLI::Option* begun =
+      verb.add_option("--adapter", a.model.adapter,
+                      "Train this adapter further, with its rank, scale and targets, by a fresh optimiser")
+          ->option_text("FOLDER");
   verb.add_option("--r", a.adapter.r, "Rank of the changes; default 8")
       ->transform(integer_between(1, 1 << 16))
-      ->option_text("N");
+      ->option_text("N")
+      ->excludes(begun);
   verb.add_option("--lora-alpha", a.adapter.alpha, "They are scaled by alpha / r; default 8")
       ->check(CLI::PositiveNumber)
-      ->option_text("X");
-  verb.add_option("--lora-dropout", a.adapter.dropout, "Of what goes into them, in training; default 0")
+      ->option_text("X")
+      ->excludes(begun);
+  verb.add_option("--lora-dropout", a.dropout, "Of what goes into them, in training; default 0")
       ->check(CLI::Range(0.0, 0.99))
       ->option_text("X");
   verb.add_option("--target-modules", a.adapter.target_modules,
@@ -58,16 +71,19 @@ void add_lora_options(CLI::App& verb, Arguments& a) {
                   "in_proj,x_proj,out_proj")
       ->delimiter(',')
       ->check(CLI::IsMember({"in_proj", "x_proj", "dt_proj", "out_proj", "embeddings", "lm_head"}))
-      ->option_text("NAMES");
+      ->option_text("NAMES")
+      ->excludes(begun);
   verb.add_option("--bias", a.adapter.bias,
                   "Biases that are trained too: none, all, or lora_only (the targets')")
       ->check(CLI::IsMember({"none", "all", "lora_only"}))
-      ->option_text("NAME");
-  verb.add_flag("--use-rslora", a.adapter.use_rslora, "Scale by alpha / sqrt(r)");
+      ->option_text("NAME")
+      ->excludes(begun);
+  verb.add_flag("--use-rslora", a.adapter.use_rslora, "Scale by alpha / sqrt(r)")->excludes(begun);
   verb.add_option("--train", a.adapter.modules_to_save,
                   "Trained whole: A_log, D, dt_bias, conv1d, norm, norm_f, ...")
       ->delimiter(',')
-      ->option_text("NAMES");
+      ->option_text("NAMES")
+      ->excludes(begun);
 }
 
 }  // namespace
@@ -94,7 +110,8 @@ void add_finetune(CLI::App& program) {
       "      --target-modules x_proj,embeddings,in_proj,out_proj --epochs 3 --batch 4\n"
       "  ssm generate state-spaces/mamba-130m-hf \"Be yourself\" --adapter quotes\n"
       "  ssm finetune chats.jsonl --from ./my-model --out tuned --r 16 --lora-alpha 32 --train "
-      "A_log,D,conv1d");
+      "A_log,D,conv1d\n"
+      "  ssm finetune more.jsonl --from ./my-model --adapter tuned --out tuned-more --lr 5e-4");
   verb->callback([arguments] { run(*arguments); });
 }
 

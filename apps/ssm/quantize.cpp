@@ -6,8 +6,8 @@
 #include "apps/ssm/resolve_model.h"
 #include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/parallel.h"
-#include "ssm/io/atomic_file.h"
 #include "ssm/runtime/calibrate.h"
 
 namespace ssm::app {
@@ -46,9 +46,7 @@ void write_report(const QuantizeReport& report, const Arguments& arguments) {
   const bool as_json = arguments.report.ends_with(".json");
   const std::string text = as_json ? report.json().dump(1) + "\n" : report.table();
   if (arguments.report == "-") return standard_output().write(text);
-  io::AtomicFile out(arguments.report);
-  out.write(text);
-  out.commit();
+  write_whole(arguments.report, text);
 }
 
 void run(const Arguments& arguments) {

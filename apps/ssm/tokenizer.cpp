@@ -4,10 +4,10 @@
 #include "apps/ssm/commands.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/sampling_options.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
 #include "ssm/core/parallel.h"
-#include "ssm/io/atomic_file.h"
 #include "ssm/text/bpe_trainer.h"
 #include "ssm/train/sources.h"
 
@@ -59,12 +59,6 @@ std::string tokenizer_config(const text::TrainedBpe& bpe) {
   return config.dump(2) + "\n";
 }
 
-void write_file(const fs::path& path, std::string_view text) {
-  io::AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 void run(const Arguments& arguments) {
   set_num_threads(arguments.threads);
   const fs::path folder = arguments.out;
@@ -78,8 +72,8 @@ void run(const Arguments& arguments) {
   const int64_t wanted = arguments.trainer.vocab_size;
   const text::TrainedBpe bpe = trainer.train(
       [&](int64_t size) { progress.show(fmt::format("merging: {} of {} tokens", size, wanted)); });
-  write_file(folder / "tokenizer.json", bpe.tokenizer_json());
-  write_file(folder / "tokenizer_config.json", tokenizer_config(bpe));
+  write_whole(folder / "tokenizer.json", bpe.tokenizer_json());
+  write_whole(folder / "tokenizer_config.json", tokenizer_config(bpe));
   progress.clear();
   const auto size = std::ssize(bpe.tokens);
   if (size < wanted) {

@@ -21,7 +21,7 @@ constexpr int64_t kVocabMultiple = 8;
 
 struct Arguments : TrainArguments {
   std::string from, shape, config, family = "mamba2", init = "reference";
-  int64_t layers = 8, width = 256, state = 0, head_dim = 64, vocab = 0;
+  int64_t layers = 8, width = 256, state = 0, head_dim = 64;
 };
 
 bool is_bytes(const Arguments& a) { return a.model.tokenizer == "bytes"; }
@@ -98,10 +98,7 @@ void run(Arguments& a) {
     loaded = load_model(resolve_model(a.from), from);
     loaded.folder = folder_of(tokenizer);
   }
-  const TrainData data = open_train_data(a, tokenizer,
-                                         loaded.eos.empty() && loaded.tokenizer ? loaded.tokenizer->eos()
-                                         : loaded.eos.empty()                   ? std::nullopt
-                                                              : std::optional(loaded.eos.front()));
+  const TrainData data = open_train_data(a, loaded, tokenizer);
   train::RunOptions run = run_options(a, *data.documents);
   train::Trainer trainer(*loaded.model, is_bytes(a) ? 256 : loaded.usable_vocab(), loaded.device,
                          loaded.compute, a.trainer);

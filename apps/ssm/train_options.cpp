@@ -7,6 +7,7 @@
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/sampling_options.h"
+#include "ssm/load/chat.h"
 #include "ssm/train/dataset.h"
 
 namespace ssm::app {
@@ -20,8 +21,10 @@ void add_data_options(CLI::App& verb, TrainArguments& a) {
   verb.add_option("--valid-fraction", a.valid_fraction, "Or this part of DATA")
       ->check(CLI::Range(0.0, 0.9))
       ->option_text("X");
-  verb.add_option("--column", a.column, "Of .jsonl and .csv: the text's name (text; prompt and completion)")
+  verb.add_option("--column", a.column,
+                  "Of .jsonl and .csv: the text's name (text; prompt and completion; messages)")
       ->option_text("NAME");
+  add_chat_template_flag(verb, a.chat_template);
   verb.add_option("--separator", a.separator, "Of .txt: a line that stands between documents; empty: none")
       ->option_text("TEXT");
   verb.add_flag("--no-eos", a.no_eos, "No end-of-text token behind documents");
@@ -113,6 +116,33 @@ std::string in_nats_and_perplexity(double loss) {
   return fmt::format("{:.4f} (perplexity {:.3f})", loss, std::exp(loss));
 }
 
+void set_chat_template(const TrainArguments& a, LoadedModel& loaded, train::RecordOptions& records) {
+  try {
+    records.chat = std::make_shared<const text::ChatTemplate>(
+        open_chat_template(loaded, a.model.adapter, a.chat_template));
+    if (!a.chat_template.empty()) loaded.chat_template = records.chat->source();
+  } catch (const Error& e) {
+    if (!a.chat_template.empty()) throw;
+    records.why_no_chat = e.what();  // it matters where a conversation is read only
+  }
+}
+
+// What stands behind each document.
+std::optional<int32_t> end_token(const LoadedModel& loaded) {
+  if (!loaded.eos.empty()) return loaded.eos.front();
+  return loaded.tokenizer ? loaded.tokenizer->eos() : std::nullopt;
+}
+
+train::BatchOptions batch_options(const TrainArguments& a) {
+  train::BatchOptions options;
+  options.mode = mode_of(a.mode);
+  options.rows = a.rows;
+  options.length = a.length;
+  options.seed = a.seed;
+  options.reset_at_documents = !a.keep_state_over_documents;
+  return options;
+}
+
 }  // namespace
 
 void add_train_options(CLI::App& verb, TrainArguments& arguments) {
@@ -170,39 +200,30 @@ nlohmann::ordered_json about_run(const TrainArguments& a, const LoadedModel& loa
           {"seed", a.seed}};
 }
 
-TrainData open_train_data(const TrainArguments& a, const fs::path& tokenizer, std::optional<int32_t> eos) {
+TrainData open_train_data(const TrainArguments& a, LoadedModel& loaded, const fs::path& tokenizer) {
   Progress progress;
   train::DatasetOptions options;
   options.tokenizer = tokenizer;
   options.records.column = a.column;
   options.records.separator = a.separator;
-  if (!a.no_eos) options.eos = eos;
+  if (!a.no_eos) options.eos = end_token(loaded);
+  set_chat_template(a, loaded, options.records);
   options.progress = [&](double fraction) {
     progress.show(fmt::format("tokenising: {:.0f} %", 100 * fraction));
   };
   TrainData data;
-  data.tokens = train::open_dataset(paths(a.data), options);
+  const std::shared_ptr<const train::TokenFile> tokens = train::open_dataset(paths(a.data), options);
   if (!a.valid.empty()) {
-    data.documents.emplace(data.tokens);
+    data.documents.emplace(tokens);
     data.held_out.emplace(train::open_dataset(paths(a.valid), options));
   } else if (a.valid_fraction > 0) {
-    auto [documents, held_out] = train::hold_out(data.tokens, a.valid_fraction, a.seed);
+    auto [documents, held_out] = train::hold_out(tokens, a.valid_fraction, a.seed);
     data.documents.emplace(std::move(documents));
     data.held_out.emplace(std::move(held_out));
   } else {
-    data.documents.emplace(data.tokens);
+    data.documents.emplace(tokens);
   }
   return data;
-}
-
-train::BatchOptions batch_options(const TrainArguments& a) {
-  train::BatchOptions options;
-  options.mode = mode_of(a.mode);
-  options.rows = a.rows;
-  options.length = a.length;
-  options.seed = a.seed;
-  options.reset_at_documents = !a.keep_state_over_documents;
-  return options;
 }
 
 train::RunOptions run_options(TrainArguments& a, const train::DocumentSet& documents) {

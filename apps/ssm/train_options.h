@@ -14,9 +14,9 @@ namespace ssm::app {
 struct TrainArguments {
   ModelOptions model;
   std::vector<std::string> data, valid;
-  std::string column, separator = "<|endoftext|>", mode = "packed", schedule = "cosine", out,
-                      save_dtype = "f32";
-  double valid_fraction = 0, epochs = 1, warmup_fraction = 0.02, min_lr_fraction = 0.1;
+  std::string chat_template, column, separator = "<|endoftext|>", mode = "packed", schedule = "cosine", out,
+                                     save_dtype = "f32";
+  double valid_fraction = 0, epochs = 1;
   int64_t rows = 8, length = 512, accumulate = 1, steps = 0, warmup = -1;
   int64_t log_every = 10, validate_every = 0, save_every = 500, keep = 2;
   uint64_t seed = 0;
@@ -36,16 +36,14 @@ nlohmann::ordered_json about_run(const TrainArguments& arguments, const LoadedMo
                                  const std::string& from, int64_t parameters, const train::RunOptions& run);
 
 struct TrainData {
-  std::shared_ptr<const train::TokenFile> tokens;
   std::optional<train::DocumentSet> documents, held_out;
 };
 
 // Tokenises (once; later runs map what is in the cache). `tokenizer`: as open_tokenizer takes it; empty:
-// bytes.
-TrainData open_train_data(const TrainArguments& arguments, const std::filesystem::path& tokenizer,
-                          std::optional<int32_t> eos);
+// bytes. A chat template that was chosen becomes the model's.
+TrainData open_train_data(const TrainArguments& arguments, LoadedModel& loaded,
+                          const std::filesystem::path& tokenizer);
 
-train::BatchOptions batch_options(const TrainArguments& arguments);
 // Steps, schedule and the rest; `documents` say how long an epoch is.
 train::RunOptions run_options(TrainArguments& arguments, const train::DocumentSet& documents);
 

@@ -4,21 +4,12 @@
 #include <cstring>
 
 #include "ssm/core/parallel.h"
+#include "ssm/core/strides.h"
 
 namespace ssm {
 namespace {
 
 constexpr int64_t kConvertGrain = 1 << 16;  // elements a thread converts at a time
-
-Shape contiguous_strides(const Shape& shape) {
-  Shape strides = shape;
-  int64_t step = 1;
-  for (int i = shape.rank() - 1; i >= 0; --i) {
-    strides[i] = step;
-    step *= shape[i];
-  }
-  return strides;
-}
 
 // Calls f(source offset) for each element in row-major order.
 template <class F>

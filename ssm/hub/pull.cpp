@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/error.h"
 #include "ssm/hub/checksum.h"
 #include "ssm/hub/http.h"
@@ -39,25 +40,20 @@ Descriptor open_file(const fs::path& path, int flags) {
   return Descriptor(fd);
 }
 
-void write_whole(const fs::path& path, const std::string& text) {
-  const fs::path temporary = path.string() + ".new";
-  fs::create_directories(path.parent_path());
-  {
-    std::ofstream out(temporary, std::ios::binary);
-    out << text;
-    SSM_CHECK(out.flush(), "{}: cannot be written", temporary.string());
-  }
-  fs::rename(temporary, path);
-}
-
-// A file's path inside a model: parts that are safe here, at least one.
-bool is_safe_path(std::string_view path) {
+// What stands between the slashes of a file's path inside a model: at least one part.
+std::vector<std::string_view> parts_of(std::string_view path) {
+  std::vector<std::string_view> parts;
   for (size_t begin = 0; begin <= path.size();) {
     const size_t end = std::min(path.find('/', begin), path.size());
-    if (!is_safe_part(path.substr(begin, end - begin))) return false;
+    parts.push_back(path.substr(begin, end - begin));
     begin = end + 1;
   }
-  return true;
+  return parts;
+}
+
+bool is_safe_path(std::string_view path) {
+  const std::vector<std::string_view> parts = parts_of(path);
+  return std::all_of(parts.begin(), parts.end(), is_safe_part);
 }
 
 struct RemoteFile {
@@ -76,14 +72,18 @@ class Pull {
   }
 
   fs::path run() {
-    const std::vector<std::string> all = list();
+    list();
     std::vector<std::string> wanted = options_.files.empty() ? needed() : options_.files;
     for (const std::string& file : wanted) {
-      SSM_CHECK(std::find(all.begin(), all.end(), file) != all.end(), "{}: has no file {}", name_, file);
+      SSM_CHECK(std::find(all_.begin(), all_.end(), file) != all_.end(), "{}: has no file {}", name_, file);
     }
     fs::path snapshot = folder_ / "snapshots" / commit_;
     for (const std::string& file : wanted) get(file, snapshot / file);
-    if (model_.revision != commit_) write_whole(folder_ / "refs" / model_.revision, commit_);
+    if (model_.revision != commit_) {
+      const fs::path ref = folder_ / "refs" / model_.revision;
+      fs::create_directories(ref.parent_path());
+      write_whole(ref, commit_);
+    }
     return snapshot;
   }
 
@@ -134,7 +134,8 @@ class Pull {
     return fmt::format("{}/{}", url_part(model_.owner), url_part(model_.name));
   }
 
-  std::vector<std::string> list() {
+  // Which commit it is, and its files.
+  void list() {
     const HttpResponse response = persistently(name_, [&] {
       return http_get(
           request(fmt::format("/api/models/{}/revision/{}", repository(), url_part(model_.revision))));
@@ -154,16 +155,11 @@ class Pull {
       std::string file = text(entry, "rfilename");
       if (is_safe_path(file)) all_.push_back(std::move(file));  // .gitattributes and the like are not needed
     }
-    return all_;
   }
 
   std::string address(const std::string& file) const {
     std::string path = fmt::format("/{}/resolve/{}", repository(), url_part(commit_));
-    for (size_t begin = 0; begin <= file.size();) {
-      const size_t end = std::min(file.find('/', begin), file.size());
-      path += fmt::format("/{}", url_part(std::string_view(file).substr(begin, end - begin)));
-      begin = end + 1;
-    }
+    for (const std::string_view part : parts_of(file)) path += fmt::format("/{}", url_part(part));
     return path;
   }
 

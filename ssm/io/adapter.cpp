@@ -4,7 +4,7 @@
 #include <array>
 #include <cmath>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/config_fields.h"
 #include "ssm/io/mapped_file.h"
 #include "ssm/io/renamed.h"
@@ -181,9 +181,7 @@ void write_adapter(const fs::path& folder, const AdapterConfig& config,
         {std::string(kPrefix) + (of_base ? t.name.substr(0, dot) + ".base_layer.bias" : t.name), t.tensor});
   }
   write_safetensors(folder / "adapter_model.safetensors", wrapped, {{"format", "pt"}});
-  AtomicFile out(folder / "adapter_config.json");
-  out.write(as_json(config).dump(2) + "\n");
-  out.commit();
+  write_whole(folder / "adapter_config.json", as_json(config).dump(2) + "\n");
 }
 
 }  // namespace ssm::io

@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <system_error>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/bytes.h"
 
 namespace ssm::io {

@@ -2,16 +2,6 @@
 
 namespace ssm::io {
 
-std::string printable(std::string_view text) {
-  constexpr size_t kLongest = 160;
-  std::string result(text.substr(0, kLongest));
-  for (char& c : result) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  }
-  if (text.size() > kLongest) result += "...";
-  return result;
-}
-
 Tensor tensor_at(const Bytes& bytes, size_t offset, const Shape& shape, DType dtype) {
   const std::byte* data = bytes.data.data() + offset;
   if (reinterpret_cast<uintptr_t>(data) % size_of(dtype) == 0) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "ssm/core/printable.h"
 #include "ssm/core/tensor.h"
 
 namespace ssm::io {
@@ -36,9 +37,6 @@ T load_le(std::span<const std::byte> data, size_t offset) {
 inline bool fits(uint64_t offset, uint64_t size, uint64_t total) {
   return offset <= total && size <= total - offset;
 }
-
-// Text of a hostile file for a one-line message: control characters become '?', long text is cut.
-std::string printable(std::string_view text);
 
 // A view of [offset, ...) where the file's alignment allows one, otherwise an aligned copy. The caller has
 // checked the range.

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <system_error>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/mapped_file.h"
 
 namespace ssm::io {
@@ -32,9 +32,7 @@ void write_files(const std::filesystem::path& folder, const std::string& config,
   std::filesystem::create_directories(folder, error);
   SSM_CHECK(!error, "{}: cannot create: {}", printable(folder.string()), error.message());
   write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
-  AtomicFile out(folder / "config.json");
-  out.write(config);
-  out.commit();
+  write_whole(folder / "config.json", config);
 }
 
 }  // namespace
@@ -96,9 +94,7 @@ void copy_tokenizer_files(const std::filesystem::path& from, const std::filesyst
     std::error_code error;
     if (!std::filesystem::exists(from / name, error)) continue;
     const Bytes bytes = map_file(from / name);
-    AtomicFile out(to / name);
-    out.write(bytes.data);
-    out.commit();
+    write_whole(to / name, bytes.text());
   }
 }
 

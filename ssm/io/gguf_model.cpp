@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "ssm/io/renamed.h"
 #include "ssm/quant/dequantize.h"
 
 namespace ssm::io {
@@ -24,43 +25,32 @@ float log_of_minus(float a) {
   return log;
 }
 
-class GgufWeights final : public WeightSource {
+class GgufWeights final : public RenamedSource {
  public:
-  GgufWeights(std::shared_ptr<const GgufFile> file, const nlohmann::json& config)
-      : file_(std::move(file)), is_mamba2_(config.at("model_type") == "mamba2") {
-    for (const std::string& name : file_->names()) {
-      const std::string ours = transformers_name(name, is_mamba2_).value_or(name);
-      const auto [at, is_new] = file_name_.emplace(ours, name);
-      SSM_CHECK(is_new, "{}: and {} are the same tensor", file_->describe(name), printable(at->second));
-    }
-  }
+  GgufWeights(std::shared_ptr<const GgufFile> file, bool is_mamba2)
+      : RenamedSource(file,
+                      [&](std::string_view name) {
+                        return transformers_name(name, is_mamba2).value_or(std::string(name));
+                      }),
+        file_(std::move(file)),
+        is_mamba2_(is_mamba2) {}
 
   std::optional<Tensor> find(std::string_view name) const override {
-    const auto found = file_name_.find(name);
-    if (found == file_name_.end()) return std::nullopt;
-    std::optional<Tensor> stored = file_->find(found->second);
+    const std::string* in_file = name_in_file(name);
+    if (!in_file) return std::nullopt;
+    std::optional<Tensor> stored = file_->find(*in_file);
     if (!stored && is_gguf_matrix(name)) return std::nullopt;
-    if (!stored) stored = unpacked(found->second);
+    if (!stored) stored = unpacked(*in_file);
     return name.ends_with(".A_log") ? a_log(*stored, name) : shaped(*stored, name);
   }
 
   std::optional<QuantizedTensor> find_packed(std::string_view name) const override {
-    const auto found = file_name_.find(name);
-    return found == file_name_.end() || !is_gguf_matrix(name) ? std::nullopt
-                                                              : file_->find_packed(found->second);
-  }
-
-  std::vector<std::string> names() const override {
-    std::vector<std::string> result;
-    result.reserve(file_name_.size());
-    for (const auto& [name, in_file] : file_name_) result.push_back(name);
-    return result;
+    return is_gguf_matrix(name) ? RenamedSource::find_packed(name) : std::nullopt;
   }
 
   std::string describe(std::string_view name) const override {
-    const auto found = file_name_.find(name);
-    return file_->describe(found == file_name_.end() ? gguf_name(name).value_or(std::string(name))
-                                                     : found->second);
+    return name_in_file(name) ? RenamedSource::describe(name)
+                              : file_->describe(gguf_name(name).value_or(std::string(name)));
   }
 
  private:
@@ -93,14 +83,13 @@ class GgufWeights final : public WeightSource {
 
   std::shared_ptr<const GgufFile> file_;
   bool is_mamba2_;
-  std::map<std::string, std::string, std::less<>> file_name_;
 };
 
 }  // namespace
 
 std::unique_ptr<WeightSource> gguf_weights(std::shared_ptr<const GgufFile> file,
                                            const nlohmann::json& config) {
-  return std::make_unique<GgufWeights>(std::move(file), config);
+  return std::make_unique<GgufWeights>(std::move(file), config.at("model_type") == "mamba2");
 }
 
 }  // namespace ssm::io

@@ -71,8 +71,7 @@ Summary summary_of(std::span<const LazyWeight> weights) {
 
 // The tensor as it lies in the file, in f32.
 Tensor as_in_file(const Weight& weight, const Shape& shape, bool is_a_log) {
-  const Tensor t = dense(weight, "a vector of a model").to(DType::f32);
-  const Tensor whole = t.contiguous() ? t : t.clone();
+  const Tensor whole = dense(weight, "a vector of a model").to(DType::f32).row_major();
   if (!is_a_log) return whole.view(shape);
   const Tensor a = Tensor::empty(shape);
   for (int64_t i = 0; i < a.numel(); ++i)

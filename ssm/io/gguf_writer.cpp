@@ -1,6 +1,6 @@
 #include "ssm/io/gguf_writer.h"
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 
 namespace ssm::io {
 namespace {
@@ -44,7 +44,7 @@ Tensor bytes_of(const LazyWeight& weight, const std::string& file) {
   SSM_CHECK(as_announced && shape_of(made) == weight.shape, "{}: tensor {} is {} {}, not what was announced",
             file, printable(weight.name), type_name(made), shape_of(made));
   const Tensor& bytes = packed ? packed->bytes : std::get<Tensor>(made);
-  return bytes.contiguous() ? bytes : bytes.clone();
+  return bytes.row_major();
 }
 
 }  // namespace

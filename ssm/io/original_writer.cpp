@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 
 namespace ssm::io {
 namespace {
@@ -83,9 +83,7 @@ void write_original(const std::filesystem::path& folder, const json& config,
   if (config.at("tie_word_embeddings").get<bool>())
     aliases.push_back({"lm_head.weight", "backbone.embedding.weight"});
   write_torch(folder / "pytorch_model.bin", renamed, aliases);
-  AtomicFile out(folder / "config.json");
-  out.write(text);
-  out.commit();
+  write_whole(folder / "config.json", text);
 }
 
 }  // namespace ssm::io

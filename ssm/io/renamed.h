@@ -1,6 +1,7 @@
 // A WeightSource under other names: one map of names for a layout.
 #pragma once
 
+#include <functional>
 #include <map>
 
 #include "ssm/core/error.h"
@@ -12,7 +13,8 @@ namespace ssm::io {
 class RenamedSource : public WeightSource {
  public:
   // Throws Error where two tensors of the source get the same name.
-  RenamedSource(std::unique_ptr<WeightSource> source, std::string (*rename)(std::string_view))
+  RenamedSource(std::shared_ptr<const WeightSource> source,
+                const std::function<std::string(std::string_view)>& rename)
       : source_(std::move(source)) {
     for (const std::string& name : source_->names()) {
       const auto [at, is_new] = file_name_.emplace(rename(name), name);
@@ -20,12 +22,12 @@ class RenamedSource : public WeightSource {
     }
   }
   std::optional<Tensor> find(std::string_view name) const override {
-    const auto found = file_name_.find(name);
-    return found == file_name_.end() ? std::nullopt : source_->find(found->second);
+    const std::string* in_file = name_in_file(name);
+    return in_file ? source_->find(*in_file) : std::nullopt;
   }
   std::optional<QuantizedTensor> find_packed(std::string_view name) const override {
-    const auto found = file_name_.find(name);
-    return found == file_name_.end() ? std::nullopt : source_->find_packed(found->second);
+    const std::string* in_file = name_in_file(name);
+    return in_file ? source_->find_packed(*in_file) : std::nullopt;
   }
   std::vector<std::string> names() const override {
     std::vector<std::string> result;
@@ -34,12 +36,18 @@ class RenamedSource : public WeightSource {
     return result;
   }
   std::string describe(std::string_view name) const override {
+    const std::string* in_file = name_in_file(name);
+    return source_->describe(in_file ? *in_file : name);
+  }
+
+ protected:
+  const std::string* name_in_file(std::string_view name) const {  // null: no such tensor
     const auto found = file_name_.find(name);
-    return source_->describe(found == file_name_.end() ? name : found->second);
+    return found == file_name_.end() ? nullptr : &found->second;
   }
 
  private:
-  std::unique_ptr<WeightSource> source_;
+  std::shared_ptr<const WeightSource> source_;
   std::map<std::string, std::string, std::less<>> file_name_;
 };
 

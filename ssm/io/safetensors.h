@@ -61,6 +61,9 @@ struct LazyTensor {
   std::function<Tensor()> make;
 };
 
+// What `t` makes, row by row. Throws Error naming `file` where that is not what it said.
+Tensor made_as_announced(const LazyTensor& t, const std::string& file);
+
 // Tensors are laid out by descending element size, then name, as the Python library does; the data begins at
 // a multiple of 64.
 void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,

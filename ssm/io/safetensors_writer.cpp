@@ -2,7 +2,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/safetensors.h"
 
 namespace ssm::io {
@@ -56,6 +56,14 @@ std::string header_text(std::span<const LazyTensor* const> tensors, const Metada
 
 }  // namespace
 
+Tensor made_as_announced(const LazyTensor& t, const std::string& file) {
+  const Tensor tensor = t.make();
+  SSM_CHECK(tensor.defined() && tensor.shape() == t.shape && tensor.dtype() == t.dtype,
+            "{}: tensor {} is not the {} of shape {} that was announced", file, printable(t.name),
+            name_of(t.dtype), t.shape);
+  return tensor.row_major();
+}
+
 void write_safetensors(const std::filesystem::path& path, std::span<const LazyTensor> tensors,
                        const Metadata& metadata) {
   const std::string file = printable(path.string());
@@ -75,11 +83,7 @@ void write_safetensors(const std::filesystem::path& path, std::span<const LazyTe
   out.write(std::as_bytes(std::span(&length, 1)));
   out.write(header);
   for (const LazyTensor* t : order) {
-    Tensor tensor = t->make();
-    SSM_CHECK(tensor.defined() && tensor.shape() == t->shape && tensor.dtype() == t->dtype,
-              "{}: tensor {} is not the {} of shape {} that was announced", file, printable(t->name),
-              name_of(t->dtype), t->shape);
-    if (!tensor.contiguous()) tensor = tensor.clone();
+    const Tensor tensor = made_as_announced(*t, file);
     out.write(std::span<const std::byte>(tensor.raw(), tensor.bytes()));
   }
   out.commit();

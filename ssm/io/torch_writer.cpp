@@ -2,7 +2,8 @@
 // builds tensors) and archive/data/0, 1, ... (their bytes, each at a multiple of 64).
 #include <array>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
+#include "ssm/core/strides.h"
 #include "ssm/io/original_writer.h"
 
 namespace ssm::io {
@@ -185,17 +186,17 @@ std::string_view storage_of(DType dtype, const std::string& what) {
 }
 
 void pickle_tensor(PickleWriter& pickle, const LazyTensor& t, size_t number, const std::string& file) {
-  Shape strides = t.shape;
-  int64_t step = 1;
-  for (int i = t.shape.rank() - 1; i >= 0; --i) {
-    strides[i] = step;
-    step *= t.shape[i];
-  }
   pickle.global("torch._utils", "_rebuild_tensor_v2").op('(');
   pickle.op('(').text("storage").global("torch",
                                         storage_of(t.dtype, fmt::format("{}: tensor {}", file, t.name)));
   pickle.text(std::to_string(number)).text("cpu").integer(t.shape.numel()).op('t').op('Q');
-  pickle.integer(0).integers(t.shape).integers(strides).op('\x89').ordered_dict().op('t').op('R');
+  pickle.integer(0)
+      .integers(t.shape)
+      .integers(contiguous_strides(t.shape))
+      .op('\x89')
+      .ordered_dict()
+      .op('t')
+      .op('R');
 }
 
 std::string pickle_of(std::span<const LazyTensor> tensors, std::span<const TensorAlias> aliases,
@@ -225,12 +226,7 @@ void write_torch(const std::filesystem::path& path, std::span<const LazyTensor> 
   ZipWriter zip(path);
   zip.add(folder + "data.pkl", bytes_of(pickle_of(tensors, aliases, file)));
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const LazyTensor& t = tensors[i];
-    Tensor tensor = t.make();
-    SSM_CHECK(tensor.defined() && tensor.shape() == t.shape && tensor.dtype() == t.dtype,
-              "{}: tensor {} is not the {} of shape {} that was announced", file, printable(t.name),
-              name_of(t.dtype), t.shape);
-    if (!tensor.contiguous()) tensor = tensor.clone();
+    const Tensor tensor = made_as_announced(tensors[i], file);
     zip.add(fmt::format("{}data/{}", folder, i), std::span<const std::byte>(tensor.raw(), tensor.bytes()));
   }
   zip.add(folder + "version", bytes_of("3\n"));

@@ -118,19 +118,14 @@ class Finder final : public LoraVisitor {
   }
 };
 
-class DropoutSetter final : public LoraVisitor {
+class DropoutFinder final : public LoraVisitor {
  public:
-  explicit DropoutSetter(std::optional<uint64_t> seed) : seed_(seed) {}
+  std::vector<std::pair<Lora*, uint64_t>> found;
 
  protected:
   void on_target(const std::string& module, const nn::LoraTarget& target) override {
-    if (!target.lora) return;
-    target.lora->drops = seed_.has_value();
-    target.lora->seed = seed_.value_or(0) ^ stream_of(module);
+    if (target.lora && target.lora->dropout > 0) found.emplace_back(&*target.lora, stream_of(module));
   }
-
- private:
-  std::optional<uint64_t> seed_;
 };
 
 std::map<std::string, Lora> loras_of(CausalLm& model) {
@@ -180,9 +175,17 @@ void add_lora(CausalLm& model, const io::AdapterConfig& config, uint64_t seed) {
   }
 }
 
-void set_dropout(CausalLm& model, std::optional<uint64_t> seed) {
-  DropoutSetter setter(seed);
-  model.visit(setter);
+Dropout::Dropout(CausalLm& model) {
+  DropoutFinder finder;
+  model.visit(finder);
+  loras_ = std::move(finder.found);
+}
+
+void Dropout::set(std::optional<uint64_t> seed) const {
+  for (const auto& [lora, stream] : loras_) {
+    lora->drops = seed.has_value();
+    lora->seed = seed.value_or(0) ^ stream;
+  }
 }
 
 std::vector<io::LazyTensor> merged_parameters(CausalLm& model, DType stored) {

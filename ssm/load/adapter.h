@@ -29,9 +29,17 @@ bool is_lora_name(std::string_view name);
 // Throws Error for a target that names no module.
 void add_lora(CausalLm& model, const io::AdapterConfig& config, uint64_t seed);
 
-// From now on every Lora drops elements of its input, by a mask that depends on `seed` and its module alone;
-// nothing: none does.
-void set_dropout(CausalLm& model, std::optional<uint64_t> seed);
+// The dropout of those Loras that the model has by now, which must keep them.
+class Dropout {
+ public:
+  explicit Dropout(CausalLm& model);
+  // From now on every Lora drops elements of its input, by a mask that depends on `seed` and its module
+  // alone; nothing: none does.
+  void set(std::optional<uint64_t> seed) const;
+
+ private:
+  std::vector<std::pair<nn::Lora*, uint64_t>> loras_;  // and the module's stream
+};
 
 // The parameters under Transformers' names without any Lora, W + scale B A in f32 rounded to `stored`; each
 // made when it is written. Unties the model where its embedding or head has a Lora, since they differ then.

@@ -1,45 +1,42 @@
 #include "ssm/load/chat.h"
 
-#include "ssm/io/gguf.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/load/tokenizer.h"
 
 namespace ssm {
 
 namespace fs = std::filesystem;
 
-namespace {
-
-// What a template of a GGUF file may name.
-text::SpecialTokens special_tokens(const text::Tokenizer& tokenizer) {
-  text::SpecialTokens tokens;
-  if (tokenizer.bos()) tokens.emplace("bos_token", tokenizer.bytes_of(*tokenizer.bos()));
-  if (tokenizer.eos()) tokens.emplace("eos_token", tokenizer.bytes_of(*tokenizer.eos()));
-  return tokens;
-}
-
-}  // namespace
-
 bool begins_with_bos(const LoadedModel& model) {
   if (!model.tokenizer || !model.tokenizer->bos()) return false;
   if (model.layout == "mistral") return true;
-  const nlohmann::json config = tokenizer_config(model.folder);
-  const auto field = config.find("add_bos_token");
-  return field != config.end() && field->is_boolean() && field->get<bool>();
+  return adds_bos(model.folder).value_or(false);
 }
-
-bool has_chat_template(const LoadedModel& model) { return model_chat_template(model.folder).has_value(); }
 
 text::ChatTemplate open_chat_template(const LoadedModel& model, const fs::path& adapter,
                                       const std::string& choice) {
+  const bool gguf = io::is_gguf(model.folder);
   std::vector<fs::path> folders;
-  if (!adapter.empty()) folders.push_back(adapter);
-  if (choice.empty() && io::is_gguf(model.folder) &&
-      (adapter.empty() || !text::chat_template_source(adapter))) {
-    if (const auto source = model_chat_template(model.folder))
-      return {*source, model.folder.string(), special_tokens(model.need_tokenizer())};
+  if (!gguf && !model.folder.empty()) folders.push_back(model.folder);
+  if (choice.empty() && (adapter.empty() || !text::chat_template_source(adapter))) {
+    std::string source = model.chat_template;
+    if (source.empty() && gguf) source = model_chat_template(model.folder).value_or("");
+    if (!source.empty()) {
+      return {source, model.folder.string() + ": chat template",
+              text::special_tokens(folders, model.tokenizer.get())};
+    }
   }
-  if (!model.folder.empty()) folders.push_back(model.folder);
+  if (!adapter.empty()) folders.insert(folders.begin(), adapter);
   return text::open_chat_template(folders, model.tokenizer.get(), choice);
+}
+
+bool has_chat_template(const LoadedModel& model) {
+  return !model.chat_template.empty() || model_chat_template(model.folder);
+}
+
+void save_chat_template(const LoadedModel& model, const fs::path& folder) {
+  if (model.chat_template.empty()) return;
+  write_whole(folder / "chat_template.jinja", model.chat_template);
 }
 
 std::vector<int32_t> encode_chat(const LoadedModel& model, const text::ChatTemplate& chat,

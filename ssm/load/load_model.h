@@ -42,7 +42,8 @@ struct LoadedModel {
   Device device = kCpu;
   int64_t parameters = 0;
   size_t weight_bytes = 0;
-  std::vector<int32_t> eos;  // ids that end a text
+  std::vector<int32_t> eos;   // ids that end a text
+  std::string chat_template;  // in Jinja, instead of what `folder` holds; empty: that
 
   // Ids below this can be generated: the padding of the vocabulary cannot.
   int64_t usable_vocab() const;

@@ -8,19 +8,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int32_t kUnused = 5;  // of tokenizer.ggml.token_type
-
 // One token a row of the embedding: llama.cpp takes the one for the other.
 void fill_up(text::GgmlTokenizer& tokenizer, int64_t rows, const std::string& file) {
   SSM_CHECK(std::ssize(tokenizer.tokens) <= rows,
             "{}: the tokenizer has {} tokens, the model {} rows for them", file, tokenizer.tokens.size(),
             rows);
-  const auto count = static_cast<size_t>(rows);
-  if (tokenizer.types.empty()) tokenizer.types.resize(tokenizer.tokens.size(), 1);
-  tokenizer.types.resize(count, kUnused);
-  if (!tokenizer.scores.empty()) tokenizer.scores.resize(count, -10000);
-  while (tokenizer.tokens.size() < count)
-    tokenizer.tokens.push_back(fmt::format("[PAD{}]", tokenizer.tokens.size()));
+  text::add_padding(tokenizer, static_cast<size_t>(rows));
 }
 
 // The tokenizer's own, or else the config's first.

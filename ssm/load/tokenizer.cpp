@@ -1,9 +1,11 @@
 #include "ssm/load/tokenizer.h"
 
-#include "ssm/io/atomic_file.h"
+#include <nlohmann/json.hpp>
+
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/checkpoint_writer.h"
 #include "ssm/text/chat_template.h"
-#include "ssm/text/folder_files.h"
+#include "ssm/text/tokenizer_place.h"
 
 namespace ssm {
 namespace {
@@ -52,15 +54,10 @@ std::unique_ptr<text::Tokenizer> open_model_tokenizer(const fs::path& path) {
   return tokenizer ? text::make_tokenizer(*tokenizer, file->file()) : nullptr;
 }
 
-nlohmann::json tokenizer_config(const fs::path& model) {
-  std::error_code error;
-  const fs::path path = model / "tokenizer_config.json";
-  if (fs::is_regular_file(path, error)) return text::read_config_json(path);
-  nlohmann::json config = nlohmann::json::object();
-  if (!io::is_gguf(model)) return config;
+std::optional<bool> adds_bos(const fs::path& model) {
+  if (!io::is_gguf(model)) return text::adds_bos(model);
   const auto tokenizer = ggml_tokenizer(*io::GgufFile::open(model));
-  if (tokenizer && tokenizer->add_bos) config["add_bos_token"] = *tokenizer->add_bos;
-  return config;
+  return tokenizer ? tokenizer->add_bos : std::nullopt;
 }
 
 std::optional<std::string> model_chat_template(const fs::path& model) {
@@ -81,9 +78,7 @@ void copy_tokenizer(const fs::path& from, const fs::path& to) {
       config["chat_template"] = *chat;
       bytes = config.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
     }
-    io::AtomicFile out(to / name);
-    out.write(bytes);
-    out.commit();
+    write_whole(to / name, bytes);
   }
 }
 

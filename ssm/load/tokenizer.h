@@ -3,7 +3,7 @@
 
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "ssm/io/gguf.h"
 #include "ssm/text/ggml_tokenizer.h"
@@ -17,9 +17,8 @@ std::unique_ptr<text::Tokenizer> open_model_tokenizer(const std::filesystem::pat
 // The keys tokenizer.ggml.*; nothing: the file has no tokenizer. Throws Error naming the file and the key.
 std::optional<text::GgmlTokenizer> ggml_tokenizer(const io::GgufFile& file);
 
-// What tokenizer_config.json of a model says, or a GGUF file in its stead (add_bos_token); an object, empty
-// where there is nothing.
-nlohmann::json tokenizer_config(const std::filesystem::path& model);
+// Whether a text begins with bos, where a model's tokenizer_config.json or GGUF file says so or the contrary.
+std::optional<bool> adds_bos(const std::filesystem::path& model);
 
 // The chat template that a model's folder or GGUF file brings; nothing: none.
 std::optional<std::string> model_chat_template(const std::filesystem::path& model);

@@ -7,13 +7,11 @@
 #include <algorithm>
 #include <cstring>
 #include <ctime>
-#include <numeric>
 #include <vector>
 
 #include "ssm/core/allocator.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/tensor.h"
-#include "ssm/ops/sequence_batch.h"
 
 namespace ssm::test {
 
@@ -54,13 +52,6 @@ void bench_bytes(benchmark::State& state, int64_t bytes, const Op& op) {
   const double per_second = static_cast<double>(bytes * state.iterations()) / seconds;
   state.counters["GB/s"] = per_second * 1e-9;
   state.counters["of_copy"] = per_second / copy_bandwidth(bytes);
-}
-
-// Sequences of `length` tokens each, in slots 0, 1, 2, ...
-inline SequenceBatch equal_batch(int64_t sequences, int64_t length) {
-  std::vector<int32_t> slots(static_cast<size_t>(sequences));
-  std::iota(slots.begin(), slots.end(), 0);
-  return SequenceBatch(std::vector<int64_t>(slots.size(), length), slots);
 }
 
 // The seconds of all iterations of op(), each with its memory from one arena, as a step of the runtime has

@@ -1,6 +1,7 @@
 #include "ssm/ops/sequence_batch.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "ssm/core/error.h"
 
@@ -24,6 +25,16 @@ SequenceBatch::SequenceBatch(std::span<const int64_t> lengths, std::span<const i
 
 SequenceBatch SequenceBatch::single(int64_t length, int32_t slot) {
   return SequenceBatch(std::span(&length, 1), std::span(&slot, 1));
+}
+
+SequenceBatch SequenceBatch::in_order(std::span<const int64_t> lengths) {
+  std::vector<int32_t> slots(lengths.size());
+  std::iota(slots.begin(), slots.end(), 0);
+  return SequenceBatch(lengths, slots);
+}
+
+SequenceBatch SequenceBatch::equal(int64_t sequences, int64_t length) {
+  return in_order(std::vector<int64_t>(static_cast<size_t>(sequences), length));
 }
 
 SequenceBatch SequenceBatch::steps(std::span<const int32_t> slots) {

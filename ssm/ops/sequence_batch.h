@@ -16,7 +16,9 @@ class SequenceBatch {
   // Lengths are at least 1; slots are distinct. Throws Error otherwise.
   SequenceBatch(std::span<const int64_t> lengths, std::span<const int32_t> slots);
   static SequenceBatch single(int64_t length, int32_t slot = 0);
-  static SequenceBatch steps(std::span<const int32_t> slots);  // one token each
+  static SequenceBatch in_order(std::span<const int64_t> lengths);  // in slots 0, 1, 2, ...
+  static SequenceBatch equal(int64_t sequences, int64_t length);    // the same, of one length
+  static SequenceBatch steps(std::span<const int32_t> slots);       // one token each
   // Steps whose slots stand in a tensor of a card, [B] i32: a captured step replays with whatever it then
   // holds, which the caller answers for. slot() and max_slot() are not known.
   static SequenceBatch steps_on_device(const Tensor& slots);

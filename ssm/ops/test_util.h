@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,16 @@ inline Tensor random_normal(const Shape& shape, Rng& rng, float scale = 1.0f, fl
   Tensor t = Tensor::empty(shape);
   for (float& x : t.values<float>()) x = mean + scale * rng.normal();
   return t;
+}
+
+// `used` of the slots 0 .. all - 1, in any order.
+inline std::vector<int32_t> slots_in_any_order(int64_t used, int64_t all, Rng& rng) {
+  std::vector<int32_t> slots(static_cast<size_t>(all));
+  std::iota(slots.begin(), slots.end(), 0);
+  for (size_t i = slots.size(); i-- > 1;)
+    std::swap(slots[i], slots[static_cast<size_t>(rng.below(static_cast<int64_t>(i) + 1))]);
+  slots.resize(static_cast<size_t>(used));
+  return slots;
 }
 
 inline std::vector<double> to_doubles(const Tensor& t) {

@@ -1,6 +1,7 @@
 #include "ssm/quant/dequantize.h"
 
 #include <algorithm>
+#include <array>
 
 #include "ssm/core/parallel.h"
 #include "ssm/quant/blocks.h"
@@ -115,18 +116,18 @@ void q6_k(Bytes block, float* out) {
   }
 }
 
-void int8_row(Bytes row, int64_t group, int64_t K, float* out) {
-  for (int64_t k = 0; k < K; k += group) {
-    const int64_t n = std::min(group, K - k);
+void int8_row(Bytes row, const QuantFormat& format, int64_t K, float* out) {
+  for (int64_t k = 0; k < K; k += format.group) {
+    const int64_t n = std::min(format.group, K - k);
     const float scale = load_f16(row);
     for (int64_t j = 0; j < n; ++j) out[k + j] = scale * static_cast<float>(signed_byte(row[2 + j]));
     row += 2 + n;
   }
 }
 
-void int4_row(Bytes row, int64_t group, int64_t K, float* out) {
-  for (int64_t k = 0; k < K; k += group) {
-    const int64_t end = std::min(k + group, K);
+void int4_row(Bytes row, const QuantFormat& format, int64_t K, float* out) {
+  for (int64_t k = 0; k < K; k += format.group) {
+    const int64_t end = std::min(k + format.group, K);
     const float scale = load_f16(row), low = load_f16(row + 2);
     row += 4;
     for (int64_t run = k; run < end; run += 32) {
@@ -140,41 +141,23 @@ void int4_row(Bytes row, int64_t group, int64_t K, float* out) {
   }
 }
 
-template <class F>
-void blocks(Bytes row, int64_t block_bytes, int64_t block_weights, int64_t K, float* out, F&& one) {
-  for (int64_t k = 0; k < K; k += block_weights, row += block_bytes) one(row, out + k);
+using Row = void (*)(Bytes row, const QuantFormat& format, int64_t K, float* out);
+
+template <void (*Block)(Bytes block, float* out)>
+void blocks(Bytes row, const QuantFormat& format, int64_t K, float* out) {
+  const int64_t bytes = row_bytes(format, format.group);
+  for (int64_t k = 0; k < K; k += format.group, row += bytes) Block(row, out + k);
 }
+
+// By QuantType.
+constexpr std::array<Row, 12> kRows{blocks<q8_0>, blocks<q4_0>, blocks<q4_1>, blocks<q5_0>,
+                                    blocks<q5_1>, blocks<q2_k>, blocks<q3_k>, blocks<q4_k>,
+                                    blocks<q5_k>, blocks<q6_k>, int8_row,     int4_row};
 
 }  // namespace
 
 void dequantize_row(const QuantFormat& format, const std::byte* bytes, int64_t K, float* out) {
-  const auto* row = reinterpret_cast<Bytes>(bytes);
-  switch (format.type) {
-    case QuantType::q8_0:
-      return blocks(row, 34, 32, K, out, q8_0);
-    case QuantType::q4_0:
-      return blocks(row, 18, 32, K, out, q4_0);
-    case QuantType::q4_1:
-      return blocks(row, 20, 32, K, out, q4_1);
-    case QuantType::q5_0:
-      return blocks(row, 22, 32, K, out, q5_0);
-    case QuantType::q5_1:
-      return blocks(row, 24, 32, K, out, q5_1);
-    case QuantType::q2_k:
-      return blocks(row, 84, 256, K, out, q2_k);
-    case QuantType::q3_k:
-      return blocks(row, 110, 256, K, out, q3_k);
-    case QuantType::q4_k:
-      return blocks(row, 144, 256, K, out, q4_k);
-    case QuantType::q5_k:
-      return blocks(row, 176, 256, K, out, q5_k);
-    case QuantType::q6_k:
-      return blocks(row, 210, 256, K, out, q6_k);
-    case QuantType::int8:
-      return int8_row(row, format.group, K, out);
-    case QuantType::int4:
-      return int4_row(row, format.group, K, out);
-  }
+  kRows[static_cast<size_t>(format.type)](reinterpret_cast<Bytes>(bytes), format, K, out);
 }
 
 Tensor dequantize(const QuantizedTensor& packed) {

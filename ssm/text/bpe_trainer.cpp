@@ -1,13 +1,13 @@
 #include "ssm/text/bpe_trainer.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <queue>
 #include <unordered_map>
 
 #include "ssm/core/error.h"
 #include "ssm/core/parallel.h"
+#include "ssm/text/bpe_json.h"
 #include "ssm/text/gpt2_scanner.h"
 #include "ssm/text/unicode.h"
 #include "ssm/text/utf8.h"
@@ -246,11 +246,7 @@ BpeTrainer::BpeTrainer(BpeTrainerOptions options)
   for (size_t i = 0; i < options_.special_tokens.size(); ++i) {
     const std::string& token = options_.special_tokens[i];
     SSM_CHECK(token.size() > 1, "special token \"{}\" is shorter than two bytes", token);
-    for (size_t at = 0; at < token.size();) {
-      const Utf8Step step = utf8_step(token, at);
-      SSM_CHECK(step.code_point >= 0, "a special token is not UTF-8");
-      at += step.size;
-    }
+    SSM_CHECK(is_utf8(token), "a special token is not UTF-8");
     SSM_CHECK(std::count(options_.special_tokens.begin(), options_.special_tokens.end(), token) == 1,
               "special token \"{}\" is named twice", token);
   }
@@ -283,44 +279,15 @@ TrainedBpe BpeTrainer::train(const std::function<void(int64_t)>& progress) const
 
 std::string TrainedBpe::tokenizer_json() const {
   using nlohmann::ordered_json;
-  ordered_json added = ordered_json::array(), vocab = ordered_json::object(), pairs = ordered_json::array();
-  for (size_t id = 0; id < special_tokens; ++id) {
-    added.push_back({{"id", id},
-                     {"content", tokens[id]},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
-  }
-  // ordered_json looks through all keys for each it is given; these are distinct.
-  auto& entries = vocab.get_ref<ordered_json::object_t&>();
-  for (size_t id = 0; id < tokens.size(); ++id) entries.emplace_back(tokens[id], id);
-  for (const auto& [left, right] : merges) {
+  ordered_json json = bpe_json(nullptr, byte_level_json(), false);
+  for (size_t id = 0; id < special_tokens; ++id)
+    json["added_tokens"].push_back(added_token_json(tokens[id], id, true));
+  ordered_json::object_t vocab;
+  for (size_t id = 0; id < tokens.size(); ++id) vocab.emplace_back(tokens[id], id);
+  ordered_json pairs = ordered_json::array();
+  for (const auto& [left, right] : merges)
     pairs.push_back({tokens[static_cast<size_t>(left)], tokens[static_cast<size_t>(right)]});
-  }
-  const ordered_json byte_level{
-      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  const ordered_json json{{"version", "1.0"},
-                          {"truncation", nullptr},
-                          {"padding", nullptr},
-                          {"added_tokens", added},
-                          {"normalizer", nullptr},
-                          {"pre_tokenizer", byte_level},
-                          {"post_processor", nullptr},
-                          {"decoder", byte_level},
-                          {"model",
-                           {{"type", "BPE"},
-                            {"dropout", nullptr},
-                            {"unk_token", nullptr},
-                            {"continuing_subword_prefix", nullptr},
-                            {"end_of_word_suffix", nullptr},
-                            {"fuse_unk", false},
-                            {"byte_fallback", false},
-                            {"ignore_merges", false},
-                            {"vocab", vocab},
-                            {"merges", pairs}}}};
-  return json.dump(2) + "\n";
+  return bpe_json_text(std::move(json), std::move(vocab), std::move(pairs));
 }
 
 }  // namespace ssm::text

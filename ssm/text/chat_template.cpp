@@ -49,6 +49,8 @@ jinja::Rendered ChatTemplate::rendered(const Json& messages, const ChatOptions& 
   return template_.render(variables, options.now);
 }
 
+std::string ChatTemplate::identity() const { return Json(tokens_).dump() + source_; }
+
 std::string ChatTemplate::render(const Json& messages, const ChatOptions& options) const {
   return rendered(messages, options).text;
 }

@@ -12,7 +12,6 @@
 
 #include <filesystem>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +42,7 @@ class ChatTemplate {
 
   const std::string& name() const { return name_; }
   const std::string& source() const { return source_; }
+  std::string identity() const;             // equal for templates that write everything alike
   bool is_plain() const { return plain_; }  // the built-in one for models without any
 
   // `messages` is a list of objects with a `role` and, mostly, a `content`; more fields reach the template.
@@ -76,6 +76,9 @@ ChatTemplate built_in_chat_template(const std::string& name, SpecialTokens token
 // `choice` replaces that: a built-in name, the name of one of several of the model's, or a file.
 ChatTemplate open_chat_template(const std::vector<std::filesystem::path>& folders, const Tokenizer* tokenizer,
                                 const std::string& choice = "");
+
+// The special tokens that files in `folders` name, the first of them first, and else the tokenizer's.
+SpecialTokens special_tokens(const std::vector<std::filesystem::path>& folders, const Tokenizer* tokenizer);
 
 // The template that `folder` holds of its own (of several the default); nothing: none.
 std::optional<std::string> chat_template_source(const std::filesystem::path& folder);

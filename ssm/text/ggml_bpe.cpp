@@ -1,4 +1,5 @@
 #include "ssm/text/added_tokens.h"
+#include "ssm/text/bpe_json.h"
 #include "ssm/text/ggml_parts.h"
 #include "ssm/text/json_fields.h"
 #include "ssm/text/unicode.h"
@@ -9,25 +10,6 @@ namespace {
 
 using nlohmann::json;
 using Type = SentencePieceType;
-
-constexpr const char* kByteLevel =
-    R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true})";
-
-bool is_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Step step = utf8_step(text, at);
-    if (step.code_point < 0) return false;
-    at += step.size;
-  }
-  return true;
-}
-
-// As the `tokenizers` package writes one. Tokens that are no control tokens are looked for behind the
-// normalizer, as is its default.
-json added_token(const std::string& content, size_t id, bool special) {
-  return {{"id", id},        {"content", content},     {"single_word", false}, {"lstrip", false},
-          {"rstrip", false}, {"normalized", !special}, {"special", special}};
-}
 
 void read_tokens(const GgmlTokenizer& tokenizer, const std::string& name, TokenizerJson& out) {
   SSM_CHECK(tokenizer.tokens.size() <= static_cast<size_t>(kMaxTokenId),
@@ -40,7 +22,7 @@ void read_tokens(const GgmlTokenizer& tokenizer, const std::string& name, Tokeni
     SSM_CHECK(is_utf8(token), "{}: key tokenizer.ggml.tokens: item {} is not UTF-8", name, id);
     const bool control = type == static_cast<int32_t>(Type::control);
     if (control || type == static_cast<int32_t>(Type::user_defined)) {
-      added.push_back(added_token(token, id, control));
+      added.push_back(json(added_token_json(token, id, control)));
     } else {
       out.vocab.add(token, static_cast<int32_t>(id));
     }
@@ -83,32 +65,11 @@ void check_model(const JsonObject& model, const Vocab& vocab) {
 
 }  // namespace
 
-bool is_padding(std::string_view token, int32_t type, size_t id) {
-  // Older files call it user-defined.
-  return (type == static_cast<int32_t>(Type::unused) || type == static_cast<int32_t>(Type::user_defined)) &&
-         token == fmt::format("[PAD{}]", id);
-}
-
 TokenizerJson bpe_of_ggml(const GgmlTokenizer& tokenizer, const std::string& name) {
-  GgmlPre pre = ggml_pre(tokenizer.pre, name);
+  const GgmlPre pre = ggml_pre(tokenizer.pre, name);
   TokenizerJson out;
   out.has_vocab = out.has_merges = true;
-  out.rest = {{"version", "1.0"},
-              {"truncation", nullptr},
-              {"padding", nullptr},
-              {"normalizer", pre.normalizer},
-              {"pre_tokenizer", pre.pre_tokenizer},
-              {"post_processor", nullptr},
-              {"decoder", json::parse(kByteLevel)},
-              {"model",
-               {{"type", "BPE"},
-                {"dropout", nullptr},
-                {"unk_token", nullptr},
-                {"continuing_subword_prefix", nullptr},
-                {"end_of_word_suffix", nullptr},
-                {"fuse_unk", false},
-                {"byte_fallback", false},
-                {"ignore_merges", pre.ignore_merges}}}};
+  out.rest = bpe_json(pre.normalizer, pre.pre_tokenizer, pre.ignore_merges);
   read_tokens(tokenizer, name, out);
   read_merges(tokenizer, name, out);
   return out;
@@ -116,21 +77,17 @@ TokenizerJson bpe_of_ggml(const GgmlTokenizer& tokenizer, const std::string& nam
 
 std::string text_of(const TokenizerJson& tokenizer) {
   using nlohmann::ordered_json;
-  ordered_json vocab = ordered_json::object(), merges = ordered_json::array();
-  // ordered_json looks through all keys for each it is given; these are distinct.
-  auto& entries = vocab.get_ref<ordered_json::object_t&>();
+  ordered_json::object_t vocab;
+  ordered_json merges = ordered_json::array();
   for (size_t i = 0; i < tokenizer.vocab.count(); ++i)
-    entries.emplace_back(std::string(tokenizer.vocab.token(i)), tokenizer.vocab.id(i));
+    vocab.emplace_back(std::string(tokenizer.vocab.token(i)), tokenizer.vocab.id(i));
   for (size_t i = 0, begin = 0; i + 1 < tokenizer.merges.size(); i += 2) {
     const size_t middle = tokenizer.merges[i], end = tokenizer.merges[i + 1];
     merges.push_back({tokenizer.merge_bytes.substr(begin, middle - begin),
                       tokenizer.merge_bytes.substr(middle, end - middle)});
     begin = end;
   }
-  ordered_json out = tokenizer.rest;
-  out["model"]["vocab"] = std::move(vocab);
-  out["model"]["merges"] = std::move(merges);
-  return out.dump(2) + "\n";
+  return bpe_json_text(tokenizer.rest, std::move(vocab), std::move(merges));
 }
 
 GgmlTokenizer ggml_of_bpe(TokenizerJson json, const std::string& name) {
@@ -145,10 +102,7 @@ GgmlTokenizer ggml_of_bpe(TokenizerJson json, const std::string& name) {
   SSM_CHECK(!json.vocab.index(), "{}: model.vocab has a token twice", name);
   check_model(model, json.vocab);
   const auto put = [&](size_t id, std::string_view token, Type type) {
-    while (out.tokens.size() <= id) {
-      out.types.push_back(static_cast<int32_t>(Type::unused));
-      out.tokens.push_back(fmt::format("[PAD{}]", out.tokens.size()));
-    }
+    add_padding(out, id + 1);
     out.tokens[id] = token;
     out.types[id] = static_cast<int32_t>(type);
   };

@@ -1,5 +1,7 @@
 #include "ssm/text/ggml_tokenizer.h"
 
+#include <algorithm>
+
 #include "ssm/text/folder_files.h"
 #include "ssm/text/ggml_parts.h"
 #include "ssm/text/json_tokenizer.h"
@@ -30,6 +32,8 @@ std::optional<int32_t> within(const std::optional<int32_t>& id, const GgmlTokeni
   return is_token ? id : std::nullopt;
 }
 
+std::string padding_token(size_t id) { return fmt::format("[PAD{}]", id); }
+
 // tokenizer_config.json, which names the special tokens.
 std::string config_text(const GgmlTokenizer& tokenizer) {
   nlohmann::ordered_json config;
@@ -47,6 +51,22 @@ std::string config_text(const GgmlTokenizer& tokenizer) {
 }
 
 }  // namespace
+
+void add_padding(GgmlTokenizer& tokenizer, size_t count) {
+  constexpr float kScore = -10000;
+  tokenizer.types.resize(tokenizer.tokens.size(), static_cast<int32_t>(SentencePieceType::normal));
+  count = std::max(count, tokenizer.tokens.size());
+  tokenizer.types.resize(count, static_cast<int32_t>(SentencePieceType::unused));
+  if (!tokenizer.scores.empty()) tokenizer.scores.resize(count, kScore);
+  while (tokenizer.tokens.size() < count) tokenizer.tokens.push_back(padding_token(tokenizer.tokens.size()));
+}
+
+bool is_padding(std::string_view token, int32_t type, size_t id) {
+  // Older files call it user-defined.
+  return (type == static_cast<int32_t>(SentencePieceType::unused) ||
+          type == static_cast<int32_t>(SentencePieceType::user_defined)) &&
+         token == padding_token(id);
+}
 
 std::unique_ptr<Tokenizer> make_tokenizer(const GgmlTokenizer& tokenizer, const std::string& name) {
   if (kind_of(tokenizer, name) == Kind::sentencepiece)

@@ -31,6 +31,9 @@ struct GgmlTokenizer {
   bool add_space_prefix = true, remove_extra_whitespaces = false;  // llama
 };
 
+// Fills the list up to `count` tokens with those that are none.
+void add_padding(GgmlTokenizer& tokenizer, size_t count);
+
 // Throws Error naming the key: an unknown kind or pre-tokenizer, lists of different lengths, ...
 std::unique_ptr<Tokenizer> make_tokenizer(const GgmlTokenizer& tokenizer, const std::string& name);
 

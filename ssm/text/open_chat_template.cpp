@@ -52,6 +52,14 @@ Found find_templates(const fs::path& folder) {
   return {};
 }
 
+std::string fitting_built_in(const Tokenizer* tokenizer) {
+  const auto has = [&](const char* token) { return tokenizer && tokenizer->find(token); };
+  if (has("[INST]") && has("[/INST]") && tokenizer->bos() && tokenizer->eos()) return "mistral";
+  return has("<|im_start|>") && has("<|im_end|>") ? "chatml" : "plain";
+}
+
+}  // namespace
+
 SpecialTokens special_tokens(const std::vector<fs::path>& folders, const Tokenizer* tokenizer) {
   SpecialTokens tokens;
   for (const fs::path& folder : folders) {
@@ -69,14 +77,6 @@ SpecialTokens special_tokens(const std::vector<fs::path>& folders, const Tokeniz
   if (tokenizer && tokenizer->eos()) tokens.emplace("eos_token", tokenizer->bytes_of(*tokenizer->eos()));
   return tokens;
 }
-
-std::string fitting_built_in(const Tokenizer* tokenizer) {
-  const auto has = [&](const char* token) { return tokenizer && tokenizer->find(token); };
-  if (has("[INST]") && has("[/INST]") && tokenizer->bos() && tokenizer->eos()) return "mistral";
-  return has("<|im_start|>") && has("<|im_end|>") ? "chatml" : "plain";
-}
-
-}  // namespace
 
 std::optional<std::string> chat_template_source(const fs::path& folder) {
   const Templates templates = find_templates(folder).templates;

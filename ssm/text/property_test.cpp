@@ -70,23 +70,10 @@ std::string stream(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, 
   std::string out;
   for (const int32_t id : ids) {
     const std::string piece = decoder.push(id);
-    for (size_t at = 0; at < piece.size();) {
-      const Utf8Step step = utf8_step(piece, at);
-      EXPECT_GE(step.code_point, 0) << "a piece that is not UTF-8";
-      at += step.size;
-    }
+    EXPECT_TRUE(is_utf8(piece)) << "a piece that is not UTF-8";
     out += piece;
   }
   return out + decoder.finish();
-}
-
-bool is_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Step step = utf8_step(text, at);
-    if (step.code_point < 0) return false;
-    at += step.size;
-  }
-  return true;
 }
 
 void expect_lossless(const Tokenizer& tokenizer, const std::string& text) {

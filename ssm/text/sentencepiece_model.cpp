@@ -75,11 +75,7 @@ class Message {
 
 void check_text(std::string_view text, const std::string& name) {
   SSM_CHECK(!text.empty() && text.size() <= kMaxPieceBytes, "{} has {} bytes", name, text.size());
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Step step = utf8_step(text, at);
-    SSM_CHECK(step.code_point > 0, "{} is not UTF-8 text", name);
-    at += step.size;
-  }
+  SSM_CHECK(is_utf8(text) && text.find('\0') == text.npos, "{} is not UTF-8 text", name);
 }
 
 SentencePieceModel::Piece read_piece(std::string_view bytes, const std::string& name) {
@@ -161,11 +157,7 @@ void check_charsmap(std::string_view blob, const std::string& name) {
       open.push_back(next);
     }
   }
-  for (size_t at = 0; at < texts.size();) {
-    const Utf8Step step = utf8_step(texts, at);
-    SSM_CHECK(step.code_point >= 0, "{}: the texts are not UTF-8", name);
-    at += step.size;
-  }
+  SSM_CHECK(is_utf8(texts), "{}: the texts are not UTF-8", name);
 }
 
 void read_normalizer_spec(std::string_view bytes, const std::string& name, SentencePieceModel& model) {

@@ -50,15 +50,6 @@ bool words_are_independent(const SentencePieceModel& model) {
   return has_space;
 }
 
-size_t first_bad_byte(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Step step = utf8_step(text, at);
-    if (step.code_point < 0) return at;
-    at += step.size;
-  }
-  return text.npos;
-}
-
 class SentencePieceTokenizer final : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view bytes, std::string name) : name_(std::move(name)) {

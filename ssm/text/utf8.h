@@ -40,6 +40,18 @@ inline Utf8Step utf8_step(std::string_view text, size_t at) {
   return {code_point, size};
 }
 
+// npos: all of `text` is UTF-8.
+inline size_t first_bad_byte(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const Utf8Step step = utf8_step(text, at);
+    if (step.code_point < 0) return at;
+    at += step.size;
+  }
+  return text.npos;
+}
+
+inline bool is_utf8(std::string_view text) { return first_bad_byte(text) == text.npos; }
+
 // The character that ends right before `at` (> 0).
 inline Utf8Step utf8_step_back(std::string_view text, size_t at) {
   for (uint32_t size = 1; size <= 4 && size <= at; ++size) {

@@ -1,5 +1,7 @@
 #include "ssm/train/adapter.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "ssm/load/adapter.h"
@@ -28,6 +30,37 @@ bool trains_bias(const io::AdapterConfig& config, std::string_view name) {
   return config.bias == "lora_only" && name.ends_with(".bias") &&
          config.targets(name.substr(0, name.rfind('.')));
 }
+
+// Checks an adapter that was attached against what its config says is trained.
+class ContinuedAdapter final : public nn::Visitor {
+ public:
+  explicit ContinuedAdapter(const io::Adapter& adapter)
+      : adapter_(adapter), trained_(trained_by(adapter.config)), open_(adapter.config.target_modules) {}
+
+  const std::vector<std::string>& targets_without_tensors() const { return open_; }
+
+ protected:
+  void on_target(const std::string& module, const nn::LoraTarget& target) override {
+    if (!target.lora) return;
+    SSM_CHECK(target.lora->rank == adapter_.config.r,
+              "{}: {} has rank {} and r is {}: adapters of several ranks cannot be trained further",
+              adapter_.folder.string(), module, target.lora->rank, adapter_.config.r);
+    std::erase_if(open_,
+                  [&](const std::string& name) { return module == name || module.ends_with("." + name); });
+  }
+  void on_weight(const std::string& name, Weight&, const Shape&) override { check(name); }
+  void on_tensor(const std::string& name, Tensor&, const Shape&, nn::Storage) override { check(name); }
+
+ private:
+  void check(const std::string& name) const {
+    SSM_CHECK(!trained_(name) || adapter_.weights->find(name),
+              "{}: {} is to be trained, but is not among its tensors", adapter_.folder.string(), name);
+  }
+
+  const io::Adapter& adapter_;
+  std::function<bool(std::string_view)> trained_;
+  std::vector<std::string> open_;
+};
 
 class Names final : public nn::Visitor {
  public:
@@ -63,6 +96,19 @@ void begin_adapter(CausalLm& model, const io::AdapterConfig& config, uint64_t se
               "{} is to be trained whole: the model has no module or tensor of that name", part);
   }
   add_lora(model, config, seed);
+}
+
+io::AdapterConfig continue_adapter(CausalLm& model, const std::filesystem::path& folder,
+                                   std::optional<double> dropout) {
+  io::Adapter adapter = io::open_adapter(folder);
+  if (dropout) adapter.config.dropout = *dropout;
+  attach_adapter(model, adapter);
+  ContinuedAdapter checker(adapter);
+  model.visit(checker);
+  SSM_CHECK(checker.targets_without_tensors().empty(),
+            "{}: target_modules names {}, of which it has no tensor", folder.string(),
+            fmt::join(checker.targets_without_tensors(), ", "));
+  return adapter.config;
 }
 
 std::vector<io::NamedTensor> adapter_tensors(const Trainer& trainer, DType stored, bool averaged) {

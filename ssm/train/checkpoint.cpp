@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <charconv>
 
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/crc32c.h"
 #include "ssm/core/log.h"
-#include "ssm/io/atomic_file.h"
 #include "ssm/io/atomic_folder.h"
 #include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
 #include "ssm/io/safetensors.h"
+#include "ssm/load/chat.h"
 #include "ssm/load/save_model.h"
 #include "ssm/train/adapter.h"
 
@@ -119,22 +120,21 @@ void save_checkpoint(const fs::path& folder, Trainer& trainer, const LoadedModel
     save_model(made.path(), *loaded.model, loaded.config, DType::f32, loaded.folder,
                [&](const std::string& name) { return trainer.parameters().value_of(name); });
   }
+  save_chat_template(loaded, made.path());
   std::vector<io::LazyTensor> tensors;
   trainer.for_each_moment(
       [&](const std::string& name, const Tensor& t) { tensors.push_back(lazy(name, t)); });
   io::write_safetensors(made.path() / kMoments, tensors);
   json files;
   for (const char* file : {adapter ? kAdapter : kModel, kMoments}) files[file] = facts_of(made.path() / file);
-  io::AtomicFile out(made.path() / kInfo);
-  out.write(json{{"format", kFormat},
-                 {"version", kVersion},
-                 {"steps", info.steps},
-                 {"position", info.position},
-                 {"run", info.run},
-                 {"files", files}}
-                .dump(2) +
-            "\n");
-  out.commit();
+  write_whole(made.path() / kInfo, json{{"format", kFormat},
+                                        {"version", kVersion},
+                                        {"steps", info.steps},
+                                        {"position", info.position},
+                                        {"run", info.run},
+                                        {"files", files}}
+                                           .dump(2) +
+                                       "\n");
   made.commit();
   remove_old(folder, keep);
 }

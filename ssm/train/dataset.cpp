@@ -52,7 +52,7 @@ std::string identity_of(const std::vector<Source>& sources, const DatasetOptions
   for (const Source& source : sources) {
     std::error_code error;
     const auto modified = fs::last_write_time(source.path, error).time_since_epoch().count();
-    SSM_CHECK(!error, "{}: {}", io::printable(source.path.string()), error.message());
+    SSM_CHECK(!error, "{}: {}", printable(source.path.string()), error.message());
     files.push_back({{"path", fs::absolute(source.path).lexically_normal().string()},
                      {"format", source.format},
                      {"bytes", source.bytes},
@@ -62,14 +62,15 @@ std::string identity_of(const std::vector<Source>& sources, const DatasetOptions
   const auto id = [](std::optional<int32_t> token) {
     return token ? nlohmann::ordered_json(*token) : nlohmann::ordered_json();
   };
-  const nlohmann::ordered_json all{{"format", 1},
-                                   {"sources", files},
-                                   {"tokenizer", tokenizer_identity(options.tokenizer)},
-                                   {"column", options.records.column},
-                                   {"separator", options.records.separator},
-                                   {"chat", options.records.chat ? options.records.chat_name : ""},
-                                   {"bos", id(options.bos)},
-                                   {"eos", id(options.eos)}};
+  const nlohmann::ordered_json all{
+      {"format", 1},
+      {"sources", files},
+      {"tokenizer", tokenizer_identity(options.tokenizer)},
+      {"column", options.records.column},
+      {"separator", options.records.separator},
+      {"chat", options.records.chat ? hex(text::hash_bytes(options.records.chat->identity())) : ""},
+      {"bos", id(options.bos)},
+      {"eos", id(options.eos)}};
   return all.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
 }
 
@@ -82,10 +83,11 @@ std::vector<int32_t> encode(const text::Tokenizer* tokenizer, std::string_view t
 
 void write_piece(const TextPiece& piece, const std::vector<int32_t>& ids, const DatasetOptions& options,
                  TokenFileWriter& writer) {
-  if (piece.begins_document && options.bos) writer.append(std::span(&*options.bos, 1), piece.learn);
+  if (piece.begins_document && options.bos && !piece.framed)
+    writer.append(std::span(&*options.bos, 1), piece.learn);
   writer.append(ids, piece.learn);
   if (!piece.ends_document) return;
-  if (options.eos) writer.append(std::span(&*options.eos, 1));
+  if (options.eos && !piece.framed) writer.append(std::span(&*options.eos, 1));
   writer.end_document();
 }
 
@@ -151,7 +153,7 @@ std::shared_ptr<const TokenFile> open_dataset(const std::vector<fs::path>& paths
   const fs::path folder = options.cache.empty() ? dataset_cache_folder() : options.cache;
   std::error_code error;
   fs::create_directories(folder, error);
-  SSM_CHECK(!error, "{}: cannot create this folder: {}", io::printable(folder.string()), error.message());
+  SSM_CHECK(!error, "{}: cannot create this folder: {}", printable(folder.string()), error.message());
   const fs::path target = folder / (sources[0].path.stem().string().substr(0, 64) + "-" +
                                     hex(text::hash_bytes(identity)) + ".tokens");
   auto file = open_cached(target, identity);
@@ -159,8 +161,7 @@ std::shared_ptr<const TokenFile> open_dataset(const std::vector<fs::path>& paths
     tokenise(sources, options, identity, target);
     file = TokenFile::open(target);
   }
-  SSM_CHECK(file->documents() > 0, "{}: no document with text in it",
-            io::printable(sources[0].path.string()));
+  SSM_CHECK(file->documents() > 0, "{}: no document with text in it", printable(sources[0].path.string()));
   return file;
 }
 

@@ -16,8 +16,8 @@ namespace ssm::train {
 struct DatasetOptions {
   RecordOptions records;
   std::filesystem::path tokenizer;  // as text::open_tokenizer takes it; empty: 256 ids, the bytes themselves
-  std::optional<int32_t> bos, eos;  // before and after every document; eos is learned, also after a prompt's
-                                    // completion
+  std::optional<int32_t> bos, eos;  // before and after every document but conversations, whose template
+                                    // writes them; eos is learned, also after a prompt's completion
   std::filesystem::path cache;      // folder; empty: dataset_cache_folder()
   std::function<void(double fraction)> progress;  // while tokenising; may throw to stop it
 };

@@ -154,6 +154,43 @@ TEST(Dataset, IdsOfEveryKindOfSource) {
   EXPECT_TRUE(file->learned(file->begin(1)) && file->learned(file->begin(3)));
 }
 
+TEST(Dataset, OfConversationsTheAnswersAreLearned) {
+  const TempFolder folder;
+  const auto tokenizer = text::open_tokenizer(kTokenizer);
+  write_file(folder / "a.jsonl",
+             R"({"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Yes?"},)"
+             R"({"role":"user","content":"Go"},{"role":"assistant","content":"No."}]})"
+             "\n");
+  Options options(folder, kTokenizer);
+  options.eos = 0;
+  options.bos = 1;
+  options.records.chat = std::make_shared<const text::ChatTemplate>(
+      text::built_in_chat_template("plain", text::special_tokens({}, tokenizer.get())));
+  const auto file = open_dataset({folder.path()}, options);
+  std::vector<int32_t> ids;
+  std::vector<bool> learned;
+  const auto add = [&](const std::vector<int32_t>& more, bool learn) {
+    ids.insert(ids.end(), more.begin(), more.end());
+    learned.insert(learned.end(), more.size(), learn);
+  };
+  add(tokenizer->encode("User: Hi\nAssistant:"), false);
+  add(tokenizer->encode(" Yes?\nUser:"), true);
+  add(tokenizer->encode(" Go\nAssistant:"), false);
+  add(tokenizer->encode(" No."), true);
+  add({*tokenizer->eos()}, true);  // the template's: nothing else is put around
+  ASSERT_EQ(file->documents(), 1);
+  EXPECT_EQ(ids_of(*file, 0), ids);
+  for (int64_t i = 0; i < file->length(0); ++i) {
+    EXPECT_EQ(file->learned(file->begin(0) + i), learned[static_cast<size_t>(i)]) << i;
+  }
+  const auto cached = [&](const char* source) {
+    options.records.chat = std::make_shared<const text::ChatTemplate>(source, "t", text::SpecialTokens{});
+    return open_dataset({folder.path()}, options)->tokens();
+  };
+  const int64_t tokens = cached("{% generation %}x{% endgeneration %}");
+  EXPECT_EQ(tokens, std::ssize(tokenizer->encode("x"))) << "another template, another cache";
+}
+
 TEST(Dataset, BytesOfAnyFile) {
   const TempFolder folder;
   std::string bytes;

@@ -60,7 +60,7 @@ double wall_time() {
 EventLog::EventLog(const std::filesystem::path& folder, int64_t step) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
-  SSM_CHECK(!error, "{}: cannot create this folder: {}", io::printable(folder.string()), error.message());
+  SSM_CHECK(!error, "{}: cannot create this folder: {}", printable(folder.string()), error.message());
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
   // TensorBoard reads the files of a folder in the order of their names.
@@ -68,7 +68,7 @@ EventLog::EventLog(const std::filesystem::path& folder, int64_t step) {
   path_ = folder / fmt::format("events.out.tfevents.{}.{:06}.{}.{}", micros / 1000000, micros % 1000000,
                                host.data(), ::getpid());
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
-  SSM_CHECK(fd_ >= 0, "{}: cannot create: {}", io::printable(path_.string()),
+  SSM_CHECK(fd_ >= 0, "{}: cannot create: {}", printable(path_.string()),
             std::generic_category().message(errno));
   std::string version;
   put_text(version, 3, "brain.Event:2");
@@ -112,7 +112,7 @@ void EventLog::write_event(std::string_view fields, int64_t step) {
   record += event;
   put_bytes(record, masked(crc32c(event)));
   const ssize_t n = ::write(fd_, record.data(), record.size());
-  SSM_CHECK(n == std::ssize(record), "{}: cannot write: {}", io::printable(path_.string()),
+  SSM_CHECK(n == std::ssize(record), "{}: cannot write: {}", printable(path_.string()),
             n < 0 ? std::generic_category().message(errno) : "no space");
 }
 

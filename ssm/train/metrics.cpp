@@ -8,8 +8,8 @@
 #include <fstream>
 #include <system_error>
 
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/error.h"
-#include "ssm/io/atomic_file.h"
 #include "ssm/io/bytes.h"
 
 namespace ssm::train {
@@ -56,8 +56,8 @@ ordered_json Metrics::to_json() const {
 }
 
 MetricsLog::MetricsLog(const std::filesystem::path& path, const ordered_json& configuration, int64_t step)
-    : name_(io::printable(path.string())) {
-  io::AtomicFile file(path);
+    : name_(printable(path.string())) {
+  AtomicFile file(path);
   file.write(dumped({{"run", configuration}}));
   if (step > 0) file.write(kept_lines(path, step));
   file.commit();

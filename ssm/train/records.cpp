@@ -18,7 +18,7 @@ enum class Kind { text, pair, chat };
 template <class Has>
 Kind kind_of(const RecordOptions& options, const std::string& where, const Has& has) {
   if (!options.column.empty()) {
-    SSM_CHECK(has(options.column), "{}: no field \"{}\"", where, io::printable(options.column));
+    SSM_CHECK(has(options.column), "{}: no field \"{}\"", where, printable(options.column));
     return Kind::text;
   }
   if (has("messages")) return Kind::chat;
@@ -129,7 +129,7 @@ class JsonLinesReader final : public RecordReader {
       kind_ = kind_of(options_, where_, [&](const std::string& field) { return object.contains(field); });
     document.clear();
     if (*kind_ == Kind::chat) {
-      document = conversation(object);
+      document = conversation(line, object);
     } else if (*kind_ == Kind::pair) {
       document.push_back({string(object, "prompt", where_), {}, false});
       document.push_back({string(object, "completion", where_), {}, true});
@@ -144,28 +144,29 @@ class JsonLinesReader final : public RecordReader {
  private:
   static std::string string(const json& object, const std::string& field, const std::string& where) {
     const auto it = object.find(field);
-    SSM_CHECK(it != object.end(), "{}: no field \"{}\"", where, io::printable(field));
-    SSM_CHECK(it->is_string(), "{}: field \"{}\" is not a string", where, io::printable(field));
+    SSM_CHECK(it != object.end(), "{}: no field \"{}\"", where, printable(field));
+    SSM_CHECK(it->is_string(), "{}: field \"{}\" is not a string", where, printable(field));
     return it->get<std::string>();
   }
 
-  Document conversation(const json& object) const {
-    SSM_CHECK(options_.chat, "{}: field \"messages\": this tokenizer has no chat template that can be read",
-              where_);
-    const auto list = object.find("messages");
-    SSM_CHECK(list != object.end(), "{}: no field \"messages\"", where_);
-    SSM_CHECK(list->is_array() && !list->empty(), "{}: field \"messages\" is not a list of messages", where_);
-    std::vector<ChatMessage> messages;
-    for (size_t i = 0; i < list->size(); ++i) {
-      const std::string where = fmt::format("{}: messages[{}]", where_, i);
-      SSM_CHECK((*list)[i].is_object(), "{}: not an object", where);
-      messages.push_back({string((*list)[i], "role", where), string((*list)[i], "content", where)});
-    }
+  Document conversation(std::string_view line, const json& object) const {
+    using Ordered = nlohmann::ordered_json;
+    SSM_CHECK(options_.chat, "{}: field \"messages\": {}", where_, options_.why_no_chat);
+    SSM_CHECK(object.contains("messages"), "{}: no field \"messages\"", where_);
+    // Templates see keys in their order; where Python's NaN stands in the line, only their own.
+    Ordered record = Ordered::parse(line, nullptr, false);
+    if (record.is_discarded()) record = object;
+    text::ChatOptions options;
+    if (const auto tools = record.find("tools"); tools != record.end()) options.tools = *tools;
+    Document document;
     try {
-      return options_.chat(messages);
+      for (text::ChatPiece& piece : options_.chat->pieces(record["messages"], options)) {
+        document.push_back({std::move(piece.text), {}, piece.learn, true});
+      }
     } catch (const Error& e) {
       fail("{}: {}", where_, e.what());
     }
+    return document;
   }
 
   io::Bytes bytes_;
@@ -220,7 +221,7 @@ class CsvRecords final : public RecordReader {
   size_t column(const std::string& name, const std::string& where) const {
     const auto it = std::find(columns_.begin(), columns_.end(), name);
     SSM_CHECK(std::find(it + 1, columns_.end(), name) == columns_.end(), "{}: two columns are called \"{}\"",
-              where, io::printable(name));
+              where, printable(name));
     return static_cast<size_t>(it - columns_.begin());
   }
 
@@ -242,7 +243,7 @@ std::string record_format(const std::filesystem::path& path, const RecordOptions
     format = extension == ".ndjson" ? "jsonl" : extension.substr(extension.empty() ? 0 : 1);
   }
   SSM_CHECK(format == "txt" || format == "jsonl" || format == "csv" || format == "raw",
-            "{}: training data are .txt, .jsonl or .csv", io::printable(path.string()));
+            "{}: training data are .txt, .jsonl or .csv", printable(path.string()));
   return format;
 }
 

@@ -8,19 +8,20 @@
 //
 // What a jsonl object or csv record holds is decided by the file's first one, unless `column` names the text:
 // `messages` (jsonl only) a conversation, `prompt` and `completion` a pair, `text` a text. Of a conversation
-// the assistant's turns are learned, of a pair the completion.
+// the assistant's turns are learned (ChatTemplate::pieces), of a pair the completion. `tools` beside
+// `messages` reaches the template.
 //
 // Errors name the file, the line and the field. Files are hostile input.
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "ssm/io/bytes.h"
+#include "ssm/text/chat_template.h"
 
 namespace ssm::train {
 
@@ -31,21 +32,16 @@ struct Part {
   std::string owned;        // or, where it is empty,
   std::string_view mapped;  // a view of the file
   bool learn = true;        // its tokens are targets
+  bool framed = false;      // of a conversation: what begins and ends the document is in the text
 };
 using Document = std::vector<Part>;
 
-struct ChatMessage {
-  std::string role, content;
-};
-// A conversation as a model's template writes it, the assistant's turns marked `learn`. Throws Error.
-using ChatFormat = std::function<Document(const std::vector<ChatMessage>&)>;
-
 struct RecordOptions {
-  std::string column;                       // of jsonl and csv; empty: decided by the first record
-  std::string separator = "<|endoftext|>";  // of .txt; empty: a file is one document
-  std::string format;                       // txt, jsonl, csv or raw; empty: by the file's extension
-  ChatFormat chat;                          // without one a file of conversations is refused
-  std::string chat_name;                    // tells one ChatFormat from another: the template's text, say
+  std::string column;                              // of jsonl and csv; empty: decided by the first record
+  std::string separator = "<|endoftext|>";         // of .txt; empty: a file is one document
+  std::string format;                              // txt, jsonl, csv or raw; empty: by the file's extension
+  std::shared_ptr<const text::ChatTemplate> chat;  // without one a file of conversations is refused,
+  std::string why_no_chat = "no chat template";    // for this reason
 };
 
 class RecordReader {

@@ -73,28 +73,53 @@ TEST(Records, JsonLinesErrorsNameFileLineAndField) {
   fails("{\"text\":\"a\"}", "d/a.jsonl:1: no field \"quote\"", options);
 }
 
-TEST(Records, ConversationsNeedAFormat) {
-  const std::string text =
-      R"({"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Yes?"},{"role":"user","content":"-"}]})";
-  expect_error([&] { documents("a.jsonl", text); },
-               "a.jsonl:1: field \"messages\": this tokenizer has no chat template that can be read");
+RecordOptions with_chat(const char* source) {
   RecordOptions options;
-  options.chat = [](const std::vector<ChatMessage>& messages) {
-    Document document;
-    for (const ChatMessage& message : messages) {
-      SSM_CHECK(message.role == "user" || message.role == "assistant", "no role \"{}\"", message.role);
-      document.push_back({message.role + ":", {}, false});
-      document.push_back({message.content, {}, message.role == "assistant"});
-    }
-    return document;
+  options.chat = std::make_shared<const text::ChatTemplate>(source, "t.jinja", text::SpecialTokens{});
+  return options;
+}
+
+TEST(Records, ConversationsAreWrittenByTheTemplate) {
+  const std::string turns =
+      R"({"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Yes?"},)"
+      R"({"role":"user","content":"-"},{"role":"assistant","content":"+"}],"x":NaN})";
+  const RecordOptions marked = with_chat(
+      "{% for m in messages %}{{ m.role[0] }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content }};"
+      "{% endgeneration %}{% else %}{{ m.content }};{% endif %}{% endfor %}");
+  EXPECT_EQ(documents("a.jsonl", turns, marked), Strings{"(u:Hi;a:)[Yes?;](u:-;a:)[+;]"});
+  const RecordOptions plain = with_chat(
+      "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+      "{% if add_generation_prompt %}<assistant>{% endif %}");
+  EXPECT_EQ(documents("a.jsonl", turns, plain),
+            Strings{"(<user>Hi<assistant>)[Yes?](<user>-<assistant>)[+]"});
+  const RecordOptions tools = with_chat(
+      "{% for m in messages %}{{ tools | tojson }}{% generation %}!{% endgeneration %}{% endfor %}");
+  EXPECT_EQ(documents("a.jsonl",
+                      R"({"tools":[{"z":1,"a":2}],"messages":[{"role":"assistant","content":""}]})", tools),
+            Strings{R"(([{"z": 1, "a": 2}])[!])"});
+}
+
+TEST(Records, ConversationsThatAreRefused) {
+  const std::string turns =
+      R"({"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Yes?"}]})";
+  RecordOptions none;
+  none.why_no_chat = "t.jinja:1: the tag \"x\" is not supported";
+  expect_error([&] { documents("a.jsonl", turns, none); },
+               "a.jsonl:1: field \"messages\": t.jinja:1: the tag \"x\" is not supported");
+  const RecordOptions options = with_chat(
+      "{% for m in messages %}\n{% if m.role == 'judge' %}{{ raise_exception('no judges') }}{% endif %}"
+      "{{ m.role }}{{ m.content }}{% endfor %}");
+  const auto fails = [&](const std::string& messages, const std::string& error) {
+    expect_error([&] { documents("a.jsonl", std::string("{\"messages\":") + messages + "}", options); },
+                 "a.jsonl:1: " + error);
   };
-  EXPECT_EQ(documents("a.jsonl", text, options), Strings{"(user:)(Hi)(assistant:)[Yes?](user:)(-)"});
-  expect_error([&] { documents("a.jsonl", R"({"messages":[{"role":"judge","content":""}]})", options); },
-               "a.jsonl:1: no role \"judge\"");
-  expect_error([&] { documents("a.jsonl", R"({"messages":[{"role":"user"}]})", options); },
-               "a.jsonl:1: messages[0]: no field \"content\"");
-  expect_error([&] { documents("a.jsonl", R"({"messages":[]})", options); },
-               "a.jsonl:1: field \"messages\" is not a list of messages");
+  fails(R"([{"role":"judge","content":""}])", "t.jinja:2: the template refuses this: no judges");
+  fails(R"([{"role":"user"}])", "messages[0]: no field \"content\"");
+  fails(R"([{"content":"x"}])", "messages[0]: no field \"role\"");
+  fails(R"([{"role":"user","content":"x"}])", "messages: none of them is the assistant's");
+  fails("[]", "messages: not a list of messages");
+  fails("3", "messages: not a list of messages");
+  fails("[7]", "messages[0]: not an object");
 }
 
 TEST(Records, Csv) {

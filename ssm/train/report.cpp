@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/mapped_file.h"
 #include "ssm/train/report_page.h"
 
@@ -141,9 +141,7 @@ std::string html_report(std::string_view metrics) {
 
 void write_report(const std::filesystem::path& metrics, const std::filesystem::path& html) {
   const std::string page = html_report(io::map_file(metrics).text());
-  io::AtomicFile file(html);
-  file.write(page);
-  file.commit();
+  write_whole(html, page);
 }
 
 }  // namespace ssm::train

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "ssm/core/log.h"
+#include "ssm/load/chat.h"
 #include "ssm/load/save_model.h"
 #include "ssm/train/adapter.h"
 #include "ssm/train/checkpoint.h"
@@ -132,10 +133,11 @@ class Run {
     if (options_.adapter) {
       io::write_adapter(options_.out, *options_.adapter,
                         adapter_tensors(trainer_, options_.stored, averaged));
-      return;
+    } else {
+      save_model(options_.out, *loaded_.model, loaded_.config, options_.stored, loaded_.folder,
+                 [&](const std::string& name) { return trainer_.parameters().value_of(name, averaged); });
     }
-    save_model(options_.out, *loaded_.model, loaded_.config, options_.stored, loaded_.folder,
-               [&](const std::string& name) { return trainer_.parameters().value_of(name, averaged); });
+    save_chat_template(loaded_, options_.out);
   }
 
   fs::path checkpoints() const { return options_.out / "checkpoints"; }

@@ -20,7 +20,7 @@ bool is_known(const fs::path& path) {
 }
 
 Source describe(const fs::path& path, RecordOptions options, bool raw_unknown) {
-  const std::string name = io::printable(path.string());
+  const std::string name = printable(path.string());
   std::error_code error;
   SSM_CHECK(fs::exists(path, error), "{}: no such file or folder", name);
   SSM_CHECK(fs::is_regular_file(path, error), "{}: is not a regular file", name);
@@ -38,8 +38,8 @@ std::vector<fs::path> known_files(const fs::path& folder) {
     std::error_code ignored;
     if (is_known(it->path()) && it->is_regular_file(ignored)) files.push_back(it->path());
   }
-  SSM_CHECK(!error, "{}: {}", io::printable(folder.string()), error.message());
-  SSM_CHECK(!files.empty(), "{}: no .txt, .jsonl or .csv in this folder", io::printable(folder.string()));
+  SSM_CHECK(!error, "{}: {}", printable(folder.string()), error.message());
+  SSM_CHECK(!files.empty(), "{}: no .txt, .jsonl or .csv in this folder", printable(folder.string()));
   std::sort(files.begin(), files.end());
   return files;
 }
@@ -68,7 +68,13 @@ bool TextPieces::next(TextPiece& piece) {
   const size_t size =
       cut_ == Cut::anywhere ? std::min(rest.size(), kPieceBytes) : tokenisable_prefix(rest, kPieceBytes);
   const size_t skip = at_ > 0 && cut_ == Cut::drop_space && rest.starts_with(' ') ? 1 : 0;
-  piece = {rest.substr(skip, size - skip), part.learn, part_ == 0 && at_ == 0, false, document_, reader_};
+  piece = {rest.substr(skip, size - skip),
+           part.learn,
+           part.framed,
+           part_ == 0 && at_ == 0,
+           false,
+           document_,
+           reader_};
   at_ += size;
   if (at_ == part.view().size()) {
     at_ = 0;
@@ -120,7 +126,7 @@ void TextPieces::open(const Source& source) {
   file_ = io::MappedFile::open(source.path);
   RecordOptions records = options_;
   records.format = source.format;
-  reader_ = read_records({file_->bytes(), file_, io::printable(source.path.string())}, records);
+  reader_ = read_records({file_->bytes(), file_, printable(source.path.string())}, records);
   last_ = {};
 }
 

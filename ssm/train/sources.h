@@ -25,7 +25,7 @@ std::vector<Source> find_sources(const std::vector<std::filesystem::path>& paths
 // A stretch of one part of one document, and what must live while it is looked at.
 struct TextPiece {
   std::string_view text;
-  bool learn = true;
+  bool learn = true, framed = false;
   bool begins_document = false, ends_document = false;
   std::shared_ptr<const Document> document;
   std::shared_ptr<RecordReader> reader;

@@ -171,7 +171,7 @@ class TokenFileWriter::Spill {
 };
 
 TokenFileWriter::TokenFileWriter(const std::filesystem::path& path, int64_t vocab)
-    : name_(io::printable(path.string())), file_(path), vocab_(vocab), token_bytes_(token_bytes_for(vocab)) {
+    : name_(printable(path.string())), file_(path), vocab_(vocab), token_bytes_(token_bytes_for(vocab)) {
   SSM_CHECK(vocab >= 1 && vocab <= kMostIds, "{}: a vocabulary of {} ids", name_, vocab);
   offsets_ = std::make_unique<Spill>(path, name_);
   mask_ = std::make_unique<Spill>(path, name_);

@@ -21,7 +21,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/io/bytes.h"
 
 namespace ssm::train {
@@ -78,7 +78,7 @@ class TokenFileWriter {
   void pad(size_t multiple);
 
   std::string name_;
-  io::AtomicFile file_;
+  AtomicFile file_;
   std::vector<std::byte> buffer_;
   std::unique_ptr<Spill> offsets_, mask_;
   uint64_t written_ = 0;

@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "ssm/autograd/tape.h"
 #include "ssm/core/rng.h"
-#include "ssm/load/adapter.h"
 #include "ssm/ops/adamw/adamw.h"
 #include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/ops/gradient_norm/gradient_norm.h"
@@ -18,12 +16,6 @@ namespace {
 double value_of(const Tensor& scalar) {
   const Tensor t = scalar.to(kCpu);
   return t.dtype() == DType::f64 ? t.data<double>()[0] : static_cast<double>(t.data<float>()[0]);
-}
-
-SequenceBatch sequences_of(const Batch& batch) {
-  std::vector<int32_t> slots(batch.lengths.size());
-  std::iota(slots.begin(), slots.end(), 0);
-  return SequenceBatch(batch.lengths, slots);
 }
 
 Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
@@ -60,7 +52,8 @@ Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, T
       device_(device),
       compute_(compute),
       options_((options.check(), std::move(options))),
-      parameters_(model, device, compute, options_.trained, options_.average > 0) {
+      parameters_(model, device, compute, options_.trained, options_.average > 0),
+      dropout_(model) {
   SSM_CHECK(!parameters_.all().empty(), "nothing is to be trained");
   model_.recompute_layers(options_.recompute_layers);
 }
@@ -77,7 +70,7 @@ StepResult Trainer::step(std::span<const Batch> batches) {
   const float scale = 1.0f / static_cast<float>(result.targets);
   for (size_t i = 0; i < batches.size(); ++i) {
     const auto key = philox4x32(options_.seed, static_cast<uint64_t>(done_), i);
-    set_dropout(model_, uint64_t{key[1]} << 32 | key[0]);
+    dropout_.set(uint64_t{key[1]} << 32 | key[0]);
     result.loss += forward_backward(batches[i], scale);
   }
 
@@ -128,12 +121,12 @@ double Trainer::forward_backward(const Batch& batch, float scale) {
 
 double Trainer::evaluate(const Batch& batch) {
   const ArenaScope scope(&arena_);
-  set_dropout(model_, std::nullopt);
+  dropout_.set(std::nullopt);
   return loss_of(batch, {}, 1.0f, false);
 }
 
 double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
-  const SequenceBatch sequences = sequences_of(batch);
+  const SequenceBatch sequences = SequenceBatch::in_order(batch.lengths);
   const Tensor ids = ids_on(batch.ids, device_), targets = ids_on(batch.targets, device_);
   Tape tape;
   Tensor hidden;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "ssm/load/adapter.h"
 #include "ssm/train/batches.h"
 #include "ssm/train/parameters.h"
 #include "ssm/train/schedule.h"
@@ -69,6 +70,7 @@ class Trainer {
   DType compute_;
   TrainerOptions options_;
   ParameterSet parameters_;
+  Dropout dropout_;
   ModelState carried_;  // a row a stream
   Arena arena_;
   int64_t done_ = 0;

@@ -16,11 +16,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (data[0] & 4) options.column = "quote";
   if (data[0] & 8) options.separator = "";
   if (data[0] & 16) {
-    options.chat = [](const std::vector<ssm::train::ChatMessage>& messages) {
-      ssm::train::Document document;
-      for (const auto& message : messages) document.push_back({message.role + message.content, {}, true});
-      return document;
-    };
+    options.chat =
+        std::make_shared<const ssm::text::ChatTemplate>(ssm::text::built_in_chat_template("plain", {}));
   }
   ignore_errors([&] {
     const auto reader = ssm::train::read_records({{copy->data(), copy->size()}, copy, "fuzz"}, options);
@@ -35,7 +32,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       offset = reader->offset();
     }
     static_cast<void>(last);
-    if (total > copy->size() * 2) __builtin_trap();  // every byte is in one document at most
+    if (total > copy->size() * 2)
+      __builtin_trap();  // every byte is in one document at most, but for names of roles
   });
   return 0;
 }

@@ -1,5 +1,4 @@
 // The backward of causal_conv1d on a card against the f64 reference, in every type of activations.
-#include <numeric>
 
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d_reference.h"
@@ -24,9 +23,7 @@ Tensor upload(const Tensor& x, DType dtype, int64_t left, int64_t right) {
 }
 
 void expect_reference(const std::vector<int64_t>& lengths, int64_t C, int64_t K, DType dtype, Rng& rng) {
-  std::vector<int32_t> slots(lengths.size());
-  std::iota(slots.begin(), slots.end(), 0);
-  const SequenceBatch batch(lengths, slots);
+  const SequenceBatch batch = SequenceBatch::in_order(lengths);
   const int64_t T = batch.total(), left = rng.below(2) ? 0 : rng.below(2) ? 8 : 3, right = 8 * rng.below(2);
   const Tensor x = rounded(test::random_normal({T, C}, rng), dtype),
                dy = rounded(test::random_normal({T, C}, rng), dtype);

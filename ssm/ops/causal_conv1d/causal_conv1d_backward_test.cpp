@@ -42,11 +42,7 @@ struct Case {
     if (rng.below(3) == 0) activation = Activation::none;
   }
 
-  SequenceBatch batch() const {
-    std::vector<int32_t> slots(lengths.size());
-    std::iota(slots.begin(), slots.end(), 0);
-    return SequenceBatch(lengths, slots);
-  }
+  SequenceBatch batch() const { return SequenceBatch::in_order(lengths); }
   Tensor rows(const Tensor& t, int64_t b) const {
     return t.slice(0, batch().offset(b), batch().offset(b + 1));
   }

@@ -1,7 +1,5 @@
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 
-#include <numeric>
-
 #include "ssm/core/allocator.h"
 #include "ssm/ops/bench_util.h"
 #include "ssm/ops/test_util.h"
@@ -18,9 +16,7 @@ void conv(benchmark::State& state, bool steps, bool over_channels) {
   const Tensor x = test::random_normal({T, C}, rng), bias = test::random_normal({C}, rng);
   const Tensor weight =
       over_channels ? test::random_normal({kK, C}, rng).transpose(0, 1) : test::random_normal({C, kK}, rng);
-  std::vector<int32_t> slots(steps ? static_cast<size_t>(T) : 1);
-  std::iota(slots.begin(), slots.end(), 0);
-  const SequenceBatch batch = steps ? SequenceBatch::steps(slots) : SequenceBatch::single(T);
+  const SequenceBatch batch = steps ? SequenceBatch::equal(T, 1) : SequenceBatch::single(T);
   const Tensor conv_state = test::random_normal({batch.size(), kK - 1, C}, rng);
   Arena arena;
   const int64_t bytes = (2 * T + 2 * (kK - 1) * batch.size() + kK + 1) * C * 4;

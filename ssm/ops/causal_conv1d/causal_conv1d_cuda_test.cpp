@@ -1,6 +1,5 @@
 // causal_conv1d on a card against the f64 reference, in every activation type; splits and batches bit for
 // bit.
-#include <numeric>
 
 #include "ssm/core/graph.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
@@ -24,14 +23,10 @@ struct Case {
     K = rng.below(2) ? 4 : 1 + rng.below(rng.below(4) ? 5 : 40);
     const int64_t B = 1 + rng.below(5);
     slots = B + rng.below(3);
-    std::vector<int32_t> order(static_cast<size_t>(slots));
-    std::iota(order.begin(), order.end(), 0);
-    for (size_t i = order.size(); i > 1; --i)
-      std::swap(order[i - 1], order[static_cast<size_t>(rng.below(i))]);
+    slot = test::slots_in_any_order(B, slots, rng);
     const bool step = rng.below(4) == 0;
     for (int64_t b = 0; b < B; ++b) {
       lengths.push_back(step ? 1 : 1 + rng.below(rng.below(2) ? 4 : longest));
-      slot.push_back(order[static_cast<size_t>(b)]);
       T += lengths.back();
     }
     dtype = kTypes[rng.below(3)];

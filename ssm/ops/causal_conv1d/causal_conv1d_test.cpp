@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <numeric>
-
 #include "ssm/ops/causal_conv1d/causal_conv1d_reference.h"
 #include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_util.h"
@@ -26,13 +24,9 @@ struct Case {
     K = 1 + rng.below(rng.below(4) ? 5 : 12);
     const int64_t B = 1 + rng.below(5);
     slots = B + rng.below(3);
-    std::vector<int32_t> order(static_cast<size_t>(slots));
-    std::iota(order.begin(), order.end(), 0);
-    for (size_t i = order.size(); i > 1; --i)
-      std::swap(order[i - 1], order[static_cast<size_t>(rng.below(i))]);
+    slot = test::slots_in_any_order(B, slots, rng);
     for (int64_t b = 0; b < B; ++b) {
       lengths.push_back(1 + rng.below(rng.below(2) ? 4 : longest));
-      slot.push_back(order[static_cast<size_t>(b)]);
       T += lengths.back();
     }
     const int64_t before = rng.below(2) ? rng.below(20) : 0;

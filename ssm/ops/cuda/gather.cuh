@@ -1,4 +1,4 @@
-// Rows of a matrix by index: what embedding and gather_rows share.
+// Rows of a matrix by index, as embedding reads them.
 #pragma once
 
 #include <limits>

@@ -13,7 +13,7 @@ Tensor negative_exp(const Tensor& x) {
   if (!x.contiguous()) {
     SSM_CHECK(x.rank() == 2, "negative_exp: x has shape {} and is not contiguous", x.shape());
     const Tensor other = x.transpose(0, 1);
-    return negative_exp(other.contiguous() ? other : other.clone()).transpose(0, 1);
+    return negative_exp(other.row_major()).transpose(0, 1);
   }
   Tensor y = Tensor::empty(x.shape(), DType::f32, x.device());
   SSM_DISPATCH(x.device(), negative_exp(x, y));
@@ -32,20 +32,6 @@ void negative_exp_backward(const Tensor& y, const Tensor& dy, const Tensor& dx) 
   };
   check("y", y), check("dy", dy), check("dx", dx);
   SSM_DISPATCH(y.device(), negative_exp_backward(y, dy, dx));
-}
-
-Tensor gather_rows(const Tensor& x, const Tensor& rows) {
-  SSM_CHECK(x.defined() && x.rank() == 2, "gather_rows: x has shape {}, expected [T, M]", x.shape());
-  check_first("gather_rows", "x", x, x.shape());
-  SSM_CHECK(rows.defined() && rows.rank() == 1 && rows.contiguous() &&
-                (rows.dtype() == DType::i32 || rows.dtype() == DType::i64),
-            "gather_rows: rows are {} {}, expected contiguous i32 or i64 [B]", name_of(rows.dtype()),
-            rows.shape());
-  SSM_CHECK(rows.device() == x.device(), "gather_rows: rows are on {}, x on {}", name_of(rows.device()),
-            name_of(x.device()));
-  Tensor y = Tensor::empty({rows.size(0), x.size(1)}, x.dtype(), x.device());
-  SSM_DISPATCH(x.device(), gather_rows(x, rows, y));
-  return y;
 }
 
 Tensor add_scaled(const Tensor& y, const Tensor& x, float scale) {

@@ -11,13 +11,6 @@ Tensor negative_exp(const Tensor& x);
 // Its gradient, from its result y = -exp(x): dx += y dy. All f32 of one shape of rank 1 or 2, of any strides.
 void negative_exp_backward(const Tensor& y, const Tensor& dy, const Tensor& dx);
 
-// y[b] = x[rows[b]].
-//   x [T, M]  of a type for activations, rows contiguous;  rows [B]  i32 or i64, on the device of x
-//   y [B, M]  of the type of x
-// Errors: a row outside of x, by value and position; on a card such a row gives NaN, since the host does not
-// see it.
-Tensor gather_rows(const Tensor& x, const Tensor& rows);
-
 // y <- y + scale x, and y again.
 //   y, x [T, M] of a type for activations, both of one, rows contiguous (a row stride is allowed)
 // A gradient of y flows on to both.

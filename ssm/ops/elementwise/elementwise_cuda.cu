@@ -1,7 +1,9 @@
 #include <algorithm>
 
-#include "ssm/ops/cuda/gather.cuh"
+#include "ssm/core/cuda.h"
+#include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/philox.cuh"
+#include "ssm/ops/cuda/vectors.cuh"
 #include "ssm/ops/elementwise/dropout_threshold.h"
 #include "ssm/ops/elementwise/elementwise_cuda.h"
 
@@ -120,18 +122,6 @@ void negative_exp(const Tensor& x, const Tensor& y) {
           .block = dim3(kThreads),
           .overlaps_previous = true},
          negative_exp_kernel, x.data<float>(), y.data<float>(), n);
-}
-
-void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& y) {
-  const GatherArgs args{.x = x.raw(),
-                        .rows = rows.raw(),
-                        .y = y.raw(),
-                        .x_rows = x.size(0),
-                        .x_stride = x.stride(0),
-                        .width = x.size(1),
-                        .count = rows.size(0),
-                        .wide = rows.dtype() == DType::i64};
-  dispatch(x.dtype(), "gather_rows", [&](auto zero) { gather<decltype(zero), decltype(zero)>(args); });
 }
 
 void add_scaled(const Tensor& y, const Tensor& x, float scale) {

@@ -39,42 +39,6 @@ TEST(ElementwiseCuda, NegativeExpBackwardIsTheCpusInAnyLayout) {
   }
 }
 
-TEST(ElementwiseCuda, GatherRowsCopiesTheRowsNamed) {
-  SSM_NEED_CUDA();
-  Rng rng(2);
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
-    for (int trial = 0; trial < 60; ++trial) {
-      const int64_t T = 1 + rng.below(600), M = 1 + rng.below(rng.below(2) ? 40 : 4000), left = rng.below(9);
-      const int64_t B = rng.below(130);
-      const Tensor wide = test::random_normal({T, left + M}, rng).to(dtype);
-      const Tensor x = wide.slice(1, left, left + M);
-      std::vector<int32_t> rows;
-      for (int64_t b = 0; b < B; ++b) rows.push_back(static_cast<int32_t>(rng.below(T)));
-      const Tensor narrow = Tensor::from_values<int32_t>(rows, {B});
-      const Tensor expected = gather_rows(x.to(DType::f32).clone(), narrow);
-      const std::vector<int64_t> longs(rows.begin(), rows.end());
-      const Tensor on = wide.to(kCuda).slice(1, left, left + M);
-      for (const Tensor& index : {narrow, Tensor::from_values<int64_t>(longs, {B})}) {
-        const Tensor y = gather_rows(on, index.to(kCuda)).to(kCpu);
-        EXPECT_EQ(y.dtype(), dtype);
-        EXPECT_EQ(to_doubles(y), to_doubles(expected)) << T << " " << M << " " << B;
-      }
-    }
-  }
-}
-
-TEST(ElementwiseCuda, GatherRowsGivesNanForARowOutside) {
-  SSM_NEED_CUDA();
-  const std::vector<int64_t> rows{3, 4, -1};
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
-    const Tensor y =
-        gather_rows(Tensor::zeros({4, 12}, dtype, kCuda), Tensor::from_values<int64_t>(rows, {3}).to(kCuda))
-            .to(kCpu)
-            .to(DType::f32);
-    for (int64_t i = 0; i < y.numel(); ++i) EXPECT_EQ(std::isnan(y.data<float>()[i]), i >= 12);
-  }
-}
-
 TEST(ElementwiseCuda, AddScaledAndDropoutEqualTheCpus) {
   SSM_NEED_CUDA();
   Rng rng(3);

@@ -47,39 +47,6 @@ TEST(Elementwise, NegativeExpBackwardInAnyLayout) {
   EXPECT_THROW(negative_exp_backward(heads, dy, Tensor::zeros({6})), Error);
 }
 
-TEST(Elementwise, GatherRowsCopiesTheRowsNamed) {
-  Rng rng(2);
-  for (int trial = 0; trial < 50; ++trial) {
-    const int64_t T = 1 + rng.below(20), M = 1 + rng.below(40), left = rng.below(3), B = rng.below(9);
-    const Tensor x = test::random_normal({T, left + M}, rng).slice(1, left, left + M);
-    std::vector<int32_t> rows;
-    std::vector<double> expected;
-    for (int64_t b = 0; b < B; ++b) {
-      rows.push_back(static_cast<int32_t>(rng.below(T)));
-      const std::vector<double> row = test::to_doubles(x.select(0, rows.back()));
-      expected.insert(expected.end(), row.begin(), row.end());
-    }
-    const std::vector<int64_t> wide(rows.begin(), rows.end());
-    EXPECT_EQ(test::to_doubles(gather_rows(x, Tensor::from_values<int32_t>(rows, {B}))), expected);
-    EXPECT_EQ(test::to_doubles(gather_rows(x, Tensor::from_values<int64_t>(wide, {B}))), expected);
-  }
-}
-
-TEST(Elementwise, GatherRowsNamesARowOutside) {
-  const Tensor x = Tensor::zeros({4, 3});
-  for (const int64_t bad : {int64_t{4}, int64_t{-1}}) {
-    const std::vector<int64_t> rows{0, bad};
-    try {
-      gather_rows(x, Tensor::from_values<int64_t>(rows, {2}));
-      FAIL() << "no error for " << bad;
-    } catch (const Error& e) {
-      EXPECT_NE(std::string(e.what()).find(std::to_string(bad) + " at position 1"), std::string::npos)
-          << e.what();
-    }
-  }
-  EXPECT_THROW(gather_rows(x, Tensor::zeros({2})), Error);
-}
-
 TEST(Elementwise, AddScaledAddsInPlace) {
   Rng rng(3);
   for (int trial = 0; trial < 20; ++trial) {

@@ -54,19 +54,11 @@ HWY_INLINE V load_columns(const T* p, int64_t n) {
 template <class T>
 HWY_INLINE void transpose4(const T* p, int64_t stride, int64_t rows, int64_t columns, V (&out)[4]) {
   const D d;
-  const hn::Repartition<double, D> d64;
   V r[4];
   SSM_UNROLL for (int64_t j = 0; j < 4; ++j) {
     r[j] = HWY_LIKELY(j < rows) ? load_columns(p + j * stride, columns) : hn::Zero(d);
   }
-  const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, r[0], r[1]));
-  const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, r[0], r[1]));
-  const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, r[2], r[3]));
-  const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, r[2], r[3]));
-  out[0] = hn::BitCast(d, hn::InterleaveLower(d64, low01, low23));
-  out[1] = hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23));
-  out[2] = hn::BitCast(d, hn::InterleaveLower(d64, high01, high23));
-  out[3] = hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23));
+  transpose4(r, out);
 }
 
 // R rows of `columns` columns as a panel (linear_panel-inl.h).

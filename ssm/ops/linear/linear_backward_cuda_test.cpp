@@ -32,26 +32,12 @@ struct Case {
   }
   // `t` on the card, in half of the cases as columns of a wider tensor.
   Tensor upload(const Tensor& t, DType type, Rng& rng) const {
-    const int64_t unit = round ? 8 : 1, rows = t.size(0), width = t.size(1);
-    const int64_t left = rng.below(2) ? rng.below(9) * unit : 0,
-                  right = rng.below(2) ? rng.below(9) * unit : 0;
-    const Tensor wide = test::random_normal({rows, left + width + right}, rng, 1e6f);
-    for (int64_t row = 0; row < rows; ++row)
-      std::copy_n(t.data<float>() + row * width, width, wide.data<float>() + row * wide.size(1) + left);
-    return on_card(wide, type).slice(1, left, left + width);
+    return test::columns_on_card(t, type, round ? 8 : 1, rng);
   }
   std::string name() const {
     return fmt::format("T {} N {} K {} {}{}", T, N, K, name_of(dtype), round ? " aligned" : "");
   }
 };
-
-Tensor gathered(const Tensor& t) {  // a card's column slice, on the host
-  Tensor wide = Tensor::empty(t.shape(), t.dtype());
-  for (int64_t row = 0; row < t.size(0); ++row)
-    copy_bytes(wide.raw() + row * t.size(1) * static_cast<int64_t>(size_of(t.dtype())), kCpu,
-               t.select(0, row).raw(), kCuda, static_cast<size_t>(t.size(1)) * size_of(t.dtype()));
-  return wide;
-}
 
 std::vector<double> plus(const Tensor& a, std::vector<double> b) {
   const std::vector<double> av = to_doubles(a);
@@ -73,10 +59,11 @@ TEST(LinearBackwardCuda, EqualsTheReference) {
     linear_backward(c.upload(c.x, c.dtype, rng), Weight{c.upload(c.w, c.dtype, rng)},
                     c.upload(c.dy, c.dtype, rng), got);
     const auto bound = [](int64_t terms) { return 2e-6 + 1.5e-7 * std::sqrt(static_cast<double>(terms)); };
-    EXPECT_LT(test::relative_error(gathered(got.dx), got.dx_adds ? plus(dx0, expected.dx) : expected.dx),
-              bound(c.N) + test::rounding_of(c.dtype) * (got.dx_adds ? 2 : 1))
+    EXPECT_LT(
+        test::relative_error(test::from_card(got.dx), got.dx_adds ? plus(dx0, expected.dx) : expected.dx),
+        bound(c.N) + test::rounding_of(c.dtype) * (got.dx_adds ? 2 : 1))
         << c.name();
-    EXPECT_LT(test::relative_error(gathered(got.dweight), plus(dw0, expected.dweight)), bound(c.T))
+    EXPECT_LT(test::relative_error(test::from_card(got.dweight), plus(dw0, expected.dweight)), bound(c.T))
         << c.name();
     EXPECT_LT(card_error(got.dbias, plus(db0, expected.dbias)), bound(c.T)) << c.name();
   }

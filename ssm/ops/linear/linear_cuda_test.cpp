@@ -23,13 +23,7 @@ struct Case {
   }
   // `t` on the card, in half of the cases as columns of a wider tensor, whose rows may start anywhere.
   Tensor upload(const Tensor& t, bool round, Rng& rng) const {
-    const int64_t unit = round ? 8 : 1, rows = t.size(0), width = t.size(1);
-    const int64_t left = rng.below(2) ? rng.below(9) * unit : 0,
-                  right = rng.below(2) ? rng.below(9) * unit : 0;
-    const Tensor wide = test::random_normal({rows, left + width + right}, rng, 1e6f);
-    for (int64_t row = 0; row < rows; ++row)
-      std::copy_n(t.data<float>() + row * width, width, wide.data<float>() + row * wide.size(1) + left);
-    return on_card(wide, dtype).slice(1, left, left + width);
+    return test::columns_on_card(t, dtype, round ? 8 : 1, rng);
   }
   std::vector<double> expected() const {
     return reference::linear(to_doubles(x), to_doubles(w),

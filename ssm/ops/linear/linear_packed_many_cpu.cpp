@@ -208,20 +208,6 @@ HWY_INLINE void many_rows_run(const GroupsOfX& x, const ColumnsOfW& w, int64_t r
   }
 }
 
-// Four columns of kLanes rows, with their bias: block b of out[v] has those of row 4 b + v.
-HWY_INLINE void to_rows(const V (&columns)[4], V (&out)[4]) {
-  const D d;
-  const hn::Repartition<double, D> d64;
-  const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, columns[0], columns[1]));
-  const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, columns[0], columns[1]));
-  const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, columns[2], columns[3]));
-  const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, columns[2], columns[3]));
-  out[0] = hn::BitCast(d, hn::InterleaveLower(d64, low01, low23));
-  out[1] = hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23));
-  out[2] = hn::BitCast(d, hn::InterleaveLower(d64, high01, high23));
-  out[3] = hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23));
-}
-
 // Writes the first `columns` of a tile for the first `rows` of kLanes rows of y.
 HWY_INLINE void store_tile(const V (&tile)[kColumns], const float* bias, int64_t columns, int64_t rows,
                            float* y, int64_t y_stride) {
@@ -232,7 +218,7 @@ HWY_INLINE void store_tile(const V (&tile)[kColumns], const float* bias, int64_t
       four[j] = tile[std::min(i + j, kColumns - 1)];
       if (bias) four[j] = hn::Add(four[j], hn::Set(D(), bias[std::min(i + j, columns - 1)]));
     }
-    to_rows(four, out);
+    transpose4(four, out);  // of columns: block b of out[v] has those of row 4 b + v
     SSM_UNROLL for (int64_t j = 0; j < 4; ++j) hn::Store(out[j], D(), lanes[i / 4] + j * kLanes);
   }
   for (int64_t row = 0; row < rows; ++row, y += y_stride) {

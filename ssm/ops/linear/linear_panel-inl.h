@@ -41,6 +41,21 @@ constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64;  // 
 constexpr int kPanelRows = kManyRegisters ? 6 : 3;
 constexpr int64_t panel_floats(int64_t K) { return (K + 3) / 4 * 4 * kLanes; }
 
+// Each 4 x 4 of a block of four vectors, transposed: lane j of block b of out[v] is lane v of block b of
+// in[j].
+HWY_INLINE void transpose4(const V (&in)[4], V (&out)[4]) {
+  const D d;
+  const hn::Repartition<double, D> d64;
+  const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, in[0], in[1]));
+  const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, in[0], in[1]));
+  const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, in[2], in[3]));
+  const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, in[2], in[3]));
+  out[0] = hn::BitCast(d, hn::InterleaveLower(d64, low01, low23));
+  out[1] = hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23));
+  out[2] = hn::BitCast(d, hn::InterleaveLower(d64, high01, high23));
+  out[3] = hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23));
+}
+
 template <int MR>
 HWY_INLINE void panel_step(const float* HWY_RESTRICT x, int64_t x_stride, const float* HWY_RESTRICT panel,
                            V (&acc)[MR][4]) {

@@ -1,6 +1,5 @@
 // The backward of selective_scan on a card against the f64 reference, in every type of activations.
 #include <map>
-#include <numeric>
 
 #include "ssm/core/graph.h"
 #include "ssm/ops/cuda/test_cuda.h"
@@ -25,11 +24,7 @@ struct Case {
   std::vector<int64_t> lengths;
   Tensor initial, dy;
   DType dtype = DType::f32;
-  SequenceBatch batch() const {
-    std::vector<int32_t> slots(lengths.size());
-    std::iota(slots.begin(), slots.end(), 0);
-    return SequenceBatch(lengths, slots);
-  }
+  SequenceBatch batch() const { return SequenceBatch::in_order(lengths); }
   std::string name() const {
     return fmt::format("lengths {} E {} N {} {}", fmt::join(lengths, ","), args.A.size(0), args.A.size(1),
                        name_of(dtype));
@@ -97,24 +92,12 @@ OnCard upload(const Case& c, Rng& rng) {
   return card;
 }
 
-// On the host, in f32, contiguous; a card copies contiguous tensors only.
-Tensor download(const Tensor& x) {
-  if (x.contiguous()) return x.to(kCpu);
-  if (x.stride(0) == 1) return download(x.transpose(0, 1)).transpose(0, 1);
-  const int64_t T = x.size(0), C = x.size(1), stride = x.stride(0);
-  const Tensor all = Tensor::empty({(T - 1) * stride + C}, x.dtype());
-  copy_bytes(all.raw(), kCpu, x.raw(), kCuda, all.bytes());
-  const Tensor wide = all.to(DType::f32), to = Tensor::empty({T, C});
-  for (int64_t t = 0; t < T; ++t) std::copy_n(wide.data<float>() + t * stride, C, to.data<float>() + t * C);
-  return to;
-}
-
 std::map<std::string, Tensor> named(const SelectiveScanGrads& g) {
   std::map<std::string, Tensor> all{
       {"u", g.du}, {"delta", g.ddelta}, {"A", g.dA}, {"B", g.dB},
       {"C", g.dC}, {"D", g.dD},         {"z", g.dz}, {"delta_bias", g.ddelta_bias}};
   std::erase_if(all, [](const auto& x) { return !x.second.defined(); });
-  for (auto& x : all) x.second = download(x.second);
+  for (auto& x : all) x.second = test::from_card(x.second);
   return all;
 }
 

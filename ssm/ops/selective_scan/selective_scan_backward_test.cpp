@@ -21,11 +21,7 @@ struct Case {
   SelectiveScanArgs args;
   std::vector<int64_t> lengths;
   Tensor initial, dy;
-  SequenceBatch batch() const {
-    std::vector<int32_t> slots(lengths.size());
-    std::iota(slots.begin(), slots.end(), 0);
-    return SequenceBatch(lengths, slots);
-  }
+  SequenceBatch batch() const { return SequenceBatch::in_order(lengths); }
   int64_t E() const { return args.A.size(0); }
   int64_t N() const { return args.A.size(1); }
 };

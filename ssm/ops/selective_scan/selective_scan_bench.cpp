@@ -69,7 +69,7 @@ double exps_per_second() {
 void selective_scan_bench(benchmark::State& state) {
   static const double limit = exps_per_second();
   const int64_t length = state.range(0), sequences = state.range(1), E = 1536, N = 16;
-  const SequenceBatch batch = test::equal_batch(sequences, length);
+  const SequenceBatch batch = SequenceBatch::equal(sequences, length);
   Rng rng(1);
   const SelectiveScanArgs args = test::selective_scan_case(batch.total(), E, N, rng);
   std::vector<Tensor> h;  // of a model's layers: a step's states come from memory
@@ -96,7 +96,7 @@ BENCHMARK(selective_scan_bench)
 void selective_scan_backward_bench(benchmark::State& state) {
   static const double limit = exps_per_second();
   const int64_t length = state.range(0), sequences = state.range(1), E = 1536, N = 16;
-  const SequenceBatch batch = test::equal_batch(sequences, length);
+  const SequenceBatch batch = SequenceBatch::equal(sequences, length);
   const int64_t T = batch.total();
   Rng rng(1);
   const SelectiveScanArgs args = test::selective_scan_case(T, E, N, rng);

@@ -1,5 +1,4 @@
 // selective_scan on a card against the f64 reference, in every type of activations and states.
-#include <numeric>
 
 #include "ssm/core/graph.h"
 #include "ssm/ops/cuda/test_cuda.h"
@@ -46,15 +45,6 @@ int64_t random_N(Rng& rng) {
   return rng.below(8) == 0 ? kLarge[rng.below(4)] : rng.below(3) == 0 ? 16 : 1 + rng.below(40);
 }
 
-std::vector<int32_t> random_slots(int64_t used, int64_t all, Rng& rng) {
-  std::vector<int32_t> slots(static_cast<size_t>(all));
-  std::iota(slots.begin(), slots.end(), 0);
-  for (size_t i = slots.size(); i-- > 1;)
-    std::swap(slots[i], slots[static_cast<size_t>(rng.below(static_cast<int64_t>(i) + 1))]);
-  slots.resize(static_cast<size_t>(used));
-  return slots;
-}
-
 // Runs `args` on the card as `batch` and holds y and every slot's state to the reference.
 void expect_reference(const SelectiveScanArgs& args, const SequenceBatch& batch, DType dtype,
                       DType state_dtype, bool stateful, Rng& rng, const std::string& name,
@@ -92,7 +82,7 @@ TEST(SelectiveScanCuda, EqualsTheReference) {
     std::vector<int64_t> lengths;
     const bool step = trial % 4 == 0;
     for (int64_t b = 0; b < size; ++b) lengths.push_back(step ? 1 : 1 + rng.below(rng.below(3) ? 40 : 150));
-    const SequenceBatch batch(lengths, random_slots(size, size + 3, rng));
+    const SequenceBatch batch(lengths, test::slots_in_any_order(size, size + 3, rng));
     const DType dtype = kTypes[rng.below(3)], state_dtype = kTypes[rng.below(3)];
     const SelectiveScanArgs args = random_case(batch.total(), E, N, dtype, rng);
     expect_reference(args, batch, dtype, state_dtype, rng.below(4) > 0, rng,
@@ -110,8 +100,8 @@ TEST(SelectiveScanCuda, AStepOfManyEqualsTheReference) {
       for (const DType dtype : kTypes) {
         const SelectiveScanArgs args = random_case(B, E, 16, dtype, rng);
         const std::vector<int64_t> ones(static_cast<size_t>(B), 1);
-        expect_reference(args, SequenceBatch(ones, random_slots(B, B + 5, rng)), dtype, kTypes[rng.below(3)],
-                         true, rng, fmt::format("{} steps of {} channels", B, E));
+        expect_reference(args, SequenceBatch(ones, test::slots_in_any_order(B, B + 5, rng)), dtype,
+                         kTypes[rng.below(3)], true, rng, fmt::format("{} steps of {} channels", B, E));
       }
     }
   }
@@ -175,7 +165,7 @@ TEST(SelectiveScanCuda, ARaggedBatchEqualsSingleRuns) {
     const int64_t size = 1 + rng.below(7), E = 1 + rng.below(300), N = random_N(rng);
     std::vector<int64_t> lengths;
     for (int64_t b = 0; b < size; ++b) lengths.push_back(1 + rng.below(rng.below(3) ? 9 : 400));
-    const SequenceBatch batch(lengths, random_slots(size, size + 3, rng));
+    const SequenceBatch batch(lengths, test::slots_in_any_order(size, size + 3, rng));
     const DType dtype = kTypes[rng.below(3)];
     const SelectiveScanArgs args = upload(random_case(batch.total(), E, N, dtype, rng), dtype, rng);
     const Tensor before = test::random_normal({size + 3, N, E}, rng);

@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <numeric>
-
 #include "ssm/core/parallel.h"
 #include "ssm/ops/selective_scan/selective_scan_test.h"
 #include "ssm/ops/simd/test_targets.h"
@@ -95,10 +93,7 @@ TEST(SelectiveScan, ARaggedBatchEqualsSingleRunsBitForBit) {
   for (int trial = 0; trial < 60; ++trial) {
     const int64_t size = 1 + rng.below(7), E = 1 + rng.below(150), N = random_N(rng);
     std::vector<int64_t> lengths;
-    std::vector<int32_t> slots(static_cast<size_t>(size + 3));
-    std::iota(slots.begin(), slots.end(), 0);
-    for (size_t i = slots.size(); i-- > 1;) std::swap(slots[i], slots[static_cast<size_t>(rng.below(i + 1))]);
-    slots.resize(static_cast<size_t>(size));
+    const std::vector<int32_t> slots = test::slots_in_any_order(size, size + 3, rng);
     for (int64_t b = 0; b < size; ++b) lengths.push_back(trial % 3 == 0 ? 1 : 1 + rng.below(9));
     const SequenceBatch batch(lengths, slots);
     const SelectiveScanArgs args = random_case(batch.total(), E, N, rng);

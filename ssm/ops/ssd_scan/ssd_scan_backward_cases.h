@@ -4,7 +4,6 @@
 
 #include <functional>
 #include <map>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -27,16 +26,20 @@ struct SsdGradientCase {
   Tensor initial, dy;
   DType dtype = DType::f32;
 
-  SequenceBatch batch() const {
-    std::vector<int32_t> slots(lengths.size());
-    std::iota(slots.begin(), slots.end(), 0);
-    return SequenceBatch(lengths, slots);
-  }
+  SequenceBatch batch() const { return SequenceBatch::in_order(lengths); }
   std::string name() const {
     return fmt::format("{} H {} P {} G {} N {} lengths {}", name_of(dtype), size.H, size.P, size.G, size.N,
                        fmt::join(lengths, ","));
   }
 };
+
+inline std::map<std::string, Tensor> named(const SsdScanGrads& g) {
+  std::map<std::string, Tensor> all{
+      {"x", g.dx}, {"dt", g.ddt},          {"A", g.dA}, {"B", g.dB}, {"C", g.dC},
+      {"D", g.dD}, {"dt_bias", g.ddt_bias}};
+  std::erase_if(all, [](const auto& x) { return !x.second.defined(); });
+  return all;
+}
 
 inline SsdSizes random_sizes(Rng& rng) {
   constexpr int64_t kLarge[] = {64, 128, 256};

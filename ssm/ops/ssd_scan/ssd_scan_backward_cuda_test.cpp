@@ -37,16 +37,6 @@ Tensor upload(const Tensor& x, DType dtype, int64_t left) {
   return on_card(all, dtype).slice(1, left, left + C);
 }
 
-Tensor download(const Tensor& x) {
-  if (x.contiguous()) return x.to(kCpu);
-  const int64_t T = x.size(0), C = x.size(1), stride = x.stride(0);
-  const Tensor all = Tensor::empty({(T - 1) * stride + C}, x.dtype());
-  copy_bytes(all.raw(), kCpu, x.raw(), kCuda, all.bytes());
-  const Tensor wide = all.to(DType::f32), to = Tensor::empty({T, C});
-  for (int64_t t = 0; t < T; ++t) std::copy_n(wide.data<float>() + t * stride, C, to.data<float>() + t * C);
-  return to;
-}
-
 struct OnCard {
   SsdScanArgs args;
   Tensor initial, dy;
@@ -71,11 +61,8 @@ OnCard upload(const Case& c, Rng& rng) {
 }
 
 std::map<std::string, Tensor> named(const SsdScanGrads& g) {
-  std::map<std::string, Tensor> all{
-      {"x", g.dx}, {"dt", g.ddt},          {"A", g.dA}, {"B", g.dB}, {"C", g.dC},
-      {"D", g.dD}, {"dt_bias", g.ddt_bias}};
-  std::erase_if(all, [](const auto& x) { return !x.second.defined(); });
-  for (auto& x : all) x.second = download(x.second);
+  std::map<std::string, Tensor> all = test::named(g);
+  for (auto& x : all) x.second = test::from_card(x.second);
   return all;
 }
 

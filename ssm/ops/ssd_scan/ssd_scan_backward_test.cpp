@@ -13,6 +13,7 @@ using Case = test::SsdGradientCase;
 using Sizes = test::SsdSizes;
 using Vectors = test::SsdVectors;
 using test::analytic;
+using test::named;
 using test::random_lengths;
 using test::random_sizes;
 
@@ -45,14 +46,6 @@ SsdScanGrads gradients(const Case& c, Rng& rng) {
   const SsdScanGrads g = empty_grads(c, rng);
   ssd_scan_backward(c.args, c.batch(), c.initial, c.dy, g);
   return g;
-}
-
-std::map<std::string, Tensor> named(const SsdScanGrads& g) {
-  std::map<std::string, Tensor> all{
-      {"x", g.dx}, {"dt", g.ddt},          {"A", g.dA}, {"B", g.dB}, {"C", g.dC},
-      {"D", g.dD}, {"dt_bias", g.ddt_bias}};
-  std::erase_if(all, [](const auto& x) { return !x.second.defined(); });
-  return all;
 }
 
 Vectors by_differences(const Case& c) {

@@ -86,7 +86,7 @@ void ssd_scan_bench(benchmark::State& state) {
   static const double fma_limit = fmas_per_second(), copy_limit = copied_bytes_per_second();
   const int64_t length = state.range(0), sequences = state.range(1);
   const int64_t H = 24, P = 64, G = 1, N = 128;
-  const SequenceBatch batch = test::equal_batch(sequences, length);
+  const SequenceBatch batch = SequenceBatch::equal(sequences, length);
   Rng rng(1);
   const SsdScanArgs args = test::ssd_scan_case(batch.total(), H, P, G, N, rng);
   const Tensor h = Tensor::zeros({sequences, H, N, P});
@@ -117,7 +117,7 @@ void ssd_scan_backward_bench(benchmark::State& state) {
   static const double fma_limit = fmas_per_second();
   const int64_t length = state.range(0), sequences = state.range(1);
   const int64_t H = 24, P = 64, G = 1, N = 128;
-  const SequenceBatch batch = test::equal_batch(sequences, length);
+  const SequenceBatch batch = SequenceBatch::equal(sequences, length);
   const int64_t T = batch.total();
   Rng rng(1);
   const SsdScanArgs args = test::ssd_scan_case(T, H, P, G, N, rng);

@@ -149,12 +149,7 @@ struct Worst {
 // Runs `c` as a batch of these lengths in random slots and compares with the reference.
 void expect_equal(const Case& c, const std::vector<int64_t>& lengths, Rng& rng, Worst& worst) {
   const auto B = std::ssize(lengths);
-  std::vector<int32_t> slots(static_cast<size_t>(B + 2));
-  std::iota(slots.begin(), slots.end(), 0);
-  for (size_t i = slots.size(); i-- > 1;)
-    std::swap(slots[i], slots[static_cast<size_t>(rng.below(static_cast<int64_t>(i) + 1))]);
-  slots.resize(static_cast<size_t>(B));
-  const SequenceBatch batch(lengths, slots);
+  const SequenceBatch batch(lengths, test::slots_in_any_order(B, B + 2, rng));
   const Tensor before = c.random_state(B + 2, rng), state = on_card(before, c.state_dtype);
   const Tensor y = ssd_scan(c.card, batch, state).to(kCpu), after = state.to(kCpu).to(DType::f32);
   std::vector<bool> used(static_cast<size_t>(B + 2));
@@ -282,9 +277,7 @@ TEST(SsdScanCuda, ARaggedBatchAgreesWithSingleRuns) {
   for (int trial = 0; trial < 30; ++trial) {
     std::vector<int64_t> lengths(static_cast<size_t>(2 + rng.below(5)));
     for (int64_t& n : lengths) n = 1 + rng.below(trial % 3 == 0 ? 2000 : 300);
-    std::vector<int32_t> slots(lengths.size());
-    std::iota(slots.begin(), slots.end(), 0);
-    const SequenceBatch batch(lengths, slots);
+    const SequenceBatch batch = SequenceBatch::in_order(lengths);
     const Case c(batch.total(), random_sizes(rng), kTypes[trial % 3], rng);
     const Tensor before = c.random_state(batch.size(), rng), state = on_card(before), alone = on_card(before);
     const Tensor y = ssd_scan(c.card, batch, state).to(kCpu);

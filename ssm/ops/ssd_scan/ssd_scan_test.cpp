@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <numeric>
-
 #include "ssm/core/parallel.h"
 #include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/ssd_scan/ssd_scan_cases.h"
@@ -164,12 +162,7 @@ TEST(SsdScan, ARaggedBatchEqualsSingleRunsBitForBit) {
     // Some batches are longer than a round holds.
     const int64_t sequences = trial % 10 == 0 ? 40 : 1 + rng.below(7);
     std::vector<int64_t> lengths;
-    std::vector<int32_t> slots(static_cast<size_t>(sequences + 3));
-    std::iota(slots.begin(), slots.end(), 0);
-    for (size_t i = slots.size(); i-- > 1;) {
-      std::swap(slots[i], slots[static_cast<size_t>(rng.below(static_cast<int64_t>(i) + 1))]);
-    }
-    slots.resize(static_cast<size_t>(sequences));
+    const std::vector<int32_t> slots = test::slots_in_any_order(sequences, sequences + 3, rng);
     for (int64_t b = 0; b < sequences; ++b)
       lengths.push_back(trial % 3 == 0 ? 1 + rng.below(2) : random_length(rng));
     const SequenceBatch batch(lengths, slots);

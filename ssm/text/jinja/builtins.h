@@ -2,7 +2,7 @@
 // they do. They throw Error without a place; the evaluator adds template and line.
 #pragma once
 
-#include <functional>
+#include <ctime>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -50,6 +50,9 @@ Value apply_filter(std::string_view name, const Value& subject, Arguments& argum
 bool apply_test(std::string_view name, const Value& subject, Arguments& arguments, Budget& budget);
 Value call_method(const Value& object, std::string_view name, Arguments& arguments, Budget& budget);
 bool has_method(const Value& object, std::string_view name);
+
+Value range(Arguments& arguments, Budget& budget);
+std::string time_text(const std::string& format, const std::tm& now);  // strftime_now
 
 Value binary(std::string_view op, const Value& a, const Value& b, Budget& budget);
 Value unary(std::string_view op, const Value& a);

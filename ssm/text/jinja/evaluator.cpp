@@ -17,7 +17,6 @@ namespace {
 constexpr uint64_t kSteps = 2'000'000, kStepsPerByte = 100;
 constexpr uint64_t kBytes = uint64_t{16} << 20, kBytesPerByte = 64;
 constexpr int kDeepestCall = 500;  // expressions, statements and macros within each other
-constexpr int64_t kLongestRange = 100'000;
 
 // Variables of a block; what it does not have is looked for in the one around it.
 class Scope {
@@ -399,7 +398,7 @@ class Evaluator {
         fail("the template refuses this: {}", message ? to_text(*message, budget_).substr(0, 1000) : "");
       }
       case Global::range:
-        return range(arguments);
+        return range(arguments, budget_);
       case Global::make_namespace:
         return Value::make_namespace(std::make_shared<Dict>(Dict{named(arguments)}));
       case Global::make_dict:
@@ -409,7 +408,7 @@ class Evaluator {
     }
     const std::string format = arguments.text(0, "format");
     arguments.finish();
-    return make_string(time_text(format), budget_);
+    return make_string(time_text(format, *now_), budget_);
   }
 
   std::vector<std::pair<std::string, Value>> named(const Arguments& arguments) {
@@ -418,41 +417,6 @@ class Evaluator {
       SSM_CHECK(value.is_data() || value.is_undefined(), "{}: a {}", arguments.callee(), type_name(value));
     }
     return arguments.named();
-  }
-
-  Value range(Arguments& arguments) {
-    int64_t begin = 0, end = 0, step = 1;
-    for (size_t i = 0; i < arguments.count(); ++i) {
-      SSM_CHECK(arguments.at(i).integer(), "range: of a {}", type_name(arguments.at(i)));
-      const int64_t value = *arguments.find(i, "")->integer();
-      (i == 2 ? step : i == 1 ? end : begin) = value;
-    }
-    SSM_CHECK(arguments.count() >= 1 && arguments.count() <= 3 && step != 0,
-              "range: wants one to three numbers");
-    if (arguments.count() == 1) std::swap(begin, end);
-    std::vector<Value> items;
-    for (int64_t i = begin; step > 0 ? i < end : i > end;) {
-      SSM_CHECK(std::ssize(items) < kLongestRange, "range: more than {} numbers", kLongestRange);
-      items.emplace_back(i);
-      if (__builtin_add_overflow(i, step, &i)) break;
-    }
-    return make_list(std::move(items), budget_);
-  }
-
-  std::string time_text(const std::string& format) const {
-    constexpr size_t kLongest = 128;
-    SSM_CHECK(format.size() <= kLongest, "strftime_now: a format of {} bytes", format.size());
-    if (format.empty()) return {};
-    for (size_t i = 0; i < format.size(); ++i) {
-      if (format[i] != '%') continue;
-      if (format.substr(i + 1).starts_with('-')) ++i;
-      const char letter = ++i < format.size() ? format[i] : ' ';
-      SSM_CHECK(std::string_view("aAbBcdFHIjmMpSTuUwWxXyYZ%").find(letter) != std::string_view::npos,
-                "strftime_now: the format \"%{}\" is not supported", letter);
-    }
-    std::string text(16 * kLongest, '\0');
-    text.resize(std::strftime(text.data(), text.size(), format.c_str(), &*now_));
-    return text;
   }
 
   const Program& program_;

@@ -1,4 +1,4 @@
-#include "ssm/io/atomic_file.h"
+#include "ssm/core/atomic_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -7,9 +7,10 @@
 #include <cerrno>
 #include <system_error>
 
-#include "ssm/io/bytes.h"
+#include "ssm/core/error.h"
+#include "ssm/core/printable.h"
 
-namespace ssm::io {
+namespace ssm {
 namespace {
 
 [[noreturn]] void fail_with(const std::filesystem::path& target, std::string_view what, int error) {
@@ -59,6 +60,12 @@ void AtomicFile::commit() {
   sync_folder(target_.has_parent_path() ? target_.parent_path() : ".");
 }
 
+void write_whole(const std::filesystem::path& target, std::string_view text) {
+  AtomicFile file(target);
+  file.write(text);
+  file.commit();
+}
+
 void sync_folder(const std::filesystem::path& folder) {
   const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return;
@@ -66,4 +73,4 @@ void sync_folder(const std::filesystem::path& folder) {
   ::close(fd);
 }
 
-}  // namespace ssm::io
+}  // namespace ssm

@@ -8,7 +8,7 @@
 #include <span>
 #include <string_view>
 
-namespace ssm::io {
+namespace ssm {
 
 class AtomicFile {
  public:
@@ -28,8 +28,10 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+void write_whole(const std::filesystem::path& target, std::string_view text);
+
 // A rename, or a new or removed file, survives a power cut only once its folder is synced; some filesystems
 // refuse that, and are left alone.
 void sync_folder(const std::filesystem::path& folder);
 
-}  // namespace ssm::io
+}  // namespace ssm
