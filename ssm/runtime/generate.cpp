@@ -168,8 +168,8 @@ bool Generator::accept(Sequence& s, int32_t id, const GenerateOptions& options, 
   s.out.ids.push_back(id);
   s.pending.push_back(id);
   ++s.tokens;
-  const bool eos =
-      !options.ignore_eos && std::find(model_.eos.begin(), model_.eos.end(), id) != model_.eos.end();
+  const std::vector<int32_t>& ends = options.eos ? *options.eos : model_.eos;
+  const bool eos = !options.ignore_eos && std::find(ends.begin(), ends.end(), id) != ends.end();
   std::string shown;
   if (s.decoder && !eos) shown = s.matcher.push(s.decoder->push(id));
   s.out.text += shown;

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@ struct GenerateOptions {
   int64_t max_new_tokens = -1;    // -1: until something else stops it
   std::vector<std::string> stop;  // the text ends before the first of these; needs a tokenizer
   bool ignore_eos = false;
+  std::optional<std::vector<int32_t>> eos = {};  // ids that end a text instead of the model's own
 };
 
 enum class StopReason { eos, stop, length, cancelled };
