@@ -18,6 +18,7 @@ std::optional<std::string> find_cached(const std::string& name) {
 
 NB_MODULE(_core, m) {
   using namespace ssm::python;
+  nb::set_leak_warnings(false);  // what is alive at the end of a program is no fault of it
   m.attr("__version__") = SSM_VERSION;
   nb::exception<ssm::Error>(m, "Error", PyExc_ValueError);
   m.def("num_threads", &ssm::num_threads);

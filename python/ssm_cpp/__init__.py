@@ -24,13 +24,17 @@ _WHERE = {
     "outputs": ["CausalLMOutput", "GenerateOutput", "ModelOutput"],
     "generation": ["GenerationConfig", "TextIteratorStreamer", "TextStreamer"],
     "pipelines": ["TextGenerationPipeline", "pipeline"],
+    "modules": ["Mamba", "Mamba2"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
+_MODULES = ["ops"]
 
-__all__ = ["Error", "__version__", "num_threads", "set_num_threads", *_HOME]
+__all__ = ["Error", "__version__", "num_threads", "set_num_threads", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
