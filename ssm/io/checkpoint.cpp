@@ -1,11 +1,14 @@
 #include "ssm/io/checkpoint.h"
 
+#include <algorithm>
 #include <array>
 #include <map>
 
 #include "ssm/io/config.h"
+#include "ssm/io/gguf_model.h"
 #include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
+#include "ssm/io/packed_folder.h"
 #include "ssm/io/renamed.h"
 #include "ssm/io/safetensors.h"
 #include "ssm/io/sharded.h"
@@ -38,7 +41,7 @@ void check_folder(const fs::path& folder) {
   std::error_code error;
   const fs::file_status status = fs::status(folder, error);
   SSM_CHECK(fs::exists(status), "{}: there is no such folder", name);
-  SSM_CHECK(fs::is_directory(status), "{}: is a file, not a model folder", name);
+  SSM_CHECK(fs::is_directory(status), "{}: is a file that is neither a model folder nor GGUF", name);
   const fs::directory_iterator first(folder, error);
   SSM_CHECK(!error, "{}: cannot list the folder: {}", name, error.message());
   SSM_CHECK(first != fs::directory_iterator(), "{}: the folder is empty", name);
@@ -61,8 +64,21 @@ std::unique_ptr<WeightSource> open_weights(const fs::path& folder, Layout layout
   fail("{}: no weights: none of {} is in this folder", printable(folder.string()), fmt::join(files, ", "));
 }
 
-// The layout and the normalised config. config.json decides; params.json where it is absent or unknown.
-void read_config_files(Checkpoint& checkpoint) {
+// A folder of one model in several quantizations: which one is the user's to say.
+void refuse_gguf_folder(const fs::path& folder) {
+  std::vector<std::string> files;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().extension() == ".gguf") files.push_back(printable(it->path().filename().string()));
+  }
+  std::sort(files.begin(), files.end());
+  SSM_CHECK(files.empty(), "{}: name one of its files: {}", printable(folder.string()),
+            fmt::join(files, ", "));
+}
+
+// The layout, the normalised config and which tensors are packed. config.json decides; params.json where it
+// is absent or unknown.
+PackedEntries read_config_files(Checkpoint& checkpoint) {
   const fs::path& folder = checkpoint.folder;
   std::string unknown;
   for (const char* file : {"config.json", "params.json"}) {
@@ -79,7 +95,7 @@ void read_config_files(Checkpoint& checkpoint) {
         sizes = sizes_from_tensors(*open_weights(folder, *layout), groups);
       }
       checkpoint.config = normalise_config(config, *layout, name, sizes);
-      return;
+      return *layout == Layout::transformers ? packed_entries(config, name) : PackedEntries{};
     }
     if (unknown.empty()) unknown = name;
   }
@@ -88,16 +104,25 @@ void read_config_files(Checkpoint& checkpoint) {
             unknown);
   SSM_CHECK(!is_there(folder / "adapter_config.json"),
             "{}: holds a LoRA adapter (adapter_config.json), not a model", printable(folder.string()));
+  refuse_gguf_folder(folder);
   fail("{}: no config.json and no params.json in this folder", printable(folder.string()));
+}
+
+Checkpoint open_gguf(const fs::path& path) {
+  Checkpoint checkpoint{path, Layout::gguf, {}, nullptr, GgufFile::open(path)};
+  checkpoint.config = gguf_config(*checkpoint.gguf);
+  checkpoint.weights = gguf_weights(checkpoint.gguf, checkpoint.config);
+  return checkpoint;
 }
 
 }  // namespace
 
 Checkpoint open_checkpoint(const fs::path& folder) {
+  if (is_gguf(folder)) return open_gguf(folder);
   check_folder(folder);
-  Checkpoint checkpoint{folder, Layout::transformers, {}, nullptr};
-  read_config_files(checkpoint);
-  checkpoint.weights = open_weights(folder, checkpoint.layout);
+  Checkpoint checkpoint{folder, Layout::transformers, {}, nullptr, nullptr};
+  PackedEntries packed = read_config_files(checkpoint);
+  checkpoint.weights = with_packed(open_weights(folder, checkpoint.layout), std::move(packed));
   return checkpoint;
 }
 
