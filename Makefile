@@ -1,7 +1,8 @@
 # The project's verbs; each is a script of its own.
-.PHONY: run test build bench format check fuzz install-test
+.PHONY: run test test-python build bench format check fuzz install-test
 run:          ; scripts/run "Once upon a time"
 test:         ; scripts/test
+test-python:  ; scripts/test-python
 build:        ; scripts/build release
 bench:        ; scripts/build bench && build/bench/bin/ops_bench
 format:       ; scripts/format

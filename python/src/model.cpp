@@ -1,5 +1,7 @@
 #include "python/src/model.h"
 
+#include <fmt/ranges.h>
+
 #include <nlohmann/json.hpp>
 
 #include "python/src/bindings.h"
@@ -30,8 +32,15 @@ LoadOptions options_of(const std::string& dtype, const std::string& device) {
 }
 
 ModelPtr load(const std::string& folder, const std::string& dtype, const std::string& device,
-              const std::string& tokenizer, const std::string& adapter) {
+              const std::string& tokenizer, const std::string& adapter, const std::string& quantization,
+              int64_t group) {
   LoadOptions options = options_of(dtype, device);
+  if (!quantization.empty()) {
+    const std::optional<QuantFormat> format = quant_format(quantization, group);
+    SSM_CHECK(format, "quantization {} with groups of {}: expected one of {}", quantization, group,
+              fmt::join(quantization_types(), ", "));
+    options.quantization = Quantization{.format = *format};
+  }
   options.tokenizer = tokenizer;
   options.adapter = adapter;
   const nb::gil_scoped_release unlocked;
@@ -230,7 +239,7 @@ void bind_model(nb::module_& m) {
   using nb::arg;
   nb::class_<LoadedModel>(m, "Model")
       .def_static("load", &load, arg("folder"), arg("dtype") = "auto", arg("device") = "cpu",
-                  arg("tokenizer") = "", arg("adapter") = "")
+                  arg("tokenizer") = "", arg("adapter") = "", arg("quantization") = "", arg("group") = 64)
       .def_static("create", &create, arg("config"), arg("init") = "huggingface", arg("seed") = 0,
                   "With new weights, of a config.json's text.")
       .def("forward", &forward, arg("ids").none(), arg("embeddings").none(), arg("lengths"),

@@ -39,11 +39,13 @@ class PreTrainedModel:
         tokenizer=None,
         adapter=None,
         config=None,
+        quantization_config=None,
         **_,
     ):
         """A folder of any layout, a name in the Hugging Face cache, or nothing for the bundled model. `dtype` is
-        that of activations at matrix products; weights stay as they are stored. Options of Transformers that
-        concern its own way of loading change nothing here."""
+        that of activations at matrix products; weights stay as they are stored, or are packed while they are
+        read: quantization_config is "q4_k", "int8", ..., or torchao's config for weights alone. Options of
+        Transformers that concern its own way of loading change nothing here."""
         folder = hub.resolve(pretrained_model_name_or_path, revision)
         loaded = _core.Model.load(
             folder,
@@ -51,6 +53,7 @@ class PreTrainedModel:
             device_name(device if device is not None else device_map),
             str(tokenizer or ""),
             str(adapter or ""),
+            *_quantization(quantization_config),
         )
         config = config or _config_of(loaded)
         if cls.config_class and not isinstance(config, cls.config_class):
@@ -431,6 +434,18 @@ def _config_of(loaded) -> PretrainedConfig:
         with open(path, encoding="utf-8") as file:
             fields = {**json.load(file), **fields}
     return PretrainedConfig.from_dict(fields)
+
+
+def _quantization(config) -> tuple:
+    """(type, group): a name of our own, or Int4WeightOnlyConfig(group_size=...) as such or in a TorchAoConfig."""
+    if config is None or isinstance(config, str):
+        return config or "", 64
+    config = getattr(config, "quant_type", config)
+    kind = type(config).__name__
+    for bits in ("int4", "int8"):
+        if kind.lower() == f"{bits}weightonlyconfig":
+            return bits, int(getattr(config, "group_size", None) or 64)
+    raise ValueError(f"quantization_config {kind}: expected a type's name or an Int4WeightOnlyConfig")
 
 
 def _host(x) -> np.ndarray:

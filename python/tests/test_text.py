@@ -78,3 +78,17 @@ def test_the_bundled_model_is_known_by_name():
         pytest.skip("not installed: the source tree has no models beside the package")
     model = ssm_cpp.AutoModelForCausalLM.from_pretrained()
     assert model.config.model_type == "mamba2"
+
+
+def test_weights_are_packed_while_they_are_read(bundled, tokenizer):
+    class Int4WeightOnlyConfig:  # torchao's, by name
+        group_size = 64
+
+    ids = tokenizer("Once upon a time there was a king", return_tensors="np")["input_ids"]
+    wanted = bundled(ids).logits
+    for config, most in (("q8_0", 0.05), ("int8", 0.05), (Int4WeightOnlyConfig(), 0.5)):
+        packed = ssm_cpp.AutoModelForCausalLM.from_pretrained(BUNDLED, dtype="float32", quantization_config=config)
+        error = np.abs(packed(ids).logits - wanted).mean()
+        assert 0 < error < most * wanted.std()
+    with pytest.raises(ValueError, match="quantization q3_z"):
+        ssm_cpp.AutoModelForCausalLM.from_pretrained(BUNDLED, quantization_config="q3_z")
