@@ -47,6 +47,10 @@ TEST(CommandQuantize, MakesAFolderThatEveryVerbReads) {
   EXPECT_EQ(
       ssm({"generate", small, "Once", "-n", "3", "--temperature", "0", "--json"}).json()["tokens"].size(),
       3u);
+  const CommandResult trained = ssm({"finetune", kSource / "CMakeLists.txt", "--from", small, "--out",
+                                     folder / "lora", "--device", "cpu", "--steps", "1"});
+  EXPECT_EQ(trained.code, 1);
+  EXPECT_NE(trained.err.find("dense matrices: this model's are packed"), std::string::npos) << trained.err;
   EXPECT_EQ(ssm({"tokenize", small, "--json"}, "Once").json(),
             ssm({"tokenize", kBundled, "--json"}, "Once").json());
 }
@@ -71,7 +75,9 @@ TEST(CommandQuantize, QuantizesWhileLoading) {
     for (const char* more : {"--quantize", "q8_0", "--device", "cpu", "--json"}) arguments.emplace_back(more);
     const CommandResult result = ssm(arguments);
     ASSERT_EQ(result.code, 0) << result.err;
-    if (verb[0] == "bench") EXPECT_EQ(result.json()["stored_dtype"], "q8_0");
+    if (verb[0] == "bench") {
+      EXPECT_EQ(result.json()["stored_dtype"], "q8_0");
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <unordered_map>
 
 #include "ssm/core/error.h"
@@ -112,7 +113,11 @@ class SentencePieceTokenizer final : public Tokenizer {
       const auto id = static_cast<int32_t>(i);
       ids_.emplace(text, id);
       if (type == SentencePieceType::byte) {
-        const int value = std::stoi(text.substr(3, 2), nullptr, 16);
+        int value = 0;
+        const char* const hex = text.data() + 3;
+        SSM_CHECK(text.size() == 6 && text.starts_with("<0x") && text.ends_with(">") &&
+                      std::from_chars(hex, hex + 2, value, 16).ptr == hex + 2 && value >= 0,
+                  "{}: piece {} is a byte, but no <0xHH>", name_, i);
         byte_ids_[static_cast<size_t>(value)] = id;
         bytes_.emplace_back(1, static_cast<char>(value));
         has_bytes_ = true;
