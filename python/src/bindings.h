@@ -11,5 +11,6 @@ void bind_tokenizer(nb::module_& m);
 void bind_state(nb::module_& m);  // after the model
 void bind_model(nb::module_& m);
 void bind_generate(nb::module_& m);
+void bind_train(nb::module_& m);
 
 }  // namespace ssm::python
