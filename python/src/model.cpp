@@ -7,6 +7,7 @@
 #include "python/src/bindings.h"
 #include "python/src/tokenizer.h"
 #include "ssm/io/config.h"
+#include "ssm/load/adapter.h"
 #include "ssm/load/parameters.h"
 #include "ssm/load/save_model.h"
 #include "ssm/models/registry.h"
@@ -33,8 +34,14 @@ LoadOptions options_of(const std::string& dtype, const std::string& device) {
 
 ModelPtr load(const std::string& folder, const std::string& dtype, const std::string& device,
               const std::string& tokenizer, const std::string& adapter, const std::string& quantization,
-              int64_t group) {
+              int64_t group, bool training) {
   LoadOptions options = options_of(dtype, device);
+  if (training) {  // parameters in f32; on a card the trainer takes them there
+    options.parameters_stay = true;
+    if (!options.compute) options.compute = options.device.is_cuda() ? DType::bf16 : DType::f32;
+    SSM_CHECK(options.device.is_cuda() || *options.compute == DType::f32,
+              "dtype {}: on a CPU training is in f32", dtype);
+  }
   if (!quantization.empty()) {
     const std::optional<QuantFormat> format = quant_format(quantization, group);
     SSM_CHECK(format, "quantization {} with groups of {}: expected one of {}", quantization, group,
@@ -226,6 +233,8 @@ void save(LoadedModel& loaded, const std::string& folder, const std::string& dty
   const DType stored = dtype == "auto" ? loaded.stored : dtype_from_name(dtype).value_or(DType::u8);
   SSM_CHECK(stored == DType::f32 || stored == DType::bf16 || stored == DType::f16,
             "dtype {}: expected auto, f32, bf16 or f16", dtype);
+  SSM_CHECK(!has_lora(*loaded.model),
+            "the model has an adapter: save that (a trainer's save_model), or merge it");
   const nb::gil_scoped_release unlocked;
   save_model(folder, *loaded.model, loaded.config, stored,
              loaded.tokenizer ? loaded.folder : std::filesystem::path());
@@ -239,7 +248,8 @@ void bind_model(nb::module_& m) {
   using nb::arg;
   nb::class_<LoadedModel>(m, "Model")
       .def_static("load", &load, arg("folder"), arg("dtype") = "auto", arg("device") = "cpu",
-                  arg("tokenizer") = "", arg("adapter") = "", arg("quantization") = "", arg("group") = 64)
+                  arg("tokenizer") = "", arg("adapter") = "", arg("quantization") = "", arg("group") = 64,
+                  arg("training") = false)
       .def_static("create", &create, arg("config"), arg("init") = "huggingface", arg("seed") = 0,
                   "With new weights, of a config.json's text.")
       .def("forward", &forward, arg("ids").none(), arg("embeddings").none(), arg("lengths"),
@@ -258,6 +268,8 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("dtype", [](const LoadedModel& l) { return std::string(name_of(l.compute)); })
       .def_prop_ro("stored", [](const LoadedModel& l) { return std::string(name_of(l.stored)); })
       .def_prop_ro("device", [](const LoadedModel& l) { return std::string(name_of(l.device)); })
+      .def_prop_ro(
+          "dense", [](const LoadedModel& l) { return !l.packed; }, "no matrix is packed")
       .def_prop_ro("eos", [](const LoadedModel& l) { return l.eos; })
       .def_prop_ro("num_parameters", [](const LoadedModel& l) { return l.parameters; })
       .def_prop_ro("weight_bytes", [](const LoadedModel& l) { return l.weight_bytes; })

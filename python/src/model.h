@@ -29,6 +29,7 @@ class State {
   // Rows of `from` into these slots.
   void assign(const std::vector<int32_t>& slots, const State& from, const std::vector<int32_t>& rows);
 
+  void check_slot(int64_t slot) const;  // throws Error where there is no such one
   StatePool& pool() { return pool_; }
   const ModelPtr& model() const { return model_; }
 

@@ -8,6 +8,10 @@ State::State(ModelPtr model, int64_t slots)
   for (int64_t slot = 0; slot < slots; ++slot) pool_.acquire();
 }
 
+void State::check_slot(int64_t slot) const {
+  SSM_CHECK(slot >= 0 && slot < slots(), "slot {} of a state of {}", slot, slots());
+}
+
 void State::reset() {
   for (int64_t slot = 0; slot < slots(); ++slot) pool_.reset(static_cast<int32_t>(slot));
 }
@@ -24,15 +28,9 @@ void State::assign(const std::vector<int32_t>& slots, const State& from, const s
   SSM_CHECK(model_ == from.model_, "states of another model");
   SSM_CHECK(slots.size() == rows.size(), "{} slots for {} rows", slots.size(), rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {
-    SSM_CHECK(rows[i] >= 0 && rows[i] < from.slots(), "row {} of a state of {}", rows[i], from.slots());
-    SSM_CHECK(slots[i] >= 0 && slots[i] < this->slots(), "slot {} of a state of {}", slots[i], this->slots());
-    for (size_t layer = 0; layer < pool_.state().size(); ++layer) {
-      from.pool_.state()[layer].for_each_with(pool_.state()[layer], [&](const Tensor& a, const Tensor& b) {
-        if (a.numel() == 0) return;  // a convolution of width 1 keeps nothing
-        const Tensor source = a.select(0, rows[i]), target = b.select(0, slots[i]);
-        copy_bytes(target.raw(), target.device(), source.raw(), source.device(), source.bytes());
-      });
-    }
+    from.check_slot(rows[i]);
+    check_slot(slots[i]);
+    copy_slot(from.pool_.state(), rows[i], pool_.state(), slots[i]);
   }
 }
 

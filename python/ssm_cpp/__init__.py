@@ -15,16 +15,17 @@ _WHERE = {
         "FalconMambaForCausalLM",
         "FalconMambaModel",
         "Mamba2ForCausalLM",
-        "Mamba2LMHeadModel",
         "Mamba2Model",
         "MambaForCausalLM",
-        "MambaLMHeadModel",
         "MambaModel",
     ],
+    "mamba_ssm": ["Mamba2LMHeadModel", "MambaLMHeadModel"],
     "outputs": ["CausalLMOutput", "GenerateOutput", "ModelOutput"],
     "generation": ["GenerationConfig", "TextIteratorStreamer", "TextStreamer"],
     "pipelines": ["TextGenerationPipeline", "pipeline"],
     "modules": ["Mamba", "Mamba2"],
+    "train_config": ["LoraConfig", "SFTConfig", "TrainingArguments"],
+    "trainer": ["SFTTrainer", "TrainerCallback", "TrainerControl", "TrainerState"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 _MODULES = ["ops"]

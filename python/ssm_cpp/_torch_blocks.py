@@ -64,7 +64,9 @@ class _Module(torch.nn.Module):
         return y.reshape(batch, length, width)
 
     def allocate_inference_cache(self, batch_size, max_seqlen=None, dtype=None):
-        """(conv state, SSM state) of zeros, f32, for step()."""
+        """(conv state, SSM state) of zeros for step(), f32 and of a fixed size however long the text gets."""
+        if dtype not in (None, torch.float32):
+            raise ValueError(f"allocate_inference_cache: dtype {dtype}: states are kept in f32")
         conv, ssm = self._spec.state_shapes(batch_size)
         return torch.zeros(conv), torch.zeros(ssm)
 

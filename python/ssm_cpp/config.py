@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 
-from . import _core, hub
+from . import _core, _options, hub
 
 _COMMON = {
     "hidden_act": "silu",
@@ -25,6 +25,25 @@ _COMMON = {
     "output_hidden_states": False,
     "return_dict": True,
 }
+
+
+# What a model is, and how it is used.
+SHAPE_FIELDS = {
+    "vocab_size",
+    "hidden_size",
+    "state_size",
+    "num_hidden_layers",
+    "conv_kernel",
+    "time_step_rank",
+    "num_heads",
+    "head_dim",
+    "n_groups",
+    "layer_norm_epsilon",
+    "use_bias",
+    "use_conv_bias",
+    "tie_word_embeddings",
+}
+USAGE_FIELDS = {"output_hidden_states", "return_dict", "use_cache", "pad_token_id", "eos_token_id", "bos_token_id"}
 
 
 class PretrainedConfig:
@@ -69,8 +88,11 @@ class PretrainedConfig:
         return kind(**fields)
 
     @classmethod
-    def from_pretrained(cls, name, revision=None, **fields):
-        path = pathlib.Path(hub.resolve(name, revision)) / "config.json"
+    def from_pretrained(cls, name, revision=None, local_files_only=False, token=None, subfolder=None, **fields):
+        options = {k: fields.pop(k) for k in list(fields) if k in {*_options.LOADING, *_options.LOADING_DEFAULTS}}
+        _options.check("from_pretrained", options, _options.LOADING, _options.LOADING_DEFAULTS)
+        where = {"local_files_only": local_files_only, "token": token, "subfolder": subfolder}
+        path = pathlib.Path(hub.resolve(name, revision, weights=False, **where)) / "config.json"
         if not path.is_file():
             raise _core.Error(f"{path}: no such file")
         return cls.from_dict({**json.loads(path.read_text()), **fields})

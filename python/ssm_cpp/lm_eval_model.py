@@ -12,7 +12,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from . import _core
+from . import _core, _options
 from ._arrays import device_name
 from .modeling import AutoModelForCausalLM
 from .tokenizer import AutoTokenizer
@@ -39,9 +39,10 @@ class SsmLM(TemplateLM):
         batch_size=None,
         max_batch_size=None,
         add_bos_token=False,
-        **_,
+        **options,
     ):
         super().__init__()
+        _options.check("the model ssm", options, {"trust_remote_code", "use_fast_tokenizer"}, {"parallelize": False})
         if device_name(device) == "cuda" and _core.why_unavailable("cuda"):  # the harness asks for one unasked
             logging.getLogger(__name__).info("no CUDA here (%s): on the CPU", _core.why_unavailable("cuda"))
             device = "cpu"
@@ -52,7 +53,7 @@ class SsmLM(TemplateLM):
         self.max_length, self.max_gen_toks = int(max_length) or 1 << 62, int(max_gen_toks)
         self.batch_tokens, self.add_bos_token = int(batch_tokens), bool(add_bos_token)
         rows = str(batch_size or "auto")
-        self._rows = int(rows) if rows.isdigit() else 1 << 30
+        self._rows = int(rows if rows.isdigit() else max_batch_size or 1 << 30)
         cache = self.model.new_cache(1)
         held = 4 * sum(x.size for x in [*cache.conv_states, *cache.ssm_states])
         self._rows = max(1, min(self._rows, _STATE_BYTES // held))

@@ -1,18 +1,19 @@
 """Models with Transformers' interface over the library. They run; training is in the blocks and ops for torch,
 and in the trainer. What comes in as torch goes out as torch, anything else as NumPy."""
 
-import json
 import os
 
 import numpy as np
 
-from . import _core, hub
+from . import _core, _options, hub
 from ._arrays import device_name, dtype_name, is_torch, like, to_numpy, to_torch
 from ._batch import Batch
+from ._loading import checked_config, config_of, config_text, quantization_of
 from .cache import MambaCache
-from .config import FalconMambaConfig, Mamba2Config, MambaConfig, PretrainedConfig
-from .generation import GenerationConfig
+from .config import USAGE_FIELDS, FalconMambaConfig, Mamba2Config, MambaConfig
+from .generation import GenerationConfig, joined, new_tokens, stream_to
 from .outputs import BaseModelOutput, CausalLMOutput, GenerateOutput
+from .scoring import loglikelihoods
 from .tokenizer import Tokenizer
 
 
@@ -21,7 +22,7 @@ class PreTrainedModel:
 
     def __init__(self, config, init: str = "huggingface", seed: int = 0, _loaded=None):
         """With new weights, initialised as Transformers does ("huggingface") or as mamba_ssm ("reference")."""
-        self._core = _loaded or _core.Model.create(_config_text(config), init, seed)
+        self._core = _loaded or _core.Model.create(config_text(config), init, seed)
         self.config = config
         self.generation_config = GenerationConfig.from_folder(self._core.folder or "/nonexistent")
         self.training = False
@@ -40,28 +41,41 @@ class PreTrainedModel:
         adapter=None,
         config=None,
         quantization_config=None,
-        **_,
+        training=False,
+        local_files_only=False,
+        token=None,
+        subfolder=None,
+        **options,
     ):
-        """A folder of any layout, a name in the Hugging Face cache, or nothing for the bundled model. `dtype` is
+        """A folder of any layout, a name of the Hugging Face hub, or nothing for the bundled model. `dtype` is
         that of activations at matrix products; weights stay as they are stored, or are packed while they are
-        read: quantization_config is "q4_k", "int8", ..., or torchao's config for weights alone. Options of
-        Transformers that concern its own way of loading change nothing here."""
-        folder = hub.resolve(pretrained_model_name_or_path, revision)
+        read: quantization_config is "q4_k", "int8", ..., or torchao's config for weights alone. `training`: for
+        a trainer. Fields of the config that say how a model is used may be given too; options of Transformers
+        that concern its own way of loading change nothing here."""
+        used = {k: options.pop(k) for k in list(options) if k in USAGE_FIELDS}
+        _options.check("from_pretrained", options, _options.LOADING, _options.LOADING_DEFAULTS)
+        where = {"local_files_only": local_files_only, "token": token}
+        folder = hub.resolve(pretrained_model_name_or_path, revision, subfolder=subfolder, **where)
         loaded = _core.Model.load(
             folder,
             dtype_name(dtype if dtype is not None else torch_dtype),
             device_name(device if device is not None else device_map),
-            str(tokenizer or ""),
-            str(adapter or ""),
-            *_quantization(quantization_config),
+            hub.resolve(tokenizer, weights=False, **where) if tokenizer else "",
+            hub.resolve(adapter, **where) if adapter else "",
+            *quantization_of(quantization_config),
+            training=training,
         )
-        config = config or _config_of(loaded)
+        config = checked_config(config, config_of(loaded))
+        for name, value in used.items():
+            setattr(config, name, value)
         if cls.config_class and not isinstance(config, cls.config_class):
             raise _core.Error(f"{folder}: is a {config.model_type} model, not one for {cls.__name__}")
         return cls(config, _loaded=loaded)
 
-    def save_pretrained(self, folder, dtype=None, **_):
+    def save_pretrained(self, folder, dtype=None, **options):
         """config.json, model.safetensors and the tokenizer's files, for this library and for Transformers."""
+        defaults = {"safe_serialization": True, "push_to_hub": False}
+        _options.check("save_pretrained", options, {"max_shard_size"}, defaults)
         self._core.save(str(folder), dtype_name(dtype))
 
     @property
@@ -76,8 +90,9 @@ class PreTrainedModel:
     def vocab_size(self) -> int:
         return self._core.vocab_size
 
-    def num_parameters(self, *_, **__) -> int:
-        return self._core.num_parameters
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """All of them can be trained."""
+        return self._core.num_parameters - exclude_embeddings * self._core.vocab_size * self._core.hidden_size
 
     def state_dict(self) -> dict:
         """Parameters by name, the model's memory itself: NumPy arrays, or DLPack objects where NumPy lacks the
@@ -88,8 +103,17 @@ class PreTrainedModel:
         self.training = False
         return self
 
-    def to(self, *_, **__):
-        """A model stays where from_pretrained(device=...) put it."""
+    def to(self, *places, device=None, dtype=None):
+        """A model stays where from_pretrained(device=..., dtype=...) put it: anything else is an error."""
+        types = ("float", "half", "bfloat", "f16", "f32", "bf16")
+        for place in [device, dtype, *places]:
+            if place is None:
+                continue
+            is_type = any(t in str(getattr(place, "__name__", place)) for t in types)
+            now = dtype_name(self.dtype) if is_type else self.device.split(":")[0]
+            if (dtype_name(place) if is_type else device_name(place)) not in (now, "auto"):
+                option = "dtype" if is_type else "device"
+                raise ValueError(f"to({place}): the model is {now}; say from_pretrained({option}=...) instead")
         return self
 
     def tokenizer(self) -> Tokenizer:
@@ -150,7 +174,7 @@ class PreTrainedModel:
         return tuple(like(batch.padded(_host(h)), *sources) for h in [*by_layer, hidden])
 
 
-class _Backbone(PreTrainedModel):
+class Backbone(PreTrainedModel):
     def forward(
         self,
         input_ids=None,
@@ -160,8 +184,9 @@ class _Backbone(PreTrainedModel):
         output_hidden_states=None,
         return_dict=None,
         attention_mask=None,
-        **_,
+        **options,
     ):
+        _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
         layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self.config.use_cache if use_cache is None else use_cache
         batch, hidden, by_layer, cache = self._hidden(
@@ -176,7 +201,7 @@ class _Backbone(PreTrainedModel):
         return out if self.config.return_dict and return_dict is not False else out.to_tuple()
 
 
-class _CausalLM(PreTrainedModel):
+class CausalLM(PreTrainedModel):
     def forward(
         self,
         input_ids=None,
@@ -189,10 +214,13 @@ class _CausalLM(PreTrainedModel):
         use_cache=None,
         logits_to_keep: int = 0,
         num_last_tokens: int = 0,
-        **_,
+        num_items_in_batch=None,
+        **options,
     ):
         """Logits [B, L, V] f32, zeros where padding is. `labels` are shifted inside and -100 counts as none; a
-        token behind padding has no prediction and is left out of the loss."""
+        token behind padding has no prediction and is left out of the loss, which is the mean over the labels, or
+        their sum over `num_items_in_batch`."""
+        _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
         layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self.config.use_cache if use_cache is None else use_cache
         batch, hidden, by_layer, cache = self._hidden(
@@ -207,23 +235,29 @@ class _CausalLM(PreTrainedModel):
         else:
             logits = batch.padded(_host(self._core.logits(hidden)))
         out = CausalLMOutput(
-            loss=None if labels is None else self._loss(batch, hidden, to_numpy(labels), source),
+            loss=None if labels is None else self._loss(batch, hidden, to_numpy(labels), source, num_items_in_batch),
             logits=like(logits, source),
             cache_params=cache if use_cache or cache_params is not None else None,
             hidden_states=self._hidden_states(batch, hidden, by_layer, source) if layers else None,
         )
         return out if self.config.return_dict and return_dict is not False else out.to_tuple()
 
-    def _loss(self, batch, hidden, labels, source):
-        targets = np.full(labels.shape, -1, np.int32)
-        targets[:, :-1] = np.where(labels[:, 1:] == -100, -1, labels[:, 1:])
-        if batch.mask is not None:
-            targets[:, :-1][~batch.mask[:, 1:]] = -1
-        targets = np.ascontiguousarray(batch.flat(targets))
+    def _loss(self, batch, hidden, labels, source, count):
+        targets = _targets(batch, labels)
         nll, _ = self._core.nll(hidden, targets)
-        count = int((targets >= 0).sum())
+        count = int((targets >= 0).sum()) if count is None else int(count)
         loss = np.float32(nll.sum(dtype=np.float64) / count if count else np.nan)
         return to_torch(np.asarray(loss).reshape(1))[0] if is_torch(source) else loss
+
+    def loss_and_gradients(self, input_ids, attention_mask=None, labels=None) -> tuple:
+        """(loss, {parameter's name: its gradient}) of the shifted mean loss, `labels` being the ids where none are
+        given. For a model in f32 on the CPU; it stays as it is. To train one, see SFTTrainer."""
+        ids = to_numpy(input_ids)
+        batch = Batch(ids.shape, attention_mask)
+        targets = _targets(batch, to_numpy(input_ids if labels is None else labels))
+        flat = np.ascontiguousarray(batch.flat(ids), np.int32)
+        loss, gradients = _core.gradients(self._core, flat, targets, [n for n in batch.lengths if n > 0])
+        return loss, {name: like(g, input_ids) for name, g in gradients.items()}
 
     def token_logprobs(self, sequences) -> list:
         """The log-probability of each token after those before it, for a list of id sequences (of any lengths):
@@ -261,34 +295,42 @@ class _CausalLM(PreTrainedModel):
     ):
         """Prompts [B, L] (padding on either side, told by `attention_mask`) -> [B, L + new tokens]. Options by
         Transformers' names: GenerationConfig's fields. Greedy unless do_sample; a row that ended is filled with
-        pad_token_id. Ctrl-C stops between tokens. `cache_params` holds what stands before the prompts."""
+        pad_token_id. Ctrl-C stops between tokens.
+
+        `cache_params` holds what stands before the prompts, which are then only what comes after it; it stays as
+        it is. With return_dict_in_generate the result has a cache of its own, which has read all of each row but
+        its last token: to go on, give both, with that token before what is new."""
         if inputs_embeds is not None:
             raise ValueError("generate: inputs_embeds is not supported; read them with forward, and its cache")
-        for ignored in ("use_cache", "synced_gpus", "assistant_model", "token_type_ids"):
-            options.pop(ignored, None)
         source = inputs if inputs is not None else input_ids
-        if source is None:
-            raise ValueError("generate: input_ids is missing")
-        g = (generation_config or self.generation_config).updated(**options)
+        if source is None or (inputs is not None and input_ids is not None):
+            raise ValueError("generate: give input_ids, once")
+        g = GenerationConfig.of(generation_config or self.generation_config).updated(**options)
         ids = to_numpy(source)
         ids = ids[None] if ids.ndim == 1 else ids
         prompts = Batch(ids.shape, attention_mask).split(ids)
+        if cache_params is not None and cache_params.max_batch_size != len(prompts):
+            raise ValueError(f"a cache of {cache_params.max_batch_size} sequences for a batch of {len(prompts)}")
         prompts = [p for p in prompts for _ in range(g.num_return_sequences)]
-        results = self._run(prompts, g, _new_tokens(g, ids.shape[1]), streamer, tokenizer, ids)
+        cache = MambaCache(self, len(prompts)) if g.return_dict_in_generate else None
+        count = new_tokens(g, ids.shape[1])
+        results = self._run(prompts, g, count, streamer, tokenizer, ids, cache_params, cache)
         pad = g.pad_token_id
         pad = pad if pad is not None else getattr(self.config, "pad_token_id", None)
-        sequences = _joined(np.repeat(ids, g.num_return_sequences, axis=0), [r[0] for r in results], pad or 0)
+        sequences = joined(np.repeat(ids, g.num_return_sequences, axis=0), [r[0] for r in results], pad or 0)
         sequences = like(sequences, source)
         if not g.return_dict_in_generate:
             return sequences
-        return GenerateOutput(sequences, [r[2] for r in results], [r[1] for r in results])
+        read = 0 if cache_params is None else cache_params.get_seq_length()
+        cache.seqlen_offset = read + sequences.shape[1] - 1
+        return GenerateOutput(sequences, [r[2] for r in results], [r[1] for r in results], cache)
 
-    def _run(self, prompts, g, new_tokens, streamer, tokenizer, ids):
+    def _run(self, prompts, g, count, streamer, tokenizer, ids, before, after):
         on_token = None
         if streamer is not None:
             if len(prompts) > 1:
                 raise ValueError("generate: a streamer takes one sequence")
-            on_token = _stream_to(streamer, ids, tokenizer or getattr(streamer, "tokenizer", None))
+            on_token = stream_to(streamer, ids, tokenizer or getattr(streamer, "tokenizer", None))
         stop = [g.stop_strings] if isinstance(g.stop_strings, str) else list(g.stop_strings or [])
         eos = g.eos_token_id
         sampling = {"temperature": 0.0}
@@ -297,64 +339,44 @@ class _CausalLM(PreTrainedModel):
         results = _core.generate(
             self._core,
             prompts,
-            new_tokens,
+            count,
             **sampling,
             repetition_penalty=g.repetition_penalty,
             seed=g.seed if g.seed is not None else int.from_bytes(os.urandom(7), "little"),
             eos=None if eos is None else [eos] if isinstance(eos, int) else list(eos),
             stop=stop,
             on_token=on_token,
+            from_state=None if before is None else before._state,
+            slots=[i // g.num_return_sequences for i in range(len(prompts))] if before is not None else [],
+            tokens=0 if before is None else before.get_seq_length(),
+            to_state=None if after is None else after._state,
         )
         if streamer is not None:
             streamer.end()
         return results
 
 
-def loglikelihoods(core, context, continuations) -> list:
-    """[(log-probability, greedy)] of id sequences after the ids of a context, whose state is shared. Over the
-    model's whole vocabulary, as Transformers has it."""
-    context = [int(i) for i in context]
-    if not context:
-        raise ValueError("loglikelihood: the context is empty")
-    state, tail = _core.State(core, 1), context[-1:]
-    if len(context) > 1:
-        core.forward(np.array(context[:-1], np.int32), None, [len(context) - 1], state, [0], False)
-    rows = [tail + [int(i) for i in c] for c in continuations]
-    ids = np.concatenate([np.array(r[:-1], np.int32) for r in rows])
-    targets = np.concatenate([np.array(r[1:], np.int32) for r in rows])
-    lengths = [len(r) - 1 for r in rows]
-    forked = state.select([0] * len(rows))
-    hidden, _ = core.forward(ids, None, lengths, forked, list(range(len(rows))), False)
-    nll, best = core.nll(hidden, targets)
-    out, begin = [], 0
-    for n in lengths:
-        part = slice(begin, begin + n)
-        out.append((-float(nll[part].sum(dtype=np.float64)), bool((best[part] == targets[part]).all())))
-        begin += n
-    return out
-
-
-class MambaModel(_Backbone):
+class MambaModel(Backbone):
     config_class = MambaConfig
 
 
-class FalconMambaModel(_Backbone):
+class FalconMambaModel(Backbone):
     config_class = FalconMambaConfig
 
 
-class Mamba2Model(_Backbone):
+class Mamba2Model(Backbone):
     config_class = Mamba2Config
 
 
-class MambaForCausalLM(_CausalLM):
+class MambaForCausalLM(CausalLM):
     config_class = MambaConfig
 
 
-class FalconMambaForCausalLM(_CausalLM):
+class FalconMambaForCausalLM(CausalLM):
     config_class = FalconMambaConfig
 
 
-class Mamba2ForCausalLM(_CausalLM):
+class Mamba2ForCausalLM(CausalLM):
     config_class = Mamba2Config
 
 
@@ -371,81 +393,22 @@ class _Auto:
 
 
 class AutoModelForCausalLM(_Auto):
-    _base = _CausalLM
+    _base = CausalLM
     _classes = {"mamba": MambaForCausalLM, "mamba2": Mamba2ForCausalLM, "falcon_mamba": FalconMambaForCausalLM}
 
 
 class AutoModel(_Auto):
-    _base = _Backbone
+    _base = Backbone
     _classes = {"mamba": MambaModel, "mamba2": Mamba2Model, "falcon_mamba": FalconMambaModel}
 
 
-class MambaLMHeadModel(_CausalLM):
-    """mamba_ssm's language model: either generation, and its generate()."""
-
-    def generate(
-        self,
-        input_ids,
-        max_length,
-        top_k=1,
-        top_p=0.0,
-        min_p=0.0,
-        temperature=1.0,
-        repetition_penalty=1.0,
-        return_dict_in_generate=False,
-        output_scores=False,
-        cg=False,
-        enable_timing=False,
-        vocab_size=None,
-        eos_token_id=None,
-        **options,
-    ):
-        """top_k=1 is greedy. `cg`, `enable_timing` and `vocab_size` change nothing: graphs are used where there
-        are some, and padding of the vocabulary is never chosen."""
-        if output_scores:
-            raise ValueError("generate: output_scores is not supported")
-        return super().generate(
-            input_ids,
-            max_length=max_length,
-            do_sample=top_k != 1,
-            top_k=top_k,
-            top_p=top_p if top_p > 0 else 1.0,
-            min_p=min_p,
-            temperature=temperature,
-            repetition_penalty=repetition_penalty,
-            return_dict_in_generate=return_dict_in_generate,
-            eos_token_id=eos_token_id if eos_token_id is not None else [],
-            **options,
-        )
-
-
-Mamba2LMHeadModel = MambaLMHeadModel
-
-
-def _config_text(config) -> str:
-    return config.to_json_string() if isinstance(config, PretrainedConfig) else json.dumps(config.to_dict())
-
-
-def _config_of(loaded) -> PretrainedConfig:
-    """What the folder's config.json says, with what the library made of it (layout, defaults)."""
-    fields = json.loads(loaded.config)
-    path = os.path.join(loaded.folder, "config.json")
-    if loaded.layout == "transformers" and os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            fields = {**json.load(file), **fields}
-    return PretrainedConfig.from_dict(fields)
-
-
-def _quantization(config) -> tuple:
-    """(type, group): a name of our own, or Int4WeightOnlyConfig(group_size=...) as such or in a TorchAoConfig."""
-    if config is None or isinstance(config, str):
-        return config or "", 64
-    config = getattr(config, "quant_type", config)
-    kind = type(config).__name__
-    for bits in ("int4", "int8"):
-        if kind.lower() == f"{bits}weightonlyconfig":
-            return bits, int(getattr(config, "group_size", None) or 64)
-    raise ValueError(f"quantization_config {kind}: expected a type's name or an Int4WeightOnlyConfig")
+def _targets(batch, labels) -> np.ndarray:
+    """[T] of labels [B, L]: the next one of the same row; -1 for none."""
+    targets = np.full(labels.shape, -1, np.int32)
+    targets[:, :-1] = np.where(labels[:, 1:] == -100, -1, labels[:, 1:])
+    if batch.mask is not None:
+        targets[:, :-1][~batch.mask[:, 1:]] = -1
+    return np.ascontiguousarray(batch.flat(targets))
 
 
 def _host(x) -> np.ndarray:
@@ -456,31 +419,3 @@ def _from_device(x):
     import torch
 
     return torch.from_dlpack(x)
-
-
-def _new_tokens(g, prompt_length: int) -> int:
-    if g.max_new_tokens is not None:
-        return g.max_new_tokens
-    if g.max_length is None:
-        return 20
-    if g.max_length <= prompt_length:
-        raise ValueError(f"generate: max_length is {g.max_length}, the prompt has {prompt_length} tokens already")
-    return g.max_length - prompt_length
-
-
-def _joined(prompts, new, pad):
-    width = max(map(len, new))
-    out = np.full((len(new), prompts.shape[1] + width), pad, np.int64)
-    out[:, : prompts.shape[1]] = prompts
-    for row, ids in enumerate(new):
-        out[row, prompts.shape[1] : prompts.shape[1] + len(ids)] = ids
-    return out
-
-
-def _stream_to(streamer, ids, tokenizer):
-    if hasattr(streamer, "on_text"):
-        if tokenizer is not None:
-            streamer.prompt(tokenizer.decode(ids[0]))
-        return lambda _, __, text: streamer.on_text(text)
-    streamer.put(ids)  # Transformers' streamers take ids
-    return lambda _, token, __: token < 0 or streamer.put(np.array([token])) is not False

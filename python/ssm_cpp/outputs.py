@@ -43,3 +43,4 @@ class GenerateOutput(ModelOutput):
     sequences: object = None
     stop_reasons: list | None = None
     texts: list | None = None
+    cache_params: object = None

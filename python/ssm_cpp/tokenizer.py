@@ -2,11 +2,42 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 
-from . import _core, hub
-from ._arrays import to_numpy
+from . import _core, _options, hub
+from ._arrays import is_torch, to_numpy
+
+_FIELDS = (
+    "add_bos_token",
+    "add_eos_token",
+    "bos_token",
+    "chat_template",
+    "eos_token",
+    "model_max_length",
+    "pad_token",
+    "padding_side",
+    "truncation_side",
+    "unk_token",
+)
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_CALL_DEFAULTS = {
+    "is_split_into_words": False,
+    "return_length": False,
+    "return_offsets_mapping": False,
+    "return_overflowing_tokens": False,
+    "return_special_tokens_mask": False,
+    "return_token_type_ids": False,
+    "stride": 0,
+    "text_pair": None,
+}
 
 
 class BatchEncoding(dict):
@@ -18,9 +49,10 @@ class BatchEncoding(dict):
         except KeyError:
             raise AttributeError(name) from None
 
-    def to(self, *args, **kwargs) -> "BatchEncoding":
-        """Ids are read on the host whatever the model's device: they stay."""
-        return self
+    def to(self, device=None, **options) -> "BatchEncoding":
+        """Tensors of torch to a device. Ids are read on the host whatever the model's: this changes nothing else."""
+        moved = {k: v.to(device, **options) if is_torch(v) else v for k, v in self.items()}
+        return BatchEncoding(moved)
 
 
 class Tokenizer:
@@ -47,17 +79,37 @@ class Tokenizer:
         self.pad_token = _text(config.get("pad_token"))
 
     @classmethod
-    def from_pretrained(cls, name, revision=None, padding_side=None, **fields) -> "Tokenizer":
+    def from_pretrained(
+        cls, name=None, revision=None, local_files_only=False, token=None, subfolder=None, **fields
+    ) -> "Tokenizer":
         """`name` as for models, or a tokenizer's own file. Options of Transformers that choose between its
-        implementations (use_fast, from_slow, legacy, trust_remote_code) change nothing here."""
-        path = pathlib.Path(hub.resolve(name, revision))
+        implementations (use_fast, from_slow, legacy, trust_remote_code) change nothing here; `fields` are those
+        of tokenizer_config.json that are read here."""
+        own = {k: fields.pop(k) for k in list(fields) if k in _FIELDS}
+        _options.check("from_pretrained", fields, _options.LOADING, _options.LOADING_DEFAULTS)
+        where = {"local_files_only": local_files_only, "token": token, "subfolder": subfolder}
+        path = pathlib.Path(hub.resolve(name, revision, weights=False, **where))
         tokenizer = cls(_core.Tokenizer.open(str(path)), path if path.is_dir() else path.parent)
-        if padding_side is not None:
-            tokenizer.padding_side = padding_side
-        for field in ("pad_token", "bos_token", "eos_token", "add_bos_token", "model_max_length"):
-            if field in fields:
-                setattr(tokenizer, field, fields[field])
+        for field, value in own.items():
+            if value is not None:
+                setattr(tokenizer, field, value)
         return tokenizer
+
+    def save_pretrained(self, folder) -> tuple:
+        """The files it was read from, and what was changed since in tokenizer_config.json."""
+        if self._folder is None:
+            raise ValueError("save_pretrained: this tokenizer was not read from a folder")
+        target = pathlib.Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            source = self._folder / name
+            if source.is_file() and not (target / name).exists():
+                shutil.copyfile(source, target / name)
+        path = target / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config.update({name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None})
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return tuple(str(target / name) for name in _FILES if (target / name).exists())
 
     def _spelled(self, token_id):
         return None if token_id is None else self._core.bytes_of(token_id).decode("utf-8", "replace") or None
@@ -122,16 +174,19 @@ class Tokenizer:
         add_special_tokens=True,
         return_attention_mask=True,
         padding_side=None,
-        **_,
+        pad_to_multiple_of=None,
+        **options,
     ) -> BatchEncoding:
+        _options.check("tokenizer", options, {"verbose"}, _CALL_DEFAULTS)
         single = isinstance(text, str)
         rows = [self.encode(t, add_special_tokens) for t in ([text] if single else text)]
         longest = max_length if max_length is not None else self.model_max_length
-        if truncation:
+        if truncation and truncation != "do_not_truncate":
             rows = [_cut(ids, longest, self.truncation_side) for ids in rows]
         masks = [[1] * len(ids) for ids in rows]
         if padding and padding != "do_not_pad":
             width = longest if padding == "max_length" else max(map(len, rows), default=0)
+            width = _multiple(width, pad_to_multiple_of)
             rows, masks = self._pad(rows, masks, width, padding_side or self.padding_side)
         fields = {"input_ids": rows, "attention_mask": masks}
         if not return_attention_mask:
@@ -152,25 +207,34 @@ class Tokenizer:
             padded_masks.append([0] * left + mask + [0] * right)
         return padded, padded_masks
 
-    def pad(self, encoded, padding=True, return_tensors=None, **options) -> BatchEncoding:
+    def pad(
+        self, encoded, padding=True, max_length=None, pad_to_multiple_of=None, padding_side=None, return_tensors=None
+    ) -> BatchEncoding:
+        """`encoded`: what a call gave, or a list of such."""
         if not isinstance(encoded, dict):
-            encoded = {"input_ids": [row["input_ids"] for row in encoded]}
+            encoded = {key: [row[key] for row in encoded] for key in encoded[0]}
         rows = [list(ids) for ids in encoded["input_ids"]]
-        rows, masks = self._pad(rows, [[1] * len(r) for r in rows], max(map(len, rows)), self.padding_side)
+        masks = [list(m) for m in encoded.get("attention_mask") or [[1] * len(r) for r in rows]]
+        if padding and padding != "do_not_pad":
+            width = max_length if padding == "max_length" and max_length else max(map(len, rows))
+            width = _multiple(width, pad_to_multiple_of)
+            rows, masks = self._pad(rows, masks, width, padding_side or self.padding_side)
         fields = {"input_ids": rows, "attention_mask": masks}
         if return_tensors is not None:
             fields = {k: _tensor(v, return_tensors) for k, v in fields.items()}
         return BatchEncoding(fields)
 
-    def decode(self, token_ids, skip_special_tokens: bool = False, **_) -> str:
+    def decode(self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
+        if clean_up_tokenization_spaces:
+            raise ValueError("decode: clean_up_tokenization_spaces is not supported: text comes back as it was")
         ids = np.atleast_1d(to_numpy(token_ids)).reshape(-1).tolist()
         if skip_special_tokens:
             special = set(self.all_special_ids)
             ids = [i for i in ids if i not in special]
         return self._core.decode(ids).decode("utf-8", "replace")
 
-    def batch_decode(self, sequences, skip_special_tokens: bool = False, **_) -> list:
-        return [self.decode(row, skip_special_tokens) for row in sequences]
+    def batch_decode(self, sequences, skip_special_tokens: bool = False, clean_up_tokenization_spaces=False) -> list:
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
 
     def convert_tokens_to_ids(self, tokens):
         if isinstance(tokens, str):
@@ -191,6 +255,10 @@ def _text(token):
 
 def _cut(ids, longest, side):
     return ids if len(ids) <= longest else ids[-longest:] if side == "left" else ids[:longest]
+
+
+def _multiple(width, of):
+    return width if not of else -(-width // of) * of
 
 
 def _tensor(rows, kind):

@@ -139,8 +139,11 @@ def test_generation(model, random):
     end = int(greedy[0, 7])
     stopped = model.generate(ids[:1], max_new_tokens=8, eos_token_id=end, return_dict_in_generate=True)
     assert stopped.stop_reasons == ["eos"] and stopped.sequences[0, -1] == end
-    with pytest.raises(ValueError, match="unknown option beam"):
+    with pytest.raises(TypeError, match="unknown argument beams"):
         model.generate(ids, beams=4)
+    with pytest.raises(ValueError, match="num_beams=4 is not supported"):
+        model.generate(ids, num_beams=4)
+    np.testing.assert_array_equal(model.generate(ids, num_beams=1, max_new_tokens=8, eos_token_id=[]), greedy)
 
 
 def test_loglikelihoods_share_a_prefix(model, random):

@@ -17,6 +17,16 @@ Tensor normed(const nn::RmsNorm& norm, const Tensor& x, Tensor& residual, DType 
 
 }  // namespace
 
+void copy_slot(const ModelState& from, int64_t slot, const ModelState& to, int64_t to_slot) {
+  for (size_t layer = 0; layer < from.size(); ++layer) {
+    from[layer].for_each_with(to[layer], [&](const Tensor& source, const Tensor& target) {
+      if (source.numel() == 0) return;  // a convolution of width 1 keeps nothing
+      const Tensor a = source.select(0, slot), b = target.select(0, to_slot);
+      copy_bytes(b.raw(), b.device(), a.raw(), a.device(), a.bytes());
+    });
+  }
+}
+
 CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer)
     : activations_(precision.activations), tied_(config.at("tie_word_embeddings")) {
   const int64_t V = config.at("vocab_size"), M = config.at("hidden_size");

@@ -14,6 +14,9 @@ namespace ssm {
 
 using ModelState = std::vector<MixerState>;  // one a layer
 
+// A slot of one state into a slot of another, of the same model on the same device.
+void copy_slot(const ModelState& from, int64_t slot, const ModelState& to, int64_t to_slot);
+
 // Types of activations. A matrix product rounds its input to `compute`; between ops they are `activations`,
 // which on a card is the same type and on a CPU f32.
 struct Precision {

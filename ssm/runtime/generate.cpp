@@ -119,6 +119,19 @@ size_t Generator::add(std::span<const int32_t> prompt, const std::filesystem::pa
   return sequence.index;
 }
 
+size_t Generator::add(std::span<const int32_t> prompt, const ModelState& states, int64_t slot,
+                      int64_t tokens) {
+  const size_t index = add(prompt);
+  Sequence& sequence = *sequences_[index];
+  copy_slot(states, slot, pool_.state(), sequence.slot);
+  sequence.tokens += tokens;
+  return index;
+}
+
+void Generator::copy_state(size_t index, const ModelState& to, int64_t slot) const {
+  copy_slot(pool_.state(), sequences_.at(index)->slot, to, slot);
+}
+
 // The logits after each active sequence's last token, [B, V].
 Tensor Generator::read_pending(std::span<Sequence* const> active) {
   std::vector<SequenceRunner::Input> inputs;

@@ -44,6 +44,10 @@ class Generator {
   size_t add(std::span<const int32_t> prompt);
   size_t add(std::span<const int32_t> prompt, const std::filesystem::path& state);
 
+  // From a slot of the states of a text of which `tokens` are read, elsewhere. The repetition penalty does
+  // not know them.
+  size_t add(std::span<const int32_t> prompt, const ModelState& states, int64_t slot, int64_t tokens);
+
   // Forgets all sequences; their slots are free again, and the next one has index 0. What was made at first
   // use (memory, captured steps) stays.
   void clear();
@@ -58,6 +62,8 @@ class Generator {
   using OnToken = std::function<bool(size_t index, int32_t id, std::string_view text)>;
   std::vector<Generated> run(const GenerateOptions& options, const OnToken& on_token = {});
 
+  // The state of sequence `index`: it has read all of the text but what is pending, its last token.
+  void copy_state(size_t index, const ModelState& to, int64_t slot) const;
   // All that sequence `index` has read and written, for a later add(prompt, state).
   void save(size_t index, const std::filesystem::path& path) const;
 
