@@ -24,6 +24,7 @@ _WHERE = {
     "generation": ["GenerationConfig", "TextIteratorStreamer", "TextStreamer"],
     "pipelines": ["TextGenerationPipeline", "pipeline"],
     "modules": ["Mamba", "Mamba2"],
+    "quantization": ["Int4WeightOnlyConfig", "Int8WeightOnlyConfig", "TorchAoConfig"],
     "train_config": ["LoraConfig", "SFTConfig", "TrainingArguments"],
     "trainer": ["SFTTrainer", "TrainerCallback", "TrainerControl", "TrainerState"],
 }

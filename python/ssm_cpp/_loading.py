@@ -30,15 +30,3 @@ def config_of(loaded) -> PretrainedConfig:
         with open(path, encoding="utf-8") as file:
             fields = {**json.load(file), **fields}
     return PretrainedConfig.from_dict(fields)
-
-
-def quantization_of(config) -> tuple:
-    """(type, group): a name of our own, or Int4WeightOnlyConfig(group_size=...) as such or in a TorchAoConfig."""
-    if config is None or isinstance(config, str):
-        return config or "", 64
-    config = getattr(config, "quant_type", config)
-    kind = type(config).__name__
-    for bits in ("int4", "int8"):
-        if kind.lower() == f"{bits}weightonlyconfig":
-            return bits, int(getattr(config, "group_size", None) or 64)
-    raise ValueError(f"quantization_config {kind}: expected a type's name or an Int4WeightOnlyConfig")

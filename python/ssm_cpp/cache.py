@@ -3,7 +3,8 @@
 import numpy as np
 
 from . import _core
-from ._arrays import to_numpy, to_torch
+from ._arrays import device_name, dtype_name, to_numpy, to_torch
+from .config import PretrainedConfig
 
 
 class MambaCache:
@@ -12,16 +13,31 @@ class MambaCache:
 
     conv_states[layer]  [B, C, K - 1]  the last inputs of the convolution, newest last (Transformers keeps K)
     ssm_states[layer]   [B, E, N], of Mamba-2 [B, H, P, N]
+
+    Made of a model, or of a config: then the first model that it is given to makes its arrays.
     """
 
-    def __init__(self, model, max_batch_size: int = 1, _state=None):
-        self._model = getattr(model, "_core", model)
-        self._state = _state or _core.State(self._model, max_batch_size)
+    def __init__(self, model, max_batch_size: int = 1, dtype=None, device=None, batch_size=None, _state=None):
+        if dtype_name(dtype) not in ("auto", "f32"):
+            raise ValueError(f"MambaCache: dtype {dtype}: states are kept in f32")
+        self._device = device
+        self._rows, self._state = batch_size or max_batch_size, _state
+        self._model = None
         self.seqlen_offset = 0  # tokens of the longest sequence so far
+        if not isinstance(model, PretrainedConfig):
+            self.bind(model)
+
+    def bind(self, model):
+        if self._model is None:
+            self._model = getattr(model, "_core", model)
+            place = self._model.device.split(":")[0]
+            if self._device is not None and device_name(self._device) not in (place, "auto"):
+                raise ValueError(f"MambaCache: device {self._device}, but the model is on {place}")
+            self._state = self._state or _core.State(self._model, self._rows)
 
     @property
     def max_batch_size(self) -> int:
-        return self._state.slots
+        return self._rows
 
     batch_size = max_batch_size
 
@@ -38,6 +54,8 @@ class MambaCache:
 
     def get(self, layer_idx: int):
         """(conv state, SSM state) of a layer, in place."""
+        if self._state is None:
+            raise ValueError("this cache was made of a config: the first model that it is given to makes its arrays")
         conv, ssm = self._state.conv(layer_idx), self._state.ssm(layer_idx)
         if isinstance(conv, np.ndarray):
             return np.swapaxes(conv, 1, 2), np.swapaxes(ssm, -1, -2)
@@ -67,7 +85,8 @@ class MambaCache:
         return self.get(layer_idx)
 
     def reset(self):
-        self._state.reset()
+        if self._state is not None:
+            self._state.reset()
         self.seqlen_offset = 0
 
     def clone(self) -> "MambaCache":
@@ -75,7 +94,8 @@ class MambaCache:
 
     def select(self, rows) -> "MambaCache":
         """A new cache that begins as these rows, each as often as it is named (beams, shared prefixes)."""
-        out = MambaCache(self._model, _state=self._state.select([int(r) for r in rows]))
+        rows = [int(r) for r in rows]
+        out = MambaCache(self._model, len(rows), _state=self._state.select(rows))
         out.seqlen_offset = self.seqlen_offset
         return out
 

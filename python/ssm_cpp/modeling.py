@@ -8,11 +8,12 @@ import numpy as np
 from . import _core, _options, hub
 from ._arrays import device_name, dtype_name, is_torch, like, to_numpy, to_torch
 from ._batch import Batch
-from ._loading import checked_config, config_of, config_text, quantization_of
+from ._loading import checked_config, config_of, config_text
 from .cache import MambaCache
 from .config import USAGE_FIELDS, FalconMambaConfig, Mamba2Config, MambaConfig
 from .generation import GenerationConfig, joined, new_tokens, stream_to
 from .outputs import BaseModelOutput, CausalLMOutput, GenerateOutput
+from .quantization import type_and_group
 from .scoring import loglikelihoods
 from .tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ class PreTrainedModel:
             device_name(device if device is not None else device_map),
             hub.resolve(tokenizer, weights=False, **where) if tokenizer else "",
             hub.resolve(adapter, **where) if adapter else "",
-            *quantization_of(quantization_config),
+            *type_and_group(quantization_config),
             training=training,
         )
         config = checked_config(config, config_of(loaded))
@@ -151,6 +152,8 @@ class PreTrainedModel:
         batch = Batch(given.shape[:2], attention_mask)
         if cache is None and use_cache:
             cache = MambaCache(self, batch.rows)
+        elif cache is not None:
+            cache.bind(self)
         if cache is not None and cache.max_batch_size != batch.rows:
             raise ValueError(f"a cache of {cache.max_batch_size} sequences for a batch of {batch.rows}")
         flat = batch.flat(given)
@@ -309,6 +312,8 @@ class CausalLM(PreTrainedModel):
         ids = to_numpy(source)
         ids = ids[None] if ids.ndim == 1 else ids
         prompts = Batch(ids.shape, attention_mask).split(ids)
+        if cache_params is not None:
+            cache_params.bind(self)
         if cache_params is not None and cache_params.max_batch_size != len(prompts):
             raise ValueError(f"a cache of {cache_params.max_batch_size} sequences for a batch of {len(prompts)}")
         prompts = [p for p in prompts for _ in range(g.num_return_sequences)]
