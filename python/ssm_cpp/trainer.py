@@ -60,7 +60,7 @@ class SFTTrainer:
     """model: a name or folder, or a model of this package, which then changes in place (a new one is read from its
     folder where it cannot be trained as it is: packed, 16-bit products on a CPU, on a card).
     train_dataset, eval_dataset: files (.jsonl, .csv, .txt) or rows, as of datasets or a list: {"text": ...} (or
-    another field: dataset_text_field), {"prompt": ..., "completion": ...} or {"messages": [...]}."""
+    another field: dataset_text_field), or {"prompt": ..., "completion": ...}, of which the completion is learned."""
 
     def __init__(
         self,
@@ -207,10 +207,10 @@ def _row(row, field, formatting_func) -> dict:
         return {"text": formatting_func(row)}
     if isinstance(row, str):
         return {"text": row}
-    for names in ([field], ["messages"], ["prompt", "completion"]):
+    for names in ([field], ["prompt", "completion"]):
         if all(n in row for n in names):
             return {"text": row[field]} if names == [field] else {n: row[n] for n in names}
-    raise ValueError(f"a row of the data has {', '.join(row)}: expected {field}, messages, or prompt and completion")
+    raise ValueError(f"a row of the data has {', '.join(row)}: expected {field}, or prompt and completion")
 
 
 def _trainable(model, args):

@@ -90,7 +90,8 @@ def results(tmp_path_factory):
 
 def whole(model, context, ending):
     """By one forward call over the text."""
-    before, after = model._encode_pair(context, ending) if context else ([model.prefix_token_id], model.tok_encode(ending))
+    alone = ([model.prefix_token_id], model.tok_encode(ending))
+    before, after = model._encode_pair(context, ending) if context else alone
     logits = model.model(np.array([before + after])).logits[0, len(before) - 1 : -1].astype(np.float64)
     logits -= logits.max(-1, keepdims=True)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
