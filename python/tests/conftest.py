@@ -22,6 +22,17 @@ CONFIGS = {
     "falcon_mamba": lambda: ssm_cpp.FalconMambaConfig(**SMALL, tie_word_embeddings=False),
 }
 
+STAND_IN = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 6144}
+# Of the hub, as documents use them, with tiny models in their place.
+NAMES = {
+    "state-spaces/mamba-130m-hf": ("main", ssm_cpp.MambaConfig(**STAND_IN)),
+    "state-spaces/mamba-2.8b-hf": ("main", ssm_cpp.MambaConfig(**{**STAND_IN, "hidden_size": 128})),
+    "mistralai/Mamba-Codestral-7B-v0.1": (
+        "refs/pr/9",
+        ssm_cpp.Mamba2Config(**STAND_IN, num_heads=4, head_dim=16, n_groups=2, eos_token_id=0),
+    ),
+}
+
 
 def pytest_report_header():
     missing = [name for name in ("torch", "transformers", "lm_eval") if importlib.util.find_spec(name) is None]
@@ -46,3 +57,17 @@ def bundled():
 @pytest.fixture
 def random():
     return np.random.default_rng(5)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A cache with the models, as huggingface_hub leaves it."""
+    root = tmp_path_factory.mktemp("hub")
+    for name, (revision, config) in NAMES.items():
+        model = root / f"models--{name.replace('/', '--')}"
+        snapshot = model / "snapshots" / "abc"
+        ssm_cpp.AutoModelForCausalLM.from_config(config, seed=1).save_pretrained(snapshot)
+        ssm_cpp.AutoTokenizer.from_pretrained(BUNDLED).save_pretrained(snapshot)
+        (model / "refs" / revision).parent.mkdir(parents=True)
+        (model / "refs" / revision).write_text("abc")
+    return root

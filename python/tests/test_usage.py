@@ -13,33 +13,9 @@ import pytest
 
 import ssm_cpp
 import ssm_cpp.modules
-from conftest import BUNDLED
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 6144}
-NAMES = {
-    "state-spaces/mamba-130m-hf": ("main", ssm_cpp.MambaConfig(**SMALL)),
-    "state-spaces/mamba-2.8b-hf": ("main", ssm_cpp.MambaConfig(**{**SMALL, "hidden_size": 128})),
-    "mistralai/Mamba-Codestral-7B-v0.1": (
-        "refs/pr/9",
-        ssm_cpp.Mamba2Config(**SMALL, num_heads=4, head_dim=16, n_groups=2, eos_token_id=0),
-    ),
-}
 QUOTES = [{"quote": f"Two things are infinite, {i} said, and the third is not.", "author": "x"} for i in range(8)]
 torch_only = pytest.mark.skipif(ssm_cpp.modules.Mamba is ssm_cpp.modules.NumpyMamba, reason="torch is not installed")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache with the models, as huggingface_hub leaves it."""
-    root = tmp_path_factory.mktemp("hub")
-    for name, (revision, config) in NAMES.items():
-        model = root / f"models--{name.replace('/', '--')}"
-        snapshot = model / "snapshots" / "abc"
-        ssm_cpp.AutoModelForCausalLM.from_config(config, seed=1).save_pretrained(snapshot)
-        ssm_cpp.AutoTokenizer.from_pretrained(BUNDLED).save_pretrained(snapshot)
-        (model / "refs" / revision).parent.mkdir(parents=True)
-        (model / "refs" / revision).write_text("abc")
-    return root
 
 
 @pytest.fixture
