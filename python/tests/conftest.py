@@ -35,7 +35,7 @@ NAMES = {
 
 
 def pytest_report_header():
-    missing = [name for name in ("torch", "transformers", "lm_eval") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "transformers", "peft", "lm_eval") if importlib.util.find_spec(name) is None]
     return f"NOT INSTALLED, and what needs it is skipped: {', '.join(missing)}" if missing else None
 
 
