@@ -45,6 +45,22 @@ def test_forward(pair):
     torch.testing.assert_close(ours(inputs_embeds=embeds).logits, a.logits, atol=1e-4, rtol=1e-4)
 
 
+def test_gradients(pair):
+    theirs, ours = pair
+    ids = torch.randint(1, 100, (2, 33))
+    labels = ids.clone()
+    labels[1, :9] = -100
+    out = theirs(ids, labels=labels)
+    out.loss.backward()
+    loss, gradients = ours.loss_and_gradients(ids, labels=labels)
+    assert loss == pytest.approx(out.loss.item(), rel=1e-5)
+    wanted = {name: p.grad for name, p in theirs.named_parameters()}
+    assert set(gradients) == set(wanted)
+    for name, gradient in gradients.items():
+        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        assert error < 1e-3, f"{name}: {error}"
+
+
 def test_padding_and_generation(pair):
     theirs, ours = pair
     ids, mask = torch.randint(1, 100, (3, 8)), torch.ones(3, 8, dtype=torch.long)
