@@ -18,6 +18,12 @@ def _tensor(x, like):
     return torch.from_numpy(np.ascontiguousarray(x) if any(s < 0 for s in x.strides) else x).to(like)
 
 
+def _no_gradient(initial, what):
+    if isinstance(initial, torch.Tensor) and initial.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{what} has no gradient here: give it detached")
+    return _array(initial)
+
+
 def _on_host(x):
     if x.is_cuda:
         raise ValueError("this op takes tensors of the CPU; on a card use the language models")
@@ -27,7 +33,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, softplus, initial, *tensors):
         _on_host(tensors[0])
-        out, last, ctx.call = ScanCall(*map(_array, tensors), softplus, _array(initial)).forward()
+        out, last, ctx.call = ScanCall(*map(_array, tensors), softplus, initial).forward()
         ctx.tensors = tensors
         last = torch.from_numpy(last)
         ctx.mark_non_differentiable(last)
@@ -41,7 +47,7 @@ class _Scan(torch.autograd.Function):
 
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, softplus, initial):
-    return _Scan.apply(softplus, initial, u, delta, A, B, C, D, z, delta_bias)
+    return _Scan.apply(softplus, _no_gradient(initial, "initial_state"), u, delta, A, B, C, D, z, delta_bias)
 
 
 class _Ssd(torch.autograd.Function):
@@ -63,7 +69,7 @@ class _Ssd(torch.autograd.Function):
 
 
 def chunk_scan(x, dt, A, B, C, D, z, dt_bias, initial, seq_idx, cu_seqlens, softplus, limit):
-    options = (_array(initial), _array(seq_idx), _array(cu_seqlens), softplus, limit)
+    options = (_no_gradient(initial, "initial_states"), _array(seq_idx), _array(cu_seqlens), softplus, limit)
     return _Ssd.apply(options, x, dt, A, B, C, D, z, dt_bias)
 
 
@@ -85,4 +91,4 @@ class _Conv(torch.autograd.Function):
 
 
 def conv1d(x, weight, bias, seq_idx, initial, silu):
-    return _Conv.apply((_array(seq_idx), _array(initial), silu), x, weight, bias)
+    return _Conv.apply((_array(seq_idx), _no_gradient(initial, "initial_states"), silu), x, weight, bias)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import queue
+import warnings
 
 import numpy as np
 
@@ -27,6 +28,7 @@ _DEFAULTS = {
     "stopping_criteria": [],
     "typical_p": 1.0,
 }
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _NOTES = {"transformers_version", "_from_model_config", "_commit_hash"}
 
 
@@ -59,7 +61,11 @@ class GenerationConfig:
         known = {f.name for f in dataclasses.fields(self)}
         other = {k: options.pop(k) for k in list(options) if k not in known}
         _options.check("generate", other, _HARMLESS, _DEFAULTS)
-        return dataclasses.replace(self, **{k: v for k, v in options.items() if v is not None})
+        new = dataclasses.replace(self, **{k: v for k, v in options.items() if v is not None})
+        idle = [k for k in _SAMPLING if options.get(k) is not None and not new.do_sample]
+        if idle:
+            warnings.warn(f"generate: {', '.join(idle)} has no effect without do_sample=True", stacklevel=3)
+        return new
 
     @classmethod
     def from_folder(cls, folder) -> "GenerationConfig":

@@ -29,14 +29,12 @@ class MambaLMHeadModel(CausalLM):
             raise ValueError("generate: output_scores and enable_timing are not supported")
         if vocab_size is not None and vocab_size < self._core.usable_vocab:
             raise ValueError(f"generate: vocab_size={vocab_size}, but the model has {self._core.usable_vocab} tokens")
+        if top_k != 1:
+            options.update(do_sample=True, top_k=top_k, top_p=top_p if top_p > 0 else 1.0)
+            options.update(min_p=min_p, temperature=temperature)
         return super().generate(
             input_ids,
             max_length=max_length,
-            do_sample=top_k != 1,
-            top_k=top_k,
-            top_p=top_p if top_p > 0 else 1.0,
-            min_p=min_p,
-            temperature=temperature,
             repetition_penalty=repetition_penalty,
             return_dict_in_generate=return_dict_in_generate,
             eos_token_id=eos_token_id if eos_token_id is not None else [],

@@ -1,5 +1,7 @@
 """pipeline("text-generation"): text in, text out."""
 
+import os
+
 from .modeling import AutoModelForCausalLM
 from .tokenizer import AutoTokenizer
 
@@ -27,11 +29,13 @@ class TextGenerationPipeline:
 def pipeline(task="text-generation", model=None, tokenizer=None, **options) -> TextGenerationPipeline:
     if task != "text-generation":
         raise ValueError(f"task {task!r}: only text-generation is supported")
-    if model is None or isinstance(model, str):
-        name, model = model, AutoModelForCausalLM.from_pretrained(model, **options)
-        tokenizer = tokenizer if tokenizer is not None else name
+    where = {k: v for k, v in options.items() if k in ("revision", "token", "local_files_only", "subfolder")}
+    if model is None or isinstance(model, str | os.PathLike):
+        model = AutoModelForCausalLM.from_pretrained(model, **options)
+    elif options:
+        raise TypeError(f"pipeline: {', '.join(options)} is for a model that is named, this one is there already")
     if tokenizer is None:
         tokenizer = model.tokenizer()
-    elif isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    elif isinstance(tokenizer, str | os.PathLike):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **where)
     return TextGenerationPipeline(model, tokenizer)

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import time
 
-from . import _core
+from . import _core, hub
 from .modeling import AutoModelForCausalLM
 from .train_config import LoraConfig, SFTConfig, TrainingArguments
 
@@ -114,7 +114,7 @@ class SFTTrainer:
     def _tokenizer_folder(self) -> str:
         tokenizer = self.processing_class
         folder = getattr(tokenizer, "_folder", None) or getattr(tokenizer, "name_or_path", None)
-        return str(folder or "")
+        return hub.resolve(folder, weights=False) if folder else ""
 
     def _sources(self, name, dataset, field, formatting_func) -> list:
         """Paths of the data, rows written into a file first."""

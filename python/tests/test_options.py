@@ -86,6 +86,13 @@ def test_what_is_not_known_is_refused(model, random, tmp_path):
         tokenizer("a", trunkate=True)
 
 
+def test_what_has_no_effect_is_said(model, bundled):
+    with pytest.warns(UserWarning, match="temperature has no effect without do_sample"):
+        model.generate([[1, 2]], temperature=0.5, max_new_tokens=1)
+    with pytest.raises(TypeError, match="dtype is for a model that is named"):
+        ssm_cpp.pipeline(model=bundled, dtype="float16")
+
+
 def test_a_model_stays_where_it_is(model):
     assert model.to("cpu").to(device="cpu").to(model.dtype) is model
     with pytest.raises(ValueError, match="from_pretrained"):

@@ -34,6 +34,8 @@ def test_selective_scan_gradients_flow():
     dy = torch.randn_like(y)
     for a, b in zip(torch.autograd.grad(y, operands, dy), torch.autograd.grad(wanted, operands, dy), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="initial_state has no gradient here"):
+        ops.selective_scan(*operands, initial_state=leaf(2, 6, 4))
     half = ops.selective_scan(*(t.detach().bfloat16() for t in operands[:5]))
     assert half.dtype == torch.bfloat16
 
