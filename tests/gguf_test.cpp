@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 
 #include "ssm/core/test_folder.h"
 #include "ssm/io/safetensors.h"
+#include "ssm/load/chat.h"
 #include "ssm/load/convert.h"
 #include "ssm/load/load_model.h"
 #include "ssm/ops/cuda/test_cuda.h"
@@ -161,7 +163,10 @@ TEST(Convert, BetweenAllLayouts) {
 
 TEST(Convert, TheTokenizerComesAlong) {
   const test::TempFolder folder;
-  convert_model(kBundled, folder / "tale.gguf", ModelFormat::gguf);
+  const std::string chat = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+  fs::copy(kBundled, folder / "source");
+  std::ofstream(folder / "source/chat_template.jinja") << chat;
+  convert_model(folder / "source", folder / "tale.gguf", ModelFormat::gguf);
   convert_model(folder / "tale.gguf", folder / "tale", ModelFormat::transformers);
   const std::string text = "Once upon a time, caf\xC3\xA9 <|endoftext|>\n\n  don't";
   const std::vector<int32_t> ids = load_model(kBundled).tokenizer->encode(text);
@@ -171,6 +176,9 @@ TEST(Convert, TheTokenizerComesAlong) {
     EXPECT_EQ(loaded.eos, (std::vector<int32_t>{0}));
     EXPECT_EQ(loaded.usable_vocab(), 6144);
     EXPECT_EQ(loaded.stored, DType::bf16);
+    ASSERT_TRUE(has_chat_template(loaded));
+    EXPECT_EQ(open_chat_template(loaded).render({{{"role", "user"}, {"content", "Hi"}}}),
+              "<|endoftext|><user>Hi");
   }
 }
 

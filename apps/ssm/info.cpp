@@ -46,7 +46,7 @@ Json describe(const LoadedModel& model) {
                              {"bos", id_or_null(tokenizer->bos())},
                              {"eos", id_or_null(tokenizer->eos())},
                              {"text_begins_with_bos", begins_with_bos(model)},
-                             {"has_chat_template", text::has_chat_template(model.folder)}};
+                             {"has_chat_template", has_chat_template(model)}};
   }
   info["device"] = name_of(model.device);
   if (model.device.is_cuda()) info["card"] = description_of(model.device);

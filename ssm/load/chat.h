@@ -9,6 +9,9 @@ namespace ssm {
 // Whether a text for this model begins with its bos token: Mistral's do, others where the folder says so.
 bool begins_with_bos(const LoadedModel& model);
 
+// Whether the model brings a chat template of its own.
+bool has_chat_template(const LoadedModel& model);
+
 // The model's chat template (text/chat_template.h); an adapter's folder, where there is one, goes before the
 // model's. `choice` names another one. Throws Error.
 text::ChatTemplate open_chat_template(const LoadedModel& model, const std::filesystem::path& adapter = {},

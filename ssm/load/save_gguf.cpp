@@ -1,7 +1,6 @@
 #include "ssm/load/save_gguf.h"
 
 #include "ssm/io/gguf_model_writer.h"
-#include "ssm/io/mapped_file.h"
 #include "ssm/load/tokenizer.h"
 
 namespace ssm {
@@ -69,12 +68,7 @@ void add_tokenizer_keys(io::GgufWriter& writer, const nlohmann::json& config,
 
 EmbeddedTokenizer embedded_tokenizer(const fs::path& from) {
   EmbeddedTokenizer out;
-  const nlohmann::json config = tokenizer_config(from);
-  if (const auto chat = config.find("chat_template"); chat != config.end() && chat->is_string())
-    out.chat_template = chat->get<std::string>();
-  std::error_code error;
-  if (const fs::path jinja = from / "chat_template.jinja"; fs::is_regular_file(jinja, error))
-    out.chat_template = io::map_file(jinja).text();
+  out.chat_template = model_chat_template(from).value_or("");
   out.tokenizer =
       io::is_gguf(from) ? ggml_tokenizer(*io::GgufFile::open(from)) : text::read_ggml_tokenizer(from);
   return out;

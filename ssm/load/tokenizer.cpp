@@ -2,8 +2,8 @@
 
 #include "ssm/io/atomic_file.h"
 #include "ssm/io/checkpoint_writer.h"
-#include "ssm/io/json.h"
-#include "ssm/io/mapped_file.h"
+#include "ssm/text/chat_template.h"
+#include "ssm/text/folder_files.h"
 
 namespace ssm {
 namespace {
@@ -53,19 +53,21 @@ std::unique_ptr<text::Tokenizer> open_model_tokenizer(const fs::path& path) {
 }
 
 nlohmann::json tokenizer_config(const fs::path& model) {
-  nlohmann::json config = nlohmann::json::object();
   std::error_code error;
-  if (io::is_gguf(model)) {
-    const auto file = io::GgufFile::open(model);
-    if (const auto tokenizer = ggml_tokenizer(*file); tokenizer && tokenizer->add_bos)
-      config["add_bos_token"] = *tokenizer->add_bos;
-    if (const auto chat = file->text(kChatTemplate)) config["chat_template"] = *chat;
-  } else if (const fs::path path = model / "tokenizer_config.json"; fs::is_regular_file(path, error)) {
-    const io::Bytes text = io::map_file(path);
-    const nlohmann::json read = io::parse_json(text.text(), text.name);
-    if (read.is_object()) config = read;
-  }
+  const fs::path path = model / "tokenizer_config.json";
+  if (fs::is_regular_file(path, error)) return text::read_config_json(path);
+  nlohmann::json config = nlohmann::json::object();
+  if (!io::is_gguf(model)) return config;
+  const auto tokenizer = ggml_tokenizer(*io::GgufFile::open(model));
+  if (tokenizer && tokenizer->add_bos) config["add_bos_token"] = *tokenizer->add_bos;
   return config;
+}
+
+std::optional<std::string> model_chat_template(const fs::path& model) {
+  if (!io::is_gguf(model)) return text::chat_template_source(model);
+  const auto file = io::GgufFile::open(model);
+  const auto source = file->text(kChatTemplate);
+  return source ? std::optional(std::string(*source)) : std::nullopt;
 }
 
 void copy_tokenizer(const fs::path& from, const fs::path& to) {

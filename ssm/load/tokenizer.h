@@ -17,9 +17,12 @@ std::unique_ptr<text::Tokenizer> open_model_tokenizer(const std::filesystem::pat
 // The keys tokenizer.ggml.*; nothing: the file has no tokenizer. Throws Error naming the file and the key.
 std::optional<text::GgmlTokenizer> ggml_tokenizer(const io::GgufFile& file);
 
-// What tokenizer_config.json of a model says, or a GGUF file in its stead (add_bos_token, chat_template); an
-// object, empty where there is nothing.
+// What tokenizer_config.json of a model says, or a GGUF file in its stead (add_bos_token); an object, empty
+// where there is nothing.
 nlohmann::json tokenizer_config(const std::filesystem::path& model);
+
+// The chat template that a model's folder or GGUF file brings; nothing: none.
+std::optional<std::string> model_chat_template(const std::filesystem::path& model);
 
 // Writes the files that make a tokenizer into the folder `to`: those of the folder `from`, or a GGUF file's
 // as tokenizer.json or tokenizer.model.

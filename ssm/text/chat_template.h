@@ -12,6 +12,7 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -76,7 +77,7 @@ ChatTemplate built_in_chat_template(const std::string& name, SpecialTokens token
 ChatTemplate open_chat_template(const std::vector<std::filesystem::path>& folders, const Tokenizer* tokenizer,
                                 const std::string& choice = "");
 
-// Whether `folder` holds a template of its own.
-bool has_chat_template(const std::filesystem::path& folder);
+// The template that `folder` holds of its own (of several the default); nothing: none.
+std::optional<std::string> chat_template_source(const std::filesystem::path& folder);
 
 }  // namespace ssm::text

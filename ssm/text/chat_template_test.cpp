@@ -250,7 +250,7 @@ TEST(ChatTemplate, IsFoundInTheModelsFolder) {
     return open_chat_template({folder.path()}, nullptr, choice);
   };
   EXPECT_EQ(open().name(), "plain");
-  EXPECT_FALSE(has_chat_template(folder.path()));
+  EXPECT_FALSE(chat_template_source(folder.path()));
   write(
       folder / "tokenizer_config.json",
       R"({"eos_token":{"content":"<end>"},"chat_template":[{"name":"default","template":"one {{ eos_token }}"},)"
@@ -264,7 +264,7 @@ TEST(ChatTemplate, IsFoundInTheModelsFolder) {
   EXPECT_EQ(open().render(question), "three");
   write(folder / "chat_template.jinja", "four");
   EXPECT_EQ(open().render(question), "four");
-  EXPECT_TRUE(has_chat_template(folder.path()));
+  EXPECT_TRUE(chat_template_source(folder.path()));
   write(folder / "mine.jinja", "five {{ nosuch | pprint }}");
   const std::string mine = folder / "mine.jinja";
   EXPECT_EQ(error_of([&] { open(mine); }), mine + ":1: the filter \"pprint\" is not supported");

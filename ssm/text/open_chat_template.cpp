@@ -78,7 +78,12 @@ std::string fitting_built_in(const Tokenizer* tokenizer) {
 
 }  // namespace
 
-bool has_chat_template(const fs::path& folder) { return !find_templates(folder).templates.empty(); }
+std::optional<std::string> chat_template_source(const fs::path& folder) {
+  const Templates templates = find_templates(folder).templates;
+  if (templates.empty()) return std::nullopt;
+  const auto it = templates.find("default");
+  return it == templates.end() ? templates.begin()->second : it->second;
+}
 
 ChatTemplate open_chat_template(const std::vector<fs::path>& folders, const Tokenizer* tokenizer,
                                 const std::string& choice) {

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Runs every `ssm` command that README.md and docs/ show in a block of sh or console, page by page.
+
+A page's commands run in one folder, in order, with a home of its own. There the models and texts that pages speak of
+stand ready, small; training takes two steps. Output that a page shows must come, numbers within a thousandth. A
+comment in front of a block, <!-- not run: REASON -->, leaves it out. Commands of the source tree (scripts/, cmake) are
+what CI itself is made of and are not run again.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SSM = ROOT / "build/release/bin/ssm"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OURS = r"(^|[|;&] *)ssm "
+HUB_MODEL = "models--state-spaces--mamba-130m-hf"
+SHORT = {"--steps": "2", "--batch": "2", "--length": "32"}
+TINY = "--family mamba --layers 2 --width 64"
+
+
+def blocks(page: pathlib.Path):
+    """(line, language, reason not to run or None, lines) of each fenced block."""
+    lines = page.read_text().splitlines()
+    at = 0
+    while at < len(lines):
+        fence = re.match(r"```(\w+)$", lines[at])
+        if not fence:
+            at += 1
+            continue
+        end = lines.index("```", at)
+        before = next((line for line in reversed(lines[:at]) if line.strip()), "")
+        skipped = re.fullmatch(r"<!-- not run: (.*) -->", before)
+        yield at + 1, fence[1], skipped and skipped[1], lines[at + 1 : end]
+        at = end + 1
+
+
+def commands(language: str, lines: list[str]):
+    """(offset, command, lines of output or None)."""
+    at = 0
+    while at < len(lines):
+        first, line = at, lines[at]
+        at += 1
+        if language == "console" and not line.startswith("$ "):
+            raise SystemExit(f"a console block begins with {line!r}, not with a command")
+        while line.endswith("\\") and at < len(lines):
+            line = line[:-1] + lines[at].strip()
+            at += 1
+        shown = None
+        if language == "console":
+            shown = []
+            while at < len(lines) and not lines[at].startswith("$ "):
+                shown.append(lines[at])
+                at += 1
+            while shown and not shown[-1]:
+                shown.pop()
+        yield first, line.removeprefix("$ "), shown or None
+
+
+def same(shown: str, came: str) -> bool:
+    number = r"-?\d+\.\d+"
+    if re.sub(number, "#", shown) != re.sub(number, "#", came):
+        return False
+    pairs = zip(re.findall(number, shown), re.findall(number, came), strict=True)
+    return all(abs(float(a) - float(b)) <= 1e-3 * max(1.0, abs(float(a))) for a, b in pairs)
+
+
+def shell(command: str, folder: pathlib.Path, environment: dict) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def prepare(folder: pathlib.Path) -> dict:
+    """What pages speak of: texts, a Mamba with a tokenizer under the names used, a hub's cache that holds it."""
+    path = f"{SSM.parent}:{os.environ['PATH']}"
+    environment = os.environ | {"HOME": str(folder), "PATH": path, "HF_HUB_OFFLINE": "1"}
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    sentences = [f"The old king looked out of the window for the {n}th time." for n in range(60)]
+    (folder / "notes").mkdir()
+    for name in ("book.txt", "other.txt", "stories.txt", "notes/a.txt"):
+        (folder / name).write_text("\n".join(sentences) + "\n")
+    (folder / "quotes.csv").write_text("quote,author\n" + "".join(f'"{s}",nobody\n' for s in sentences))
+    (folder / "models").symlink_to(ROOT / "models")
+    made = shell(shortened(f"ssm train book.txt --out made {TINY}"), folder, environment)
+    if made.returncode:
+        raise SystemExit(f"the models for the pages were not made: {made.stderr}")
+    hub = folder / ".cache/huggingface/hub" / HUB_MODEL
+    revision = "0" * 40
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs/main").write_text(revision)
+    files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    for target in (hub / "snapshots" / revision, folder / "my-model", folder / "mamba-130m-hf"):
+        target.mkdir(parents=True)
+        for name in files:
+            if (folder / "made" / name).exists():
+                shutil.copy(folder / "made" / name, target)
+    return environment
+
+
+def shortened(command: str) -> str:
+    """Training takes two steps; a folder that a page makes must not exist yet."""
+    flags = " ".join(f"{flag} {value}" for flag, value in SHORT.items() if flag not in command)
+    command = re.sub(r"\bssm (train|finetune) ", rf"ssm \1 {flags} ", command)
+    out = re.search(r"ssm train .*--out (\S+)", command)
+    prefix = f"rm -rf {out[1]}; " if out and "--resume" not in command else ""
+    return prefix + command
+
+
+def main() -> None:
+    ran = failed = 0
+    for page in PAGES:
+        wanted = [b for b in blocks(page) if b[1] in ("sh", "console")]
+        if not wanted:
+            continue
+        with tempfile.TemporaryDirectory(prefix="ssm-docs-") as name:
+            folder = pathlib.Path(name)
+            environment = prepare(folder)
+            for line, language, reason, lines in wanted:
+                where = f"{page.relative_to(ROOT)}:{line}"
+                if reason:
+                    print(f"test-docs: {where}: not run: {reason}")
+                    continue
+                for offset, command, shown in commands(language, lines):
+                    if not re.search(OURS, command.split("#")[0]):
+                        continue
+                    run = shell(shortened(command), folder, environment)
+                    ran += 1
+                    problem = None
+                    if run.returncode:
+                        problem = f"exit status {run.returncode}: {run.stderr.strip()[-400:]}"
+                    elif shown and not same("\n".join(shown).strip(), run.stdout.strip()):
+                        problem = "\n".join(["printed", run.stdout.strip(), "where the page shows", *shown])
+                    if problem:
+                        failed += 1
+                        print(f"test-docs: {page.relative_to(ROOT)}:{line + 1 + offset}: {command}\n{problem}")
+    print(f"test-docs: {ran} commands, {failed} not as shown")
+    sys.exit(1 if failed or not ran else 0)
+
+
+if __name__ == "__main__":
+    main()
