@@ -1,7 +1,9 @@
 # The project's verbs; each is a script of its own.
-.PHONY: run test build bench format check fuzz install-test
+.PHONY: run test test-python docs build bench format check fuzz install-test
 run:          ; scripts/run "Once upon a time"
 test:         ; scripts/test
+test-python:  ; scripts/test-python
+docs:         ; scripts/docs
 build:        ; scripts/build release
 bench:        ; scripts/build bench && build/bench/bin/ops_bench
 format:       ; scripts/format

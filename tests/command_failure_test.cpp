@@ -92,7 +92,11 @@ TEST(CommandFailure, Models) {
   TempFolder folder;
   expect_refusal(kFailure, "/nosuch/folder", {"generate", "/nosuch/folder"});
   expect_refusal(kFailure, "nosuch", {"generate", "nosuch", "--tokens", "1"});
-  expect_refusal(kFailure, "model cache", {"score", "no-such-owner/no-such-model", "--tokens", "1"});
+  setenv("HF_HUB_OFFLINE", "1", 1);
+  for (const char* part : {"model cache", "HF_HUB_OFFLINE"}) {
+    expect_refusal(kFailure, part, {"score", "no-such-owner/no-such-model", "--tokens", "1"});
+  }
+  unsetenv("HF_HUB_OFFLINE");
   expect_refusal(kFailure, "empty", {"info", folder.path()});
   for (const char* file : {"config.json", "model.safetensors"}) {
     fs::create_directory(folder / "damaged");

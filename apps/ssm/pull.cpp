@@ -1,11 +1,6 @@
 // ssm pull: a model of the hub into the cache.
-#include "ssm/hub/pull.h"
-
-#include <fmt/format.h>
-
 #include "apps/ssm/commands.h"
-#include "apps/ssm/interrupt.h"
-#include "apps/ssm/output.h"
+#include "apps/ssm/pull_progress.h"
 #include "ssm/core/error.h"
 
 namespace ssm::app {
@@ -20,17 +15,13 @@ struct Arguments {
 void run(const Arguments& arguments) {
   const std::optional<hub::HubName> model = hub::parse_hub_name(arguments.model);
   SSM_CHECK(model, "{}: is no name of the hub: owner/name, or owner/name@revision", arguments.model);
-  const InterruptScope interrupt;
-  Progress progress;
-  hub::PullOptions options = hub::pull_options_from_environment();
-  options.files = arguments.files;
-  options.stop = [&] { return interrupt.requested(); };
-  options.progress = [&](const std::string& file, int64_t done, int64_t size) {
-    progress.show(fmt::format("{}: {:.1f} of {:.1f} MB", file, static_cast<double>(done) / 1e6,
-                              static_cast<double>(size) / 1e6));
-  };
-  const std::filesystem::path folder = hub::pull(*model, options);
-  progress.clear();
+  std::filesystem::path folder;
+  {
+    PullProgress progress;
+    hub::PullOptions options = progress.options();
+    options.files = arguments.files;
+    folder = hub::pull(*model, options);
+  }
   if (arguments.json)
     print_json({{"model", arguments.model}, {"folder", folder.string()}});
   else
@@ -47,7 +38,8 @@ void add_pull(CLI::App& program) {
       ->option_text("NAME...");
   verb->add_flag("--json", arguments->json, "Print one JSON object");
   verb->footer(
-      "Prints the model's folder. Its name can stand wherever a MODEL is asked for. The cache is the one "
+      "Prints the model's folder. Its name can stand wherever a MODEL is asked for, which pulls it too. The "
+      "cache is the one "
       "that\n"
       "huggingface_hub uses (HF_HUB_CACHE, HF_HOME); HF_TOKEN opens private models, HF_ENDPOINT names "
       "another\n"

@@ -4,8 +4,8 @@
 #include <array>
 #include <string_view>
 
+#include "apps/ssm/pull_progress.h"
 #include "ssm/core/error.h"
-#include "ssm/hub/model_cache.h"
 #include "ssm/load/random_model.h"
 
 namespace ssm::app {
@@ -34,7 +34,8 @@ std::optional<fs::path> find_model(const std::string& model) {
   std::error_code error;
   if (fs::exists(model, error)) return fs::path(model);
   if (model == kBundledModel) return find_bundled(model);
-  return hub::find_cached_model(model);
+  const std::optional<fs::path> cached = hub::find_cached_model(model);
+  return cached && hub::holds_weights(*cached) ? cached : std::nullopt;
 }
 
 fs::path resolve_model(const std::string& model) {
@@ -42,9 +43,10 @@ fs::path resolve_model(const std::string& model) {
   if (model.empty())
     fail("no MODEL given, and the bundled model {} is not beside this program", kBundledModel);
   refuse_transformer(model);
-  if (hub::is_hub_name(model))
-    fail("{0}: no such folder, and not in the model cache {1}; `ssm pull {0}` gets it", model,
-         hub::cache_folder().string());
+  if (const std::optional<hub::HubName> name = hub::parse_hub_name(model)) {
+    PullProgress progress;
+    return hub::find_or_pull(*name, true, [&] { return progress.options(); });
+  }
   fail("{}: no such folder", model);
 }
 

@@ -1,4 +1,4 @@
-// MODEL: an existing path, a name in the Hugging Face cache, or empty for the bundled model.
+// MODEL: an existing path, a name of the Hugging Face hub, or empty for the bundled model.
 #pragma once
 
 #include <filesystem>
@@ -7,9 +7,9 @@
 
 namespace ssm::app {
 
-// Throws Error with what was looked for when there is none.
+// A hub's model that is not in the cache is pulled. Throws Error with what was looked for when there is none.
 std::filesystem::path resolve_model(const std::string& model);
-// The same for a name that may be something else: nothing instead of an Error.
+// The same for a name that may be something else: nothing instead of an Error, and nothing is pulled.
 std::optional<std::filesystem::path> find_model(const std::string& model);
 
 // Whether the only positional argument of `generate` is a MODEL, not a prompt: a folder that exists, or a

@@ -57,6 +57,21 @@ bool is_safe_part(std::string_view part) {
          part.find("..") == std::string_view::npos;
 }
 
+std::vector<std::string_view> parts_of(std::string_view path) {
+  std::vector<std::string_view> parts;
+  for (size_t begin = 0; begin <= path.size();) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    parts.push_back(path.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+bool is_safe_path(std::string_view path) {
+  const std::vector<std::string_view> parts = parts_of(path);
+  return std::all_of(parts.begin(), parts.end(), is_safe_part);
+}
+
 std::optional<HubName> parse_hub_name(std::string_view text) {
   HubName parsed{{}, {}, "main"};
   if (const size_t at = text.find('@'); at != std::string_view::npos) {
@@ -67,7 +82,7 @@ std::optional<HubName> parse_hub_name(std::string_view text) {
   if (slash == std::string_view::npos) return std::nullopt;
   parsed.owner = text.substr(0, slash);
   parsed.name = text.substr(slash + 1);
-  if (!is_safe_part(parsed.owner) || !is_safe_part(parsed.name) || !is_safe_part(parsed.revision))
+  if (!is_safe_part(parsed.owner) || !is_safe_part(parsed.name) || !is_safe_path(parsed.revision))
     return std::nullopt;
   return parsed;
 }
@@ -78,6 +93,16 @@ fs::path HubName::folder() const {
 }
 
 bool is_hub_name(std::string_view name) { return parse_hub_name(name).has_value(); }
+
+bool holds_weights(const fs::path& folder) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const fs::path kind = entry.path().extension();
+    if ((kind == ".safetensors" || kind == ".bin" || kind == ".gguf") && fs::exists(entry.path(), error))
+      return true;  // the file, not only a link to where it should be
+  }
+  return false;
+}
 
 std::optional<fs::path> find_cached_model(std::string_view name) {
   const std::optional<HubName> parsed = parse_hub_name(name);

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace ssm::hub {
 
@@ -19,7 +20,7 @@ std::filesystem::path home_folder();
 std::filesystem::path cache_folder();
 
 struct HubName {
-  std::string owner, name, revision;  // revision: main without another
+  std::string owner, name, revision;  // revision: main without another; refs/pr/9 is one too
 
   std::filesystem::path folder() const;  // of the model, in the cache; empty where there is no cache
 };
@@ -28,9 +29,14 @@ struct HubName {
 std::optional<HubName> parse_hub_name(std::string_view text);
 // What may be a part of a path here: letters, digits, '-', '_' and '.', no leading '-' or '.', no "..".
 bool is_safe_part(std::string_view part);
+std::vector<std::string_view> parts_of(std::string_view path);  // what stands between slashes: at least one
+bool is_safe_path(std::string_view path);                       // parts that are safe, all of them
 
 // "owner/name" or "owner/name@revision" with nothing in it that could leave the cache.
 bool is_hub_name(std::string_view name);
+
+// Whether weights lie in a model's folder: a program that only wanted the tokenizer leaves a folder without.
+bool holds_weights(const std::filesystem::path& folder);
 
 // The model's folder; nothing when it is not a hub name or not in the cache. Without a revision: main.
 std::optional<std::filesystem::path> find_cached_model(std::string_view name);

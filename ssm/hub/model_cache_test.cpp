@@ -32,9 +32,11 @@ TEST_F(ModelCache, FollowsRefsAndCommits) {
   put("models--o--m/refs/main", "abc123\n");
   put("models--o--m/snapshots/abc123/config.json", "{}");
   put("models--o--m/refs/v1.0", "def456");
+  put("models--o--m/refs/refs/pr/9", "def456");
   put("models--o--m/snapshots/def456/config.json", "{}");
   EXPECT_EQ(find_cached_model("o/m"), root_ / "models--o--m/snapshots/abc123");
   EXPECT_EQ(find_cached_model("o/m@v1.0"), root_ / "models--o--m/snapshots/def456");
+  EXPECT_EQ(find_cached_model("o/m@refs/pr/9"), root_ / "models--o--m/snapshots/def456");
   EXPECT_EQ(find_cached_model("o/m@def456"), root_ / "models--o--m/snapshots/def456");
   EXPECT_FALSE(find_cached_model("o/m@other"));
   EXPECT_FALSE(find_cached_model("o/n"));
@@ -45,7 +47,7 @@ TEST_F(ModelCache, NeverLeavesTheCache) {
   put("outside/config.json", "{}");
   EXPECT_FALSE(find_cached_model("o/m"));
   for (const char* name : {"", "/", "o", "o/", "/m", "o/m/n", "../m", "o/..", "o/m@", "o/m@..", "o/m@../x",
-                           "o/.m", "o//m", "o/m@a@b", "o /m", "o/m\n", "-o/m"}) {
+                           "o/m@a/../x", "o/m@/x", "o/.m", "o//m", "o/m@a@b", "o /m", "o/m\n", "-o/m"}) {
     EXPECT_FALSE(is_hub_name(name)) << name;
     EXPECT_FALSE(find_cached_model(name)) << name;
   }

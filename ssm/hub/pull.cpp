@@ -40,22 +40,6 @@ Descriptor open_file(const fs::path& path, int flags) {
   return Descriptor(fd);
 }
 
-// What stands between the slashes of a file's path inside a model: at least one part.
-std::vector<std::string_view> parts_of(std::string_view path) {
-  std::vector<std::string_view> parts;
-  for (size_t begin = 0; begin <= path.size();) {
-    const size_t end = std::min(path.find('/', begin), path.size());
-    parts.push_back(path.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
-
-bool is_safe_path(std::string_view path) {
-  const std::vector<std::string_view> parts = parts_of(path);
-  return std::all_of(parts.begin(), parts.end(), is_safe_part);
-}
-
 struct RemoteFile {
   std::string etag;
   int64_t size = -1;
@@ -90,7 +74,7 @@ class Pull {
  private:
   std::vector<std::string> needed() const {
     try {
-      return needed_files(all_);
+      return needed_files(all_, options_.weights);
     } catch (const Error& e) {
       fail("{}: {}", name_, e.what());
     }
@@ -289,7 +273,7 @@ std::string token_of_file() {
 
 }  // namespace
 
-std::vector<std::string> needed_files(const std::vector<std::string>& all) {
+std::vector<std::string> needed_files(const std::vector<std::string>& all, bool weights) {
   std::vector<std::string> wanted;
   const auto take = [&](auto&& wants) {
     const size_t before = wanted.size();
@@ -311,6 +295,7 @@ std::vector<std::string> needed_files(const std::vector<std::string>& all) {
     return std::find(std::begin(kSmall), std::end(kSmall), file) != std::end(kSmall) ||
            file.starts_with("tokenizer.model");
   });
+  if (!weights) return wanted;
   if (has("adapter_config.json")) {
     wanted.push_back("adapter_config.json");
     if (take([](const std::string& file) { return file == "adapter_model.safetensors"; })) return wanted;
@@ -340,6 +325,21 @@ PullOptions pull_options_from_environment() {
   options.token = environment("HF_TOKEN");
   if (options.token.empty()) options.token = token_of_file();
   return options;
+}
+
+fs::path find_or_pull(const HubName& model, bool weights, const std::function<PullOptions()>& options) {
+  const std::string at = model.revision == "main" ? "" : "@" + model.revision;
+  const std::string name = fmt::format("{}/{}{}", model.owner, model.name, at);
+  const std::optional<fs::path> found = find_cached_model(name);
+  if (found && (!weights || holds_weights(*found))) return *found;
+  try {
+    PullOptions asked = options();
+    asked.weights = weights;
+    return pull(model, asked);
+  } catch (const Error& e) {
+    fail("{}: no such folder, {} the model cache {}, and not pulled: {}", name,
+         found ? "without weights in" : "not in", cache_folder().string(), e.what());
+  }
 }
 
 fs::path pull(const HubName& model, const PullOptions& options) { return Pull(model, options).run(); }

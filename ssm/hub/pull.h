@@ -20,6 +20,7 @@ struct PullOptions {
   std::string endpoint = "https://huggingface.co";
   std::string token = {};               // empty: public models only
   std::vector<std::string> files = {};  // exactly these; empty: those that are needed
+  bool weights = true;                  // false: what is needed but for the weights
   int attempts = 5;                     // of a request, while the network fails
   double first_pause = 0.5;             // seconds before the second attempt; doubled after each
   std::function<bool()> stop = {};      // asked often; true: pull() throws Error soon
@@ -32,11 +33,16 @@ struct PullOptions {
 // HF_HUB_OFFLINE asks for no network.
 PullOptions pull_options_from_environment();
 
+// The model's folder in the cache, pulled first where it is not there or lacks weights that are wanted.
+// `options` are asked for only then. Throws Error.
+std::filesystem::path find_or_pull(const HubName& model, bool weights,
+                                   const std::function<PullOptions()>& options);
+
 // Returns the folder of the snapshot. Throws Error naming the model, the file and what the hub said.
 std::filesystem::path pull(const HubName& model, const PullOptions& options);
 
-// Which of a model's files are needed; throws Error where there are no weights, or several GGUF files to
-// choose from.
-std::vector<std::string> needed_files(const std::vector<std::string>& all);
+// Which of a model's files are needed; throws Error where weights are and there are none, or several GGUF
+// files to choose from.
+std::vector<std::string> needed_files(const std::vector<std::string>& all, bool weights = true);
 
 }  // namespace ssm::hub

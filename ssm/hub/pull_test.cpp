@@ -77,6 +77,30 @@ TEST_F(PullTest, LeavesWhatHuggingfaceHubWouldLeave) {
   EXPECT_EQ(find_cached_model("o/m@v1"), folder);
 }
 
+TEST_F(PullTest, ANameIsFoundOrPulled) {
+  const auto find = [&](bool weights) {
+    return find_or_pull(*parse_hub_name("o/m"), weights, [&] { return options_; });
+  };
+  const fs::path folder = find(false);  // config and tokenizer alone
+  EXPECT_TRUE(fs::exists(folder / "config.json"));
+  EXPECT_FALSE(holds_weights(folder));
+  EXPECT_EQ(find(true), folder);
+  EXPECT_TRUE(holds_weights(folder));
+  const size_t before = requests("");
+  EXPECT_EQ(find(true), folder);
+  EXPECT_EQ(find(false), folder);
+  EXPECT_EQ(requests(""), before);
+  fs::remove_all(root_ / "hub");
+  setenv("HF_HUB_OFFLINE", "1", 1);
+  try {
+    find_or_pull(*parse_hub_name("o/m"), true, pull_options_from_environment);
+    ADD_FAILURE() << "offline, and yet found";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("HF_HUB_OFFLINE"), std::string::npos) << e.what();
+  }
+  EXPECT_EQ(requests(""), before);
+}
+
 TEST_F(PullTest, GoesOnWhereATransferBroke) {
   hub_.files["model.safetensors"].cut_after = 30'000;
   EXPECT_EQ(text_of(get() / "model.safetensors"), hub_.files["model.safetensors"].content);

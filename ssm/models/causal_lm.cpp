@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "ssm/autograd/tape.h"
+#include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 
 namespace ssm {
@@ -15,6 +16,16 @@ Tensor normed(const nn::RmsNorm& norm, const Tensor& x, Tensor& residual, DType 
 }
 
 }  // namespace
+
+void copy_slot(const ModelState& from, int64_t slot, const ModelState& to, int64_t to_slot) {
+  for (size_t layer = 0; layer < from.size(); ++layer) {
+    from[layer].for_each_with(to[layer], [&](const Tensor& source, const Tensor& target) {
+      if (source.numel() == 0) return;  // a convolution of width 1 keeps nothing
+      const Tensor a = source.select(0, slot), b = target.select(0, to_slot);
+      copy_bytes(b.raw(), b.device(), a.raw(), a.device(), a.bytes());
+    });
+  }
+}
 
 CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer)
     : activations_(precision.activations), tied_(config.at("tie_word_embeddings")) {
@@ -33,23 +44,29 @@ CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer 
               .owns_weight = !tied_};
 }
 
-Tensor CausalLm::hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {
-  SSM_CHECK(ids.rank() == 1 && ids.size(0) == batch.total(), "{} ids for a batch of {} tokens", ids.numel(),
-            batch.total());
+Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, const ModelState& state,
+                             const OnLayer& on_layer) const {
+  SSM_CHECK(
+      embeddings.rank() == 2 && embeddings.size(0) == batch.total() && embeddings.size(1) == hidden_size(),
+      "embeddings {} for a batch of {} tokens of width {}", embeddings.shape(), batch.total(), hidden_size());
   const MixerState none;
-  Tensor residual = embeddings_(ids);  // [T, M]
-  Tensor x;                            // [T, M], still to be added to the residual, or undefined
+  Tensor residual = std::move(embeddings);  // [T, M]
+  Tensor x;                                 // [T, M], still to be added to the residual, or undefined
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Block& block = layers_[i];
     const MixerState& kept = state.empty() ? none : state[i];
     const bool recorded = current_tape() != nullptr;
     const bool step = !recorded && !state.empty() && !x.defined() && batch.is_step();
-    if (step && block.mixer->step(residual, block.norm, batch, kept)) continue;
+    if (step && block.mixer->step(residual, block.norm, batch, kept)) {
+      if (on_layer) on_layer(residual);
+      continue;
+    }
     const std::vector<Tensor> out = recompute_layers_ && recorded
                                         ? recomputed(block, x, residual, batch, kept)
                                         : block.forward(std::move(x), residual, batch, kept, activations_);
     x = out[0];
     residual = out[1];
+    if (on_layer) on_layer(add_scaled(residual.clone(), x.to(residual.dtype()), 1.0f));
   }
   return normed(norm_f_, x, residual, activations_);  // [T, M]
 }

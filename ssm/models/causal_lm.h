@@ -2,6 +2,7 @@
 // every family; which one it is lies in its mixers.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -12,6 +13,9 @@
 namespace ssm {
 
 using ModelState = std::vector<MixerState>;  // one a layer
+
+// A slot of one state into a slot of another, of the same model on the same device.
+void copy_slot(const ModelState& from, int64_t slot, const ModelState& to, int64_t to_slot);
 
 // Types of activations. A matrix product rounds its input to `compute`; between ops they are `activations`,
 // which on a card is the same type and on a CPU f32.
@@ -28,7 +32,15 @@ class CausalLm {
   CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer);
 
   // ids [T] i32 -> the final hidden states [T, M], after the last norm.
-  Tensor hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const;
+  Tensor hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {
+    return hidden_from(embeddings_(ids), batch, state);
+  }
+  Tensor embed(const Tensor& ids) const { return embeddings_(ids); }  // [T] i32 -> [T, M]
+  // The same from embeddings [T, M], whose memory is taken over. `on_layer` sees the residual [T, M] after
+  // each layer; not where a tape records.
+  using OnLayer = std::function<void(const Tensor& residual)>;
+  Tensor hidden_from(Tensor embeddings, const SequenceBatch& batch, const ModelState& state,
+                     const OnLayer& on_layer = {}) const;
   // Rows of hidden states [T, M] -> logits [T, V] f32.
   Tensor logits(const Tensor& hidden) const;
 

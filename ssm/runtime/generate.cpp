@@ -119,6 +119,19 @@ size_t Generator::add(std::span<const int32_t> prompt, const std::filesystem::pa
   return sequence.index;
 }
 
+size_t Generator::add(std::span<const int32_t> prompt, const ModelState& states, int64_t slot,
+                      int64_t tokens) {
+  const size_t index = add(prompt);
+  Sequence& sequence = *sequences_[index];
+  copy_slot(states, slot, pool_.state(), sequence.slot);
+  sequence.tokens += tokens;
+  return index;
+}
+
+void Generator::copy_state(size_t index, const ModelState& to, int64_t slot) const {
+  copy_slot(pool_.state(), sequences_.at(index)->slot, to, slot);
+}
+
 // The logits after each active sequence's last token, [B, V].
 Tensor Generator::read_pending(std::span<Sequence* const> active) {
   std::vector<SequenceRunner::Input> inputs;
@@ -168,8 +181,8 @@ bool Generator::accept(Sequence& s, int32_t id, const GenerateOptions& options, 
   s.out.ids.push_back(id);
   s.pending.push_back(id);
   ++s.tokens;
-  const bool eos =
-      !options.ignore_eos && std::find(model_.eos.begin(), model_.eos.end(), id) != model_.eos.end();
+  const std::vector<int32_t>& ends = options.eos ? *options.eos : model_.eos;
+  const bool eos = !options.ignore_eos && std::find(ends.begin(), ends.end(), id) != ends.end();
   std::string shown;
   if (s.decoder && !eos) shown = s.matcher.push(s.decoder->push(id));
   s.out.text += shown;

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@ struct GenerateOptions {
   int64_t max_new_tokens = -1;    // -1: until something else stops it
   std::vector<std::string> stop;  // the text ends before the first of these; needs a tokenizer
   bool ignore_eos = false;
+  std::optional<std::vector<int32_t>> eos = {};  // ids that end a text instead of the model's own
 };
 
 enum class StopReason { eos, stop, length, cancelled };
@@ -42,6 +44,10 @@ class Generator {
   size_t add(std::span<const int32_t> prompt);
   size_t add(std::span<const int32_t> prompt, const std::filesystem::path& state);
 
+  // From a slot of the states of a text of which `tokens` are read, elsewhere. The repetition penalty does
+  // not know them.
+  size_t add(std::span<const int32_t> prompt, const ModelState& states, int64_t slot, int64_t tokens);
+
   // Forgets all sequences; their slots are free again, and the next one has index 0. What was made at first
   // use (memory, captured steps) stays.
   void clear();
@@ -56,6 +62,8 @@ class Generator {
   using OnToken = std::function<bool(size_t index, int32_t id, std::string_view text)>;
   std::vector<Generated> run(const GenerateOptions& options, const OnToken& on_token = {});
 
+  // The state of sequence `index`: it has read all of the text but what is pending, its last token.
+  void copy_state(size_t index, const ModelState& to, int64_t slot) const;
   // All that sequence `index` has read and written, for a later add(prompt, state).
   void save(size_t index, const std::filesystem::path& path) const;
 

@@ -18,64 +18,92 @@ SequenceRunner::SequenceRunner(const CausalLm& model, StatePool& pool)
       pool_(pool),
       piece_tokens_(model.device().is_cuda() ? kPieceTokensCuda : kPieceTokensCpu) {}
 
-Tensor SequenceRunner::hidden(std::span<const Input> pieces) {
+Tensor SequenceRunner::hidden(std::span<const Input> inputs, std::span<const Piece> pieces,
+                              const CausalLm::OnLayer& on_layer) {
   std::vector<int64_t> lengths;
   std::vector<int32_t> slots, ids;
-  for (const Input& piece : pieces) {
-    lengths.push_back(static_cast<int64_t>(piece.ids.size()));
-    slots.push_back(piece.slot);
-    ids.insert(ids.end(), piece.ids.begin(), piece.ids.end());
+  for (const Piece& piece : pieces) {
+    const auto part =
+        inputs[piece.input].ids.subspan(static_cast<size_t>(piece.begin), static_cast<size_t>(piece.length));
+    lengths.push_back(piece.length);
+    slots.push_back(inputs[piece.input].slot);
+    ids.insert(ids.end(), part.begin(), part.end());
   }
-  const Tensor id_tensor =
-      Tensor::from_values<int32_t>(ids, {static_cast<int64_t>(ids.size())}).to(model_.device());
-  return model_.hidden(id_tensor, SequenceBatch(lengths, slots), pool_.state());
+  Tensor x;  // [T, M]
+  if (inputs[pieces[0].input].embeddings.defined()) {
+    x = Tensor::empty({std::ssize(ids), model_.hidden_size()}, DType::f32, model_.device());
+    int64_t row = 0;
+    for (const Piece& piece : pieces) {
+      const Tensor from = inputs[piece.input].embeddings.slice(0, piece.begin, piece.begin + piece.length);
+      copy_bytes(x.slice(0, row, row + piece.length).raw(), x.device(), from.raw(), from.device(),
+                 from.bytes());
+      row += piece.length;
+    }
+  } else {
+    x = model_.embed(Tensor::from_values<int32_t>(ids, {std::ssize(ids)}).to(model_.device()));
+  }
+  return model_.hidden_from(std::move(x), SequenceBatch(lengths, slots), pool_.state(), on_layer);
+}
+
+// What of the inputs passes next: all that is left of one, or a multiple of the scan chunk.
+std::vector<SequenceRunner::Piece> SequenceRunner::next_pieces(std::span<const Input> inputs,
+                                                               std::span<const int64_t> read) const {
+  std::vector<Piece> pieces;
+  int64_t room = piece_tokens_;
+  for (size_t i = 0; i < inputs.size() && room > 0; ++i) {
+    const int64_t left = std::ssize(inputs[i].ids) - read[i];
+    if (left == 0) continue;
+    const int64_t take = left <= room ? left : room / kSsdChunk * kSsdChunk;
+    if (take == 0) break;
+    pieces.push_back({i, read[i], take});
+    room -= take;
+  }
+  return pieces;
+}
+
+void SequenceRunner::read_pieces(std::span<const Input> inputs, const VisitPieces& visit,
+                                 const CausalLm::OnLayer& on_layer) {
+  SSM_CHECK(!inputs.empty(), "no sequence to read");
+  for (const Input& input : inputs) {
+    SSM_CHECK(!input.ids.empty(), "slot {} has no token to read", input.slot);
+    SSM_CHECK(input.embeddings.defined() == inputs[0].embeddings.defined(),
+              "slot {}: ids and embeddings in one batch", input.slot);
+    if (!input.embeddings.defined()) continue;
+    SSM_CHECK(input.embeddings.dtype() == DType::f32 && input.embeddings.contiguous() &&
+                  input.embeddings.shape() == Shape({std::ssize(input.ids), model_.hidden_size()}),
+              "embeddings {} of {} for {} tokens of width {}", input.embeddings.shape(),
+              name_of(input.embeddings.dtype()), input.ids.size(), model_.hidden_size());
+  }
+  ArenaScope scope(&arena_);
+  std::vector<int64_t> read(inputs.size());
+  for (;;) {
+    const std::vector<Piece> pieces = next_pieces(inputs, read);
+    if (pieces.empty()) return;
+    visit(pieces, hidden(inputs, pieces, on_layer));
+    for (const Piece& piece : pieces) read[piece.input] += piece.length;
+  }
 }
 
 Tensor SequenceRunner::read(std::span<const Input> inputs) {
-  const auto B = static_cast<int64_t>(inputs.size());
-  SSM_CHECK(B > 0, "no sequence to read");
   ArenaScope scope(&arena_);
   Tensor last;  // [B, M]
-  std::vector<Input> left(inputs.begin(), inputs.end());
-  for (const Input& input : left) SSM_CHECK(!input.ids.empty(), "slot {} has no token to read", input.slot);
-  size_t first = 0;  // inputs before it are read
-  while (first < left.size()) {
-    std::vector<Input> pieces;
-    std::vector<size_t> owners;
-    int64_t room = piece_tokens_;
-    for (size_t i = first; i < left.size() && room > 0; ++i) {
-      const auto wanted = static_cast<int64_t>(left[i].ids.size());
-      // All of what is left, or a multiple of the scan chunk.
-      const int64_t take = wanted <= room ? wanted : room / kSsdChunk * kSsdChunk;
-      if (take == 0) break;
-      pieces.push_back({left[i].slot, left[i].ids.first(static_cast<size_t>(take))});
-      owners.push_back(i);
-      left[i].ids = left[i].ids.subspan(static_cast<size_t>(take));
-      room -= take;
-    }
-    const Tensor h = hidden(pieces);  // [T, M]
-    if (!last.defined()) last = Tensor::empty({B, h.size(1)}, h.dtype(), h.device());
+  read_pieces(inputs, [&](std::span<const Piece> pieces, const Tensor& h) {
+    if (!last.defined()) last = Tensor::empty({std::ssize(inputs), h.size(1)}, h.dtype(), h.device());
     int64_t row = 0;
-    for (size_t p = 0; p < pieces.size(); ++p) {
-      row += static_cast<int64_t>(pieces[p].ids.size());
-      if (!left[owners[p]].ids.empty()) continue;
+    for (const Piece& piece : pieces) {
+      row += piece.length;
+      if (piece.begin + piece.length < std::ssize(inputs[piece.input].ids)) continue;
       const Tensor from = h.select(0, row - 1);
-      const Tensor to = last.select(0, static_cast<int64_t>(owners[p]));
+      const Tensor to = last.select(0, static_cast<int64_t>(piece.input));
       copy_bytes(to.raw(), to.device(), from.raw(), from.device(), from.bytes());
     }
-    while (first < left.size() && left[first].ids.empty()) ++first;
-  }
+  });
   return model_.logits(last);
 }
 
 void SequenceRunner::read_all(const Input& input, const Visit& visit) {
-  const auto total = static_cast<int64_t>(input.ids.size());
-  for (int64_t begin = 0; begin < total; begin += piece_tokens_) {
-    ArenaScope scope(&arena_);
-    const auto length = static_cast<size_t>(std::min(piece_tokens_, total - begin));
-    const Input piece{input.slot, input.ids.subspan(static_cast<size_t>(begin), length)};
-    visit(begin, hidden(std::span(&piece, 1)));
-  }
+  read_pieces(std::span(&input, 1),
+              [&](std::span<const Piece> pieces, const Tensor& h) { visit(pieces[0].begin, h); });
 }
 
 }  // namespace ssm

@@ -21,6 +21,7 @@ class SequenceRunner {
   struct Input {
     int32_t slot;
     std::span<const int32_t> ids;  // not empty
+    Tensor embeddings = {};        // [T, M] f32 of the ids' number, read instead of theirs; or undefined
   };
 
   // Reads every input; returns the logits after each one's last token, [B, V].
@@ -30,8 +31,20 @@ class SequenceRunner {
   using Visit = std::function<void(int64_t, const Tensor&)>;
   void read_all(const Input& input, const Visit& visit);
 
+  // Reads every input piece by piece. A call of `visit` gives the hidden states [T, M] of some pieces, laid
+  // one after another; the tensor lives until the next one. An input's pieces come in order.
+  struct Piece {
+    size_t input;           // its index
+    int64_t begin, length;  // of the input's tokens
+  };
+  using VisitPieces = std::function<void(std::span<const Piece> pieces, const Tensor& hidden)>;
+  void read_pieces(std::span<const Input> inputs, const VisitPieces& visit,
+                   const CausalLm::OnLayer& on_layer = {});
+
  private:
-  Tensor hidden(std::span<const Input> pieces);
+  std::vector<Piece> next_pieces(std::span<const Input> inputs, std::span<const int64_t> read) const;
+  Tensor hidden(std::span<const Input> inputs, std::span<const Piece> pieces,
+                const CausalLm::OnLayer& on_layer);
 
   const CausalLm& model_;
   StatePool& pool_;

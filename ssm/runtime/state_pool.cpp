@@ -24,12 +24,7 @@ void StatePool::release(int32_t slot) {
 int32_t StatePool::fork(int32_t slot) {
   check_used(slot);
   const int32_t copy = acquire();
-  for (const MixerState& layer : state_) {
-    layer.for_each([&](std::string_view, const Tensor& t) {
-      const Tensor from = t.select(0, slot);
-      copy_bytes(t.select(0, copy).raw(), device_, from.raw(), device_, from.bytes());
-    });
-  }
+  copy_slot(state_, slot, state_, copy);
   return copy;
 }
 

@@ -34,7 +34,8 @@ class Run {
   RunResult go() {
     if (options_.resume) resume();
     MetricsLog log(options_.out / "metrics.jsonl", options_.about, trainer_.steps_done());
-    EventLog event_log(options_.out / "events", trainer_.steps_done());
+    EventLog event_log(options_.events.empty() ? options_.out / "events" : options_.events,
+                       trainer_.steps_done());
     while (trainer_.steps_done() < options_.steps && !stopped()) {
       Metrics metrics = step();
       const int64_t done = trainer_.steps_done();

@@ -19,6 +19,7 @@ namespace ssm::train {
 
 struct RunOptions {
   std::filesystem::path out;
+  std::filesystem::path events = {};  // folder of TensorBoard's files; empty: OUT/events
   BatchOptions batches;
   int64_t steps = 1;                         // optimiser steps in all, those before a resume included
   int64_t accumulate = 1;                    // batches a step

@@ -22,14 +22,6 @@ Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
   return Tensor::from_values<int32_t>(ids, {std::ssize(ids)}).to(device);
 }
 
-void copy_row(const MixerState& from, int64_t row, const MixerState& to, int64_t to_row) {
-  from.for_each_with(to, [&](const Tensor& source, const Tensor& target) {
-    if (source.numel() == 0) return;  // a convolution of width 1 keeps nothing
-    const Tensor a = source.select(0, row), b = target.select(0, to_row);
-    copy_bytes(b.raw(), b.device(), a.raw(), a.device(), a.bytes());
-  });
-}
-
 bool any(const std::vector<uint8_t>& flags) {
   return std::any_of(flags.begin(), flags.end(), [](uint8_t flag) { return flag != 0; });
 }
@@ -143,20 +135,14 @@ ModelState Trainer::begin_states(const Batch& batch) {
   carry_streams(*std::max_element(batch.streams.begin(), batch.streams.end()) + 1);
   ModelState rows = model_.make_state(std::ssize(batch.lengths));
   for (size_t b = 0; b < batch.lengths.size(); ++b) {
-    if (!batch.continues[b]) continue;
-    for (size_t layer = 0; layer < rows.size(); ++layer) {
-      copy_row(carried_[layer], batch.streams[b], rows[layer], static_cast<int64_t>(b));
-    }
+    if (batch.continues[b]) copy_slot(carried_, batch.streams[b], rows, static_cast<int64_t>(b));
   }
   return rows;
 }
 
 void Trainer::keep_states(const Batch& batch, const ModelState& rows) {
   for (size_t b = 0; b < batch.lengths.size(); ++b) {
-    if (!batch.carries_on[b]) continue;
-    for (size_t layer = 0; layer < rows.size(); ++layer) {
-      copy_row(rows[layer], static_cast<int64_t>(b), carried_[layer], batch.streams[b]);
-    }
+    if (batch.carries_on[b]) copy_slot(rows, static_cast<int64_t>(b), carried_, batch.streams[b]);
   }
 }
 
@@ -192,9 +178,8 @@ void Trainer::carry_streams(int64_t streams) {
   if (!carried_.empty() && carried_[0].ssm.size(0) >= streams) return;
   const ArenaScope heap(nullptr);
   const ModelState before = std::exchange(carried_, model_.make_state(streams));
-  for (size_t layer = 0; layer < before.size(); ++layer) {
-    for (int64_t s = 0; s < before[layer].ssm.size(0); ++s) copy_row(before[layer], s, carried_[layer], s);
-  }
+  const int64_t kept = before.empty() ? 0 : before[0].ssm.size(0);
+  for (int64_t s = 0; s < kept; ++s) copy_slot(before, s, carried_, s);
 }
 
 void Trainer::restored(int64_t steps_done) {

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""What Python adds: the time of `import ssm_cpp`, and of a call beside a decode step of the bundled model.
+
+    python3 bench/python_overhead.py [--rounds 7] [--steps 200]      (with ssm_cpp installed)
+
+A call's own cost is bounded from above by the same call on a model of one layer and width 16, whose arithmetic takes
+next to nothing. `binding` is the compiled function, `model(...)` what a user calls, with the cache and the outputs.
+"""
+
+import argparse
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import ssm_cpp
+from ssm_cpp import _core
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def import_seconds(before: str) -> float:
+    code = f"{before}import time; t = time.perf_counter(); import ssm_cpp; print(time.perf_counter() - t)"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def per_call(call, steps: int) -> float:
+    for _ in range(10):
+        call()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        call()
+    return (time.perf_counter() - begin) / steps
+
+
+def calls(model):
+    """(the binding's decode step, the user's) of a sequence."""
+    core, ids = model._core, np.array([1], np.int32)
+    state, cache = _core.State(core, 1), model.new_cache(1)
+
+    def binding():
+        hidden, _ = core.forward(ids, None, [1], state, [0], False)
+        core.logits(hidden)
+
+    return binding, lambda: model([[1]], cache_params=cache)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=200)
+    a = parser.parse_args()
+    for what, before in (("import ssm_cpp", ""), ("the same with NumPy there", "import numpy; ")):
+        seconds = [import_seconds(before) for _ in range(a.rounds)]
+        print(f"{what:28} median {statistics.median(seconds) * 1e3:7.1f} ms   quickest {min(seconds) * 1e3:7.1f} ms")
+    tiny = ssm_cpp.MambaForCausalLM(
+        ssm_cpp.MambaConfig(vocab_size=16, hidden_size=16, num_hidden_layers=1, state_size=4, time_step_rank=1)
+    )
+    whole = ssm_cpp.AutoModelForCausalLM.from_pretrained(ROOT / "models/tale-8m")
+    rounds = [[per_call(c, a.steps) for c in (*calls(whole), *calls(tiny))] for _ in range(a.rounds)]
+    step, user_step, call, user_call = (statistics.median(column) * 1e6 for column in zip(*rounds, strict=True))
+    print(f"{'decode step, bundled model':28} binding {step:8.1f} us   model(...) {user_step:8.1f} us")
+    print(f"{'the call alone, at most':28} binding {call:8.1f} us   model(...) {user_call:8.1f} us")
+    print(f"{'of a step':28} binding {100 * call / step:8.2f} %    model(...) {100 * user_call / user_step:8.2f} %")
+
+
+if __name__ == "__main__":
+    main()

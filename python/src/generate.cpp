@@ -1,0 +1,82 @@
+#include "ssm/runtime/generate.h"
+
+#include <nanobind/stl/function.h>
+
+#include "python/src/bindings.h"
+#include "python/src/model.h"
+
+namespace ssm::python {
+namespace {
+
+// Called with (sequence, id, text); False stops that sequence.
+using OnToken = std::optional<nb::callable>;
+
+bool call(const OnToken& on_token, size_t index, int32_t id, std::string_view text) {
+  const nb::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  if (!on_token) return true;
+  const nb::object answer = (*on_token)(index, id, nb::str(text.data(), text.size()));
+  return !answer.is(nb::bool_(false));
+}
+
+nb::list generate(const ModelPtr& model, const std::vector<std::vector<int32_t>>& prompts,
+                  int64_t max_new_tokens, float temperature, int32_t top_k, float top_p, float min_p,
+                  float repetition_penalty, uint64_t seed, const std::optional<std::vector<int32_t>>& eos,
+                  bool ignore_eos, const std::vector<std::string>& stop, const OnToken& on_token, State* from,
+                  const std::vector<int32_t>& slots, int64_t tokens, State* to) {
+  SSM_CHECK(!from || (from->model() == model && slots.size() == prompts.size()),
+            "{} slots of a state for {} prompts, or another model's", slots.size(), prompts.size());
+  SSM_CHECK(!to || (to->model() == model && to->slots() == std::ssize(prompts)),
+            "a state of {} slots for {} prompts, or another model's", to->slots(), prompts.size());
+  const GenerateOptions options{.sampling = {.temperature = temperature,
+                                             .top_k = top_k,
+                                             .top_p = top_p,
+                                             .min_p = min_p,
+                                             .repetition_penalty = repetition_penalty,
+                                             .seed = seed},
+                                .max_new_tokens = max_new_tokens,
+                                .stop = stop,
+                                .ignore_eos = ignore_eos,
+                                .eos = eos};
+  std::vector<Generated> results;
+  {
+    const nb::gil_scoped_release unlocked;
+    Generator generator(*model, std::ssize(prompts));
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      if (from) {
+        from->check_slot(slots[i]);
+        generator.add(prompts[i], from->pool().state(), slots[i], tokens);
+      } else {
+        generator.add(prompts[i]);
+      }
+    }
+    results = generator.run(options, [&](size_t index, int32_t id, std::string_view text) {
+      return call(on_token, index, id, text);
+    });
+    for (size_t i = 0; to && i < prompts.size(); ++i) {
+      generator.copy_state(i, to->pool().state(), static_cast<int64_t>(i));
+    }
+  }
+  nb::list out;
+  for (const Generated& g : results) {
+    out.append(nb::make_tuple(g.ids, g.text, std::string(name_of(g.reason))));
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_generate(nb::module_& m) {
+  using nb::arg;
+  m.def(
+      "generate", &generate, arg("model"), arg("prompts"), arg("max_new_tokens"), arg("temperature") = 0.0f,
+      arg("top_k") = 0, arg("top_p") = 1.0f, arg("min_p") = 0.0f, arg("repetition_penalty") = 1.0f,
+      arg("seed") = 0, arg("eos") = nb::none(), arg("ignore_eos") = false,
+      arg("stop") = std::vector<std::string>(), arg("on_token") = nb::none(), arg("from_state") = nb::none(),
+      arg("slots") = std::vector<int32_t>(), arg("tokens") = 0, arg("to_state") = nb::none(),
+      "[(new ids, text, reason)] of each prompt; on_token(sequence, id, text) -> False stops a sequence. "
+      "Prompts may go on from slots of a state that has read `tokens`; to_state gets those of the end, which "
+      "have read all but each sequence's last token.");
+}
+
+}  // namespace ssm::python

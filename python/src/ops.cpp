@@ -1,0 +1,200 @@
+// The ops over rows [T, ...] of ragged sequences; ssm_cpp.ops gives them the layouts of mamba_ssm.
+#include <limits>
+#include <numeric>
+
+#include "python/src/bindings.h"
+#include "ssm/ops/causal_conv1d/causal_conv1d.h"
+#include "ssm/ops/cross_entropy/cross_entropy.h"
+#include "ssm/ops/selective_scan/selective_scan.h"
+#include "ssm/ops/ssd_scan/ssd_scan.h"
+
+namespace ssm::python {
+namespace {
+
+using Lengths = std::vector<int64_t>;
+using OptionalInOut = std::optional<InOutArray>;
+
+SequenceBatch batch_of(const Lengths& lengths) {  // sequence b has slot b
+  std::vector<int32_t> slots(lengths.size());
+  std::iota(slots.begin(), slots.end(), 0);
+  return SequenceBatch(lengths, slots);
+}
+
+Tensor state_of(const OptionalInOut& state) { return state ? tensor_of(*state, "state") : Tensor(); }
+
+Tensor empty_like(const Tensor& t) {
+  return t.defined() ? Tensor::empty(t.shape(), t.dtype(), t.device()) : Tensor();
+}
+Tensor zeros_like(const Tensor& t) {
+  return t.defined() ? Tensor::zeros(t.shape(), DType::f32, t.device()) : Tensor();
+}
+
+template <class... Tensors>
+nb::tuple arrays_of(const Tensors&... tensors) {
+  return nb::make_tuple(array_of(tensors)...);
+}
+
+SelectiveScanArgs scan_args(const InArray& u, const InArray& delta, const InArray& A, const InArray& B,
+                            const InArray& C, const OptionalIn& D, const OptionalIn& z,
+                            const OptionalIn& delta_bias, bool delta_softplus) {
+  return {.u = tensor_of(u, "u"),
+          .delta = tensor_of(delta, "delta"),
+          .A = tensor_of(A, "A"),
+          .B = tensor_of(B, "B"),
+          .C = tensor_of(C, "C"),
+          .D = tensor_of(D, "D"),
+          .z = tensor_of(z, "z"),
+          .delta_bias = tensor_of(delta_bias, "delta_bias"),
+          .delta_softplus = delta_softplus};
+}
+
+nb::object scan(const InArray& u, const InArray& delta, const InArray& A, const InArray& B, const InArray& C,
+                const OptionalIn& D, const OptionalIn& z, const OptionalIn& delta_bias, bool delta_softplus,
+                const Lengths& lengths, const OptionalInOut& state) {
+  const SelectiveScanArgs args = scan_args(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
+  const Tensor h = state_of(state);
+  Tensor y;
+  {
+    const nb::gil_scoped_release unlocked;
+    y = selective_scan(args, batch_of(lengths), h);
+  }
+  return array_of(y);
+}
+
+nb::tuple scan_backward(const InArray& u, const InArray& delta, const InArray& A, const InArray& B,
+                        const InArray& C, const OptionalIn& D, const OptionalIn& z,
+                        const OptionalIn& delta_bias, bool delta_softplus, const Lengths& lengths,
+                        const OptionalIn& initial, const InArray& dy) {
+  const SelectiveScanArgs args = scan_args(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
+  const Tensor h = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
+  SelectiveScanGrads g;
+  {
+    const nb::gil_scoped_release unlocked;
+    g = {.du = empty_like(args.u),
+         .ddelta = empty_like(args.delta),
+         .dA = zeros_like(args.A),
+         .dB = empty_like(args.B),
+         .dC = empty_like(args.C),
+         .dD = zeros_like(args.D),
+         .dz = empty_like(args.z),
+         .ddelta_bias = zeros_like(args.delta_bias)};
+    selective_scan_backward(args, batch_of(lengths), h, from, g);
+  }
+  return arrays_of(g.du, g.ddelta, g.dA, g.dB, g.dC, g.dD, g.dz, g.ddelta_bias);
+}
+
+SsdScanArgs ssd_args(const InArray& x, const InArray& dt, const InArray& A, const InArray& B,
+                     const InArray& C, const OptionalIn& D, const OptionalIn& dt_bias, int64_t groups,
+                     bool dt_softplus, float dt_min, float dt_max) {
+  return {.x = tensor_of(x, "x"),
+          .dt = tensor_of(dt, "dt"),
+          .A = tensor_of(A, "A"),
+          .B = tensor_of(B, "B"),
+          .C = tensor_of(C, "C"),
+          .D = tensor_of(D, "D"),
+          .dt_bias = tensor_of(dt_bias, "dt_bias"),
+          .groups = groups,
+          .dt_softplus = dt_softplus,
+          .dt_min = dt_min,
+          .dt_max = dt_max};
+}
+
+nb::object ssd(const InArray& x, const InArray& dt, const InArray& A, const InArray& B, const InArray& C,
+               const OptionalIn& D, const OptionalIn& dt_bias, int64_t groups, bool dt_softplus, float dt_min,
+               float dt_max, const Lengths& lengths, const OptionalInOut& state) {
+  const SsdScanArgs args = ssd_args(x, dt, A, B, C, D, dt_bias, groups, dt_softplus, dt_min, dt_max);
+  const Tensor h = state_of(state);
+  Tensor y;
+  {
+    const nb::gil_scoped_release unlocked;
+    y = ssd_scan(args, batch_of(lengths), h);
+  }
+  return array_of(y);
+}
+
+nb::tuple ssd_backward(const InArray& x, const InArray& dt, const InArray& A, const InArray& B,
+                       const InArray& C, const OptionalIn& D, const OptionalIn& dt_bias, int64_t groups,
+                       bool dt_softplus, float dt_min, float dt_max, const Lengths& lengths,
+                       const OptionalIn& initial, const InArray& dy) {
+  const SsdScanArgs args = ssd_args(x, dt, A, B, C, D, dt_bias, groups, dt_softplus, dt_min, dt_max);
+  const Tensor h = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
+  SsdScanGrads g;
+  {
+    const nb::gil_scoped_release unlocked;
+    g = {.dx = empty_like(args.x),
+         .ddt = empty_like(args.dt),
+         .dA = zeros_like(args.A),
+         .dB = empty_like(args.B),
+         .dC = empty_like(args.C),
+         .dD = zeros_like(args.D),
+         .ddt_bias = zeros_like(args.dt_bias)};
+    ssd_scan_backward(args, batch_of(lengths), h, from, g);
+  }
+  return arrays_of(g.dx, g.ddt, g.dA, g.dB, g.dC, g.dD, g.ddt_bias);
+}
+
+nb::object conv(const InArray& x, const InArray& weight, const OptionalIn& bias, bool silu,
+                const Lengths& lengths, const OptionalInOut& state) {
+  const Tensor in = tensor_of(x, "x"), w = tensor_of(weight, "weight"), b = tensor_of(bias, "bias");
+  const Tensor kept = state_of(state);
+  Tensor y;
+  {
+    const nb::gil_scoped_release unlocked;
+    y = causal_conv1d(in, w, b, silu ? Activation::silu : Activation::none, batch_of(lengths), kept);
+  }
+  return array_of(y);
+}
+
+nb::tuple conv_backward(const InArray& x, const InArray& weight, const OptionalIn& bias, bool silu,
+                        const Lengths& lengths, const OptionalIn& initial, const InArray& dy) {
+  const Tensor in = tensor_of(x, "x"), w = tensor_of(weight, "weight"), b = tensor_of(bias, "bias");
+  const Tensor before = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
+  CausalConv1dGrads g;
+  {
+    const nb::gil_scoped_release unlocked;
+    g = {.dx = empty_like(in), .dweight = zeros_like(w), .dbias = zeros_like(b)};
+    causal_conv1d_backward(in, w, b, silu ? Activation::silu : Activation::none, batch_of(lengths), before,
+                           from, g);
+  }
+  return arrays_of(g.dx, g.dweight, g.dbias);
+}
+
+nb::tuple nll(const InArray& logits, const InArray& targets, int64_t vocab) {
+  const Tensor scores = tensor_of(logits, "logits"), ids = tensor_of(targets, "targets");
+  CrossEntropy result;
+  {
+    const nb::gil_scoped_release unlocked;
+    result = cross_entropy(scores, ids, vocab);
+  }
+  return arrays_of(result.nll, result.argmax);
+}
+
+}  // namespace
+
+void bind_ops(nb::module_& m) {
+  using nb::arg;
+  const auto none = nb::none();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  m.def("selective_scan", &scan, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"), arg("D") = none,
+        arg("z") = none, arg("delta_bias") = none, arg("delta_softplus") = false, arg("lengths"),
+        arg("state") = none, "y [T, E]; `state` [B, N, E] is read and written in place.");
+  m.def("selective_scan_backward", &scan_backward, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"),
+        arg("D").none(), arg("z").none(), arg("delta_bias").none(), arg("delta_softplus"), arg("lengths"),
+        arg("initial").none(), arg("dy"), "(du, ddelta, dA, dB, dC, dD, dz, ddelta_bias)");
+  m.def("ssd_scan", &ssd, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"), arg("D") = none,
+        arg("dt_bias") = none, arg("groups") = 1, arg("dt_softplus") = false, arg("dt_min") = 0.0f,
+        arg("dt_max") = kInfinity, arg("lengths"), arg("state") = none,
+        "y [T, H*P]; `state` [B, H, N, P] is read and written in place.");
+  m.def("ssd_scan_backward", &ssd_backward, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"),
+        arg("D").none(), arg("dt_bias").none(), arg("groups"), arg("dt_softplus"), arg("dt_min"),
+        arg("dt_max"), arg("lengths"), arg("initial").none(), arg("dy"),
+        "(dx, ddt, dA, dB, dC, dD, ddt_bias)");
+  m.def("causal_conv1d", &conv, arg("x"), arg("weight"), arg("bias") = none, arg("silu") = false,
+        arg("lengths"), arg("state") = none, "y [T, C]; `state` [B, K - 1, C] is read and written in place.");
+  m.def("causal_conv1d_backward", &conv_backward, arg("x"), arg("weight"), arg("bias").none(), arg("silu"),
+        arg("lengths"), arg("initial").none(), arg("dy"), "(dx, dweight, dbias)");
+  m.def("cross_entropy", &nll, arg("logits"), arg("targets"), arg("vocab"),
+        "(nll [T], argmax [T]) of logits [T, V] f32 and targets [T] i32; -1: none.");
+}
+
+}  // namespace ssm::python

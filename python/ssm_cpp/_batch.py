@@ -1,0 +1,47 @@
+"""Padded batches to ragged ones and back: padding is never computed."""
+
+import numpy as np
+
+from ._arrays import to_numpy
+
+
+class Batch:
+    """Rows of a [B, L] batch whose attention mask is one run of ones each, on either side."""
+
+    def __init__(self, shape, attention_mask=None):
+        self.rows, self.length = shape
+        self.mask = None
+        if attention_mask is not None:
+            mask = to_numpy(attention_mask).astype(bool)
+            if mask.shape != tuple(shape):
+                raise ValueError(f"attention_mask is {mask.shape}, the batch {tuple(shape)}")
+            if not mask.all():
+                self.mask = mask
+        if self.mask is None:
+            self.lengths = [self.length] * self.rows
+        else:
+            self.lengths = self.mask.sum(axis=1).tolist()
+            runs = np.diff(self.mask.astype(np.int8), axis=1, prepend=0) == 1
+            if (runs.sum(axis=1) > 1).any():
+                raise ValueError("attention_mask: a row's ones must stand together, padding on one side")
+
+    @property
+    def slots(self) -> list:
+        """Of the rows that hold a token."""
+        return [i for i, n in enumerate(self.lengths) if n > 0]
+
+    def flat(self, x: np.ndarray) -> np.ndarray:
+        """[B, L, ...] -> [T, ...], padding left out."""
+        return x.reshape(-1, *x.shape[2:]) if self.mask is None else x[self.mask]
+
+    def padded(self, x: np.ndarray) -> np.ndarray:
+        """[T, ...] -> [B, L, ...], zeros where padding is."""
+        if self.mask is None:
+            return x.reshape(self.rows, self.length, *x.shape[1:])
+        out = np.zeros((self.rows, self.length, *x.shape[1:]), x.dtype)
+        out[self.mask] = x
+        return out
+
+    def split(self, ids: np.ndarray) -> list:
+        """[B, L] -> a list of ids for each row."""
+        return [row.tolist() if self.mask is None else row[self.mask[i]].tolist() for i, row in enumerate(ids)]

@@ -1,0 +1,52 @@
+"""Every Python block of the README and of docs/, and every notebook, run as they stand in a folder that has the clone's
+models/."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from conftest import ROOT
+
+
+def blocks() -> list:
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for i, match in enumerate(re.finditer(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)):
+            found.append(pytest.param(match.group(1), id=f"{path.stem}-{i}"))
+    return found
+
+
+@pytest.fixture
+def place(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+
+
+def missing(code: str) -> list:
+    names = re.findall(r"^(?:import|from) (\w+)", code, re.M)
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_block(code, place):
+    if missing(code):
+        pytest.skip(f"{', '.join(missing(code))} is not installed")
+    exec(compile(code, "block", "exec"), {})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebook(path, place, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names, left_out = {}, []
+    for cell in json.loads(path.read_text())["cells"]:
+        code = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            continue
+        left_out += missing(code)
+        if not missing(code):
+            exec(compile(code, f"{path.stem}: {cell['id']}", "exec"), names)
+    if left_out:
+        pytest.skip(f"ran, but for the cells that need {', '.join(left_out)}")
