@@ -293,6 +293,47 @@ def of_tokenizer_json(path):
     return {"texts": TEXTS, "ids": [tok.encode(t, add_special_tokens=False).ids for t in TEXTS]}
 
 
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def named_pre_tokenizers():
+    """What GGUF's names for pre-tokenizers stand for (the tokenizer.json files of the models they are named
+    after), around the bundled vocabulary."""
+    nfc, gpt2 = {"type": "NFC"}, byte_level()
+    digits = sequence({"type": "Digits", "individual_digits": True}, byte_level())
+    falcon = sequence(
+        {"type": "Punctuation", "behavior": "Contiguous"},
+        byte_level(),
+        {"type": "Digits", "individual_digits": False},
+        split("[0-9][0-9][0-9]"),
+    )
+    rest = byte_level(use_regex=False)
+    parts = {
+        "gpt-2": (None, gpt2),
+        "olmo": (nfc, gpt2),
+        "mpt": (nfc, gpt2),
+        "falcon": (None, falcon),
+        "starcoder": (None, digits),
+        "smollm": (None, digits),
+        "llama-bpe": (None, sequence(split(LLAMA3_SPLIT % "{1,3}"), rest)),
+        "qwen2": (nfc, sequence(split(LLAMA3_SPLIT % ""), rest)),
+    }
+    base = json.loads((ROOT / "models" / "tale-8m" / "tokenizer.json").read_text())
+    ids = {}
+    for name, (normalizer, pre_tokenizer) in parts.items():
+        patch = {
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "model.ignore_merges": name == "llama-bpe",
+        }
+        tok = Tokenizer.from_str(json.dumps(patched(base, patch)))
+        ids[name] = [tok.encode(t, add_special_tokens=False).ids for t in TEXTS]
+    dump("pre_tokenizers.json", {"texts": TEXTS, "ids": ids})
+
+
 def of_sentencepiece(path):
     sp = sentencepiece.SentencePieceProcessor(model_file=str(path))
     special = [sp.IdToPiece(i) for i in range(len(sp)) if sp.IsControl(i) or sp.IsUnknown(i)]
@@ -376,6 +417,7 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     print("tokenizers", tokenizers.__version__, "sentencepiece", sentencepiece.__version__)
     synthetic()
+    named_pre_tokenizers()
     bpe_trainer()
     small_sentencepiece("bpe")
     small_sentencepiece("unigram")

@@ -15,6 +15,7 @@
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
 #include "ssm/load/random_model.h"
+#include "ssm/load/tokenizer.h"
 #include "ssm/runtime/generate.h"
 
 namespace ssm::app {
@@ -32,6 +33,7 @@ struct Arguments {
 
 struct Run {
   double first_token = 0, decode = 0, total = 0;
+  std::vector<int64_t> each_second;  // tokens in each whole second from the first token on
 };
 
 LoadedModel open(const Arguments& arguments, BenchReport& report) {
@@ -49,7 +51,7 @@ LoadedModel open(const Arguments& arguments, BenchReport& report) {
   report.weights = "random";
   note(fmt::format("{} is not here: random weights of its shape", name));
   LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), options);
-  if (!arguments.model.tokenizer.empty()) model.tokenizer = text::open_tokenizer(arguments.model.tokenizer);
+  if (!arguments.model.tokenizer.empty()) model.tokenizer = open_model_tokenizer(arguments.model.tokenizer);
   return model;
 }
 
@@ -79,16 +81,21 @@ Run measure(Generator& generator, const std::vector<std::vector<int32_t>>& promp
   for (const auto& prompt : prompts) generator.add(prompt);
   const double start = seconds_now();
   double first = 0;
+  std::vector<int64_t> each_second;
   Progress progress;
   int64_t done = 0;
   generator.run({.sampling = sampling, .max_new_tokens = new_tokens, .stop = {}, .ignore_eos = true},
                 [&](size_t, int32_t, std::string_view) {
-                  if (first == 0) first = seconds_now();
+                  const double now = seconds_now();
+                  if (first == 0) first = now;
+                  each_second.resize(static_cast<size_t>(now - first) + 1);
+                  ++each_second.back();
                   progress.show(fmt::format("{} of {} tokens", ++done, new_tokens * std::ssize(prompts)));
                   return true;
                 });
   const double end = seconds_now();
-  return {first - start, end - first, end - start};
+  if (!each_second.empty()) each_second.pop_back();  // not whole
+  return {first - start, end - first, end - start, std::move(each_second)};
 }
 
 double median(std::vector<double> values) {
@@ -120,10 +127,11 @@ void measure_all(const Arguments& arguments, const LoadedModel& model, BenchRepo
   const int repeats = arguments.repeats > 0 ? arguments.repeats : 3;
   double spent = 0;
   for (int i = 0; i < repeats && (i == 0 || arguments.repeats > 0 || spent < kLongRun); ++i) {
-    const Run run = measure(generator, prompts, sampling, arguments.new_tokens);
+    Run run = measure(generator, prompts, sampling, arguments.new_tokens);
     first.push_back(run.first_token);
     decode.push_back(run.decode);
     total.push_back(run.total);
+    report.each_second = std::move(run.each_second);
     spent += run.total;
   }
   report.repeats = std::ssize(total);

@@ -88,6 +88,7 @@ void BenchReport::print(bool json) const {
                        {"total_seconds", finite_or_null(total)},
                        {"load_seconds", finite_or_null(load)},
                        {"first_token_seconds", finite_or_null(first_token)},
+                       {"tokens_each_second", each_second},
                        {"peak_memory_bytes", peak_memory},
                        {"card_memory_bytes", card_memory},
                        {"weight_bytes_per_step", cost.step_bytes},

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "ssm/load/load_model.h"
 
@@ -31,6 +32,7 @@ struct BenchReport {
   ModelCost cost;
   // Medians, in seconds. NaN: not measured.
   double load = 0, first_token = 0, decode = 0, total = 0;
+  std::vector<int64_t> each_second;          // tokens that the last repeat gave in each whole second
   int64_t peak_memory = 0, card_memory = 0;  // of the process; of a card, 0 without one
   double read_bandwidth = 0, gemm_rate = 0;
 

@@ -1,7 +1,6 @@
 #include "apps/ssm/chat_template.h"
 
-#include "apps/ssm/token_list.h"
-#include "ssm/io/json.h"
+#include "ssm/load/tokenizer.h"
 
 namespace ssm::app {
 namespace {
@@ -14,20 +13,12 @@ void append(std::vector<int32_t>& ids, const std::vector<int32_t>& more) {
   ids.insert(ids.end(), more.begin(), more.end());
 }
 
-nlohmann::json tokenizer_config(const LoadedModel& model) {
-  const fs::path file = model.folder / "tokenizer_config.json";
-  std::error_code error;
-  if (!fs::is_regular_file(file, error)) return nlohmann::json::object();
-  const nlohmann::json config = io::parse_json(read_text_file(file.string()), file.string());
-  return config.is_object() ? config : nlohmann::json::object();
-}
-
 }  // namespace
 
 bool begins_with_bos(const LoadedModel& model) {
   if (!model.tokenizer || !model.tokenizer->bos()) return false;
   if (model.layout == "mistral") return true;
-  const nlohmann::json config = tokenizer_config(model);
+  const nlohmann::json config = tokenizer_config(model.folder);
   const auto field = config.find("add_bos_token");
   return field != config.end() && field->is_boolean() && field->get<bool>();
 }
@@ -35,7 +26,7 @@ bool begins_with_bos(const LoadedModel& model) {
 bool has_chat_template(const LoadedModel& model) {
   std::error_code error;
   return fs::exists(model.folder / "chat_template.jinja", error) ||
-         tokenizer_config(model).contains("chat_template");
+         tokenizer_config(model.folder).contains("chat_template");
 }
 
 ChatTemplate::ChatTemplate(const LoadedModel& model) : model_(model) {

@@ -6,6 +6,7 @@
 #include "ssm/io/checkpoint_writer.h"
 #include "ssm/load/adapter.h"
 #include "ssm/load/load_model.h"
+#include "ssm/load/tokenizer.h"
 
 namespace ssm::app {
 namespace {
@@ -24,7 +25,7 @@ void run(const Arguments& arguments) {
   loaded.config["tie_word_embeddings"] = loaded.model->tied();
   io::AtomicFolder made(arguments.out);
   io::write_checkpoint(made.path(), loaded.config, stored, tensors);
-  io::copy_tokenizer_files(loaded.folder, made.path());
+  copy_tokenizer(loaded.folder, made.path());
   made.commit();
   if (was_tied && !loaded.model->tied()) {
     note("the embedding and the head differ now and are written apart");

@@ -7,11 +7,13 @@
 namespace ssm::app {
 
 void add_model_argument(CLI::App& verb, ModelOptions& options) {
-  verb.add_option("MODEL", options.model, "A folder, or owner/name in the cache; absent: the bundled model");
+  verb.add_option("MODEL", options.model,
+                  "A folder, a .gguf file, or owner/name in the cache; absent: the bundled model");
 }
 
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options) {
-  verb.add_option("--tokenizer", options.tokenizer, "tokenizer.json, tokenizer.model or a folder with one")
+  verb.add_option("--tokenizer", options.tokenizer,
+                  "tokenizer.json, tokenizer.model, a .gguf file or a folder with one")
       ->option_text("PATH");
 }
 

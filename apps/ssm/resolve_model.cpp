@@ -43,7 +43,8 @@ fs::path resolve_model(const std::string& model) {
     fail("no MODEL given, and the bundled model {} is not beside this program", kBundledModel);
   refuse_transformer(model);
   if (hub::is_hub_name(model))
-    fail("{}: no such folder, and not in the model cache {}", model, hub::cache_folder().string());
+    fail("{0}: no such folder, and not in the model cache {1}; `ssm pull {0}` gets it", model,
+         hub::cache_folder().string());
   fail("{}: no such folder", model);
 }
 

@@ -6,7 +6,7 @@
 #include "apps/ssm/output.h"
 #include "apps/ssm/resolve_model.h"
 #include "apps/ssm/token_list.h"
-#include "ssm/text/tokenizer.h"
+#include "ssm/load/tokenizer.h"
 
 namespace ssm::app {
 namespace {
@@ -20,7 +20,7 @@ struct Arguments {
 std::unique_ptr<text::Tokenizer> open(const ModelOptions& options) {
   const std::filesystem::path path =
       options.tokenizer.empty() ? resolve_model(options.model) : std::filesystem::path(options.tokenizer);
-  auto tokenizer = text::open_tokenizer(path);
+  auto tokenizer = open_model_tokenizer(path);
   SSM_CHECK(tokenizer,
             "{}: no tokenizer.json and no tokenizer.model in this folder (--tokenizer PATH names one)",
             path.string());

@@ -8,6 +8,7 @@
 #include "ssm/io/config.h"
 #include "ssm/io/mapped_file.h"
 #include "ssm/load/random_model.h"
+#include "ssm/load/tokenizer.h"
 #include "ssm/models/registry.h"
 #include "ssm/train/init.h"
 
@@ -33,7 +34,8 @@ fs::path tokenizer_of(const Arguments& a) {
 }
 
 fs::path folder_of(const fs::path& tokenizer) {
-  return tokenizer.empty() || fs::is_directory(tokenizer) ? tokenizer : tokenizer.parent_path();
+  const bool holds_it = tokenizer.empty() || fs::is_directory(tokenizer) || io::is_gguf(tokenizer);
+  return holds_it ? tokenizer : tokenizer.parent_path();
 }
 
 nlohmann::json config_of(const Arguments& a, int64_t vocab) {
@@ -67,8 +69,8 @@ LoadedModel from_scratch(const Arguments& a, const LoadOptions& options, const f
   loaded.layout = "transformers";
   loaded.folder = folder_of(tokenizer);
   if (!tokenizer.empty()) {
-    loaded.tokenizer = text::open_tokenizer(tokenizer);
-    SSM_CHECK(loaded.tokenizer, "{}: no tokenizer.json or tokenizer.model there", tokenizer.string());
+    loaded.tokenizer = open_model_tokenizer(tokenizer);
+    SSM_CHECK(loaded.tokenizer, "{}: no tokenizer there", tokenizer.string());
   }
   const int64_t ids = loaded.tokenizer ? loaded.tokenizer->size() : 256;
   const int64_t vocab = (ids + kVocabMultiple - 1) / kVocabMultiple * kVocabMultiple;

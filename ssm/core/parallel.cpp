@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <charconv>
-#include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
@@ -52,10 +51,12 @@ inline void cpu_pause() {
 
 thread_local bool inside_parallel = false;
 
-// Workers spin for a bounded time between regions (a model step has many short ones), then sleep: a CPU
+// Threads spin for a bounded time between regions (a model step has many short ones), then sleep: a CPU
 // shared with another program is given away instead of burnt.
 constexpr int kSpins = 2000;
 
+// A region ends when its pieces are done, not when every worker has looked at it: a worker that lost its CPU
+// before it claimed a piece holds up nobody.
 class Pool {
  public:
   ~Pool() { stop(); }
@@ -72,112 +73,97 @@ class Pool {
   }
 
   void run(int64_t n, int64_t grain, void* context, detail::RangeFn fn) {
-    const int64_t pieces = (n + grain - 1) / grain;
+    const int64_t grains = (n + grain - 1) / grain;
     std::unique_lock caller(caller_, std::try_to_lock);
-    if (inside_parallel || threads() == 1 || pieces <= 1 || !caller.owns_lock()) {
+    if (inside_parallel || threads() == 1 || grains <= 1 || !caller.owns_lock()) {
       fn(context, 0, n);  // also when another thread of the program is using the pool
       return;
     }
     start();
-    // A few pieces a thread: a thread that lost its CPU holds up only one of them.
-    const int64_t per_claim = std::max<int64_t>(1, pieces / (4 * threads_)) * grain;
-    job_ = {context, fn, n, per_claim};
-    next_.store(0, std::memory_order_relaxed);
-    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-      std::lock_guard lock(mutex_);
-      wake_.notify_all();
-    }
+    // A few pieces a thread: a thread that loses its CPU inside a piece holds up only that one.
+    const int64_t step = std::max<int64_t>(1, grains / (kPiecesPerThread * threads_)) * grain;
+    job_ = {context, fn, n, step, static_cast<int>((n + step - 1) / step)};
+    unfinished_.store(job_.pieces, std::memory_order_relaxed);
+    unclaimed_.store(job_.pieces, std::memory_order_seq_cst);  // before notify_all looks for sleepers
+    unclaimed_.notify_all();
     work();
-    for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
-      if (spin < kSpins)
-        cpu_pause();
-      else
-        wait_done();
-    }
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    wait_while(unfinished_, [](int left) { return left != 0; });
+    if (failed_.exchange(false, std::memory_order_relaxed)) std::rethrow_exception(std::exchange(error_, {}));
   }
 
  private:
+  static constexpr int64_t kPiecesPerThread = 4;
+  static constexpr int kStop = -1;
+
   struct Job {
     void* context = nullptr;
     detail::RangeFn fn = nullptr;
     int64_t n = 0;
     int64_t step = 1;
+    int pieces = 0;
   };
 
+  // Waits as long as `waiting` holds for the value; returns the first for which it does not.
+  template <class Waiting>
+  static int wait_while(const std::atomic<int>& value, const Waiting& waiting) {
+    int now;
+    for (int spin = 0; waiting(now = value.load(std::memory_order_acquire)); ++spin) {
+      if (spin < kSpins)
+        cpu_pause();
+      else
+        value.wait(now, std::memory_order_acquire);
+    }
+    return now;
+  }
+
+  // Claims pieces until there are none. Whoever claims one may read job_: it stays until the piece is done.
   void work() {
     inside_parallel = true;
-    try {
-      for (int64_t begin; (begin = next_.fetch_add(job_.step, std::memory_order_relaxed)) < job_.n;) {
-        job_.fn(job_.context, begin, std::min(begin + job_.step, job_.n));
-      }
-    } catch (...) {
-      std::lock_guard lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      next_.store(job_.n, std::memory_order_relaxed);
+    int unclaimed = unclaimed_.load(std::memory_order_relaxed);
+    while (unclaimed > 0) {
+      if (!unclaimed_.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acquire)) continue;
+      run_piece(job_.pieces - unclaimed);
+      if (unfinished_.fetch_sub(1, std::memory_order_seq_cst) == 1) unfinished_.notify_one();
+      unclaimed = unclaimed_.load(std::memory_order_relaxed);
     }
     inside_parallel = false;
   }
 
-  void worker(uint64_t seen) {
-    for (;;) {
-      for (int spin = 0; generation_.load(std::memory_order_acquire) == seen; ++spin) {
-        if (spin < kSpins) {
-          cpu_pause();
-          continue;
-        }
-        std::unique_lock lock(mutex_);
-        sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != seen; });
-        sleepers_.fetch_sub(1, std::memory_order_relaxed);
-      }
-      ++seen;
-      if (stopping_.load(std::memory_order_acquire)) return;
-      work();
-      if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        std::lock_guard lock(mutex_);
-        done_.notify_one();
-      }
+  void run_piece(int64_t piece) {
+    if (failed_.load(std::memory_order_relaxed)) return;
+    const int64_t begin = piece * job_.step;
+    try {
+      job_.fn(job_.context, begin, std::min(begin + job_.step, job_.n));
+    } catch (...) {
+      if (!failed_.exchange(true, std::memory_order_relaxed)) error_ = std::current_exception();
     }
-  }
-
-  void wait_done() {
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return pending_.load(std::memory_order_acquire) == 0; });
   }
 
   void start() {
     while (static_cast<int>(workers_.size()) < threads_ - 1) {
-      workers_.emplace_back([this, seen = generation_.load()] { worker(seen); });
+      workers_.emplace_back([this] {
+        while (wait_while(unclaimed_, [](int left) { return left == 0; }) != kStop) work();
+      });
     }
   }
 
   void stop() {
-    stopping_.store(true, std::memory_order_release);
-    {
-      std::lock_guard lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.notify_all();
-    }
+    unclaimed_.store(kStop, std::memory_order_seq_cst);
+    unclaimed_.notify_all();
     for (std::thread& t : workers_) t.join();
     workers_.clear();
-    stopping_.store(false, std::memory_order_release);
+    unclaimed_.store(0, std::memory_order_relaxed);
   }
 
   std::mutex caller_;  // one region at a time
   int threads_ = 0;
   std::vector<std::thread> workers_;
   Job job_;
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> pending_{0};
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> sleepers_{0};
-  std::atomic<bool> stopping_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  std::exception_ptr error_;
+  // Both are written by all threads, again and again: each has a cache line of its own.
+  alignas(64) std::atomic<int> unclaimed_{0};  // pieces; kStop: workers are to end
+  alignas(64) std::atomic<int> unfinished_{0};
+  alignas(64) std::atomic<bool> failed_{false};
+  std::exception_ptr error_;  // of the first piece that failed
 };
 
 Pool& pool() {

@@ -1,9 +1,11 @@
 #include "ssm/io/checkpoint.h"
 
+#include <algorithm>
 #include <array>
 #include <map>
 
 #include "ssm/io/config.h"
+#include "ssm/io/gguf_model.h"
 #include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
 #include "ssm/io/renamed.h"
@@ -38,7 +40,7 @@ void check_folder(const fs::path& folder) {
   std::error_code error;
   const fs::file_status status = fs::status(folder, error);
   SSM_CHECK(fs::exists(status), "{}: there is no such folder", name);
-  SSM_CHECK(fs::is_directory(status), "{}: is a file, not a model folder", name);
+  SSM_CHECK(fs::is_directory(status), "{}: is a file that is neither a model folder nor GGUF", name);
   const fs::directory_iterator first(folder, error);
   SSM_CHECK(!error, "{}: cannot list the folder: {}", name, error.message());
   SSM_CHECK(first != fs::directory_iterator(), "{}: the folder is empty", name);
@@ -59,6 +61,18 @@ std::unique_ptr<WeightSource> open_weights(const fs::path& folder, Layout layout
     return std::make_unique<RenamedSource>(SafetensorsFile::open(path), canonical_name);
   }
   fail("{}: no weights: none of {} is in this folder", printable(folder.string()), fmt::join(files, ", "));
+}
+
+// A folder of one model in several quantizations: which one is the user's to say.
+void refuse_gguf_folder(const fs::path& folder) {
+  std::vector<std::string> files;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().extension() == ".gguf") files.push_back(printable(it->path().filename().string()));
+  }
+  std::sort(files.begin(), files.end());
+  SSM_CHECK(files.empty(), "{}: name one of its files: {}", printable(folder.string()),
+            fmt::join(files, ", "));
 }
 
 // The layout and the normalised config. config.json decides; params.json where it is absent or unknown.
@@ -88,14 +102,23 @@ void read_config_files(Checkpoint& checkpoint) {
             unknown);
   SSM_CHECK(!is_there(folder / "adapter_config.json"),
             "{}: holds a LoRA adapter (adapter_config.json), not a model", printable(folder.string()));
+  refuse_gguf_folder(folder);
   fail("{}: no config.json and no params.json in this folder", printable(folder.string()));
+}
+
+Checkpoint open_gguf(const fs::path& path) {
+  Checkpoint checkpoint{path, Layout::gguf, {}, nullptr, GgufFile::open(path)};
+  checkpoint.config = gguf_config(*checkpoint.gguf);
+  checkpoint.weights = gguf_weights(checkpoint.gguf, checkpoint.config);
+  return checkpoint;
 }
 
 }  // namespace
 
 Checkpoint open_checkpoint(const fs::path& folder) {
+  if (is_gguf(folder)) return open_gguf(folder);
   check_folder(folder);
-  Checkpoint checkpoint{folder, Layout::transformers, {}, nullptr};
+  Checkpoint checkpoint{folder, Layout::transformers, {}, nullptr, nullptr};
   read_config_files(checkpoint);
   checkpoint.weights = open_weights(folder, checkpoint.layout);
   return checkpoint;

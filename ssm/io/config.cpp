@@ -14,6 +14,8 @@ std::string_view name_of(Layout layout) {
       return "original";
     case Layout::mistral:
       return "mistral";
+    case Layout::gguf:
+      return "gguf";
   }
   return "?";
 }
@@ -37,6 +39,8 @@ json normalise_config(const json& config, Layout layout, const std::string& file
       return normalise_original(config, file);
     case Layout::mistral:
       return normalise_mistral(config, file, sizes);
+    case Layout::gguf:  // has no JSON
+      break;
   }
   fail("{}: unknown layout", file);
 }

@@ -20,6 +20,10 @@ class ShardedSource : public WeightSource {
     const auto found = owner_.find(name);
     return found == owner_.end() ? std::nullopt : found->second->find(name);
   }
+  std::optional<QuantizedTensor> find_packed(std::string_view name) const override {
+    const auto found = owner_.find(name);
+    return found == owner_.end() ? std::nullopt : found->second->find_packed(name);
+  }
   std::vector<std::string> names() const override {
     std::vector<std::string> result;
     result.reserve(owner_.size());

@@ -63,8 +63,9 @@ inline void read_all(const WeightSource& source) {
   volatile unsigned sum = 0;
   for (const std::string& name : source.names()) {
     try {
-      const std::optional<Tensor> tensor = source.find(name);
-      ASSERT_TRUE(tensor) << name;
+      std::optional<Tensor> tensor = source.find(name);
+      if (!tensor) tensor = source.find_packed(name).value_or(QuantizedTensor{}).bytes;
+      ASSERT_TRUE(tensor->defined()) << name;
       for (size_t i = 0; i < tensor->bytes(); ++i) sum = sum + static_cast<unsigned>(tensor->raw()[i]);
     } catch (const Error&) {
     }

@@ -3,6 +3,7 @@
 #include "ssm/io/checkpoint.h"
 #include "ssm/load/adapter.h"
 #include "ssm/load/parameters.h"
+#include "ssm/load/tokenizer.h"
 #include "ssm/models/registry.h"
 #include "ssm/ops/linear/linear.h"
 
@@ -78,9 +79,9 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   const ParameterCount count = count_parameters(*loaded.model);
   loaded.parameters = count.parameters;
   loaded.weight_bytes = count.bytes;
-  loaded.tokenizer = text::open_tokenizer(options.tokenizer.empty() ? folder : options.tokenizer);
+  loaded.tokenizer = open_model_tokenizer(options.tokenizer.empty() ? folder : options.tokenizer);
   if (!options.tokenizer.empty()) {
-    SSM_CHECK(loaded.tokenizer, "{}: no tokenizer.json or tokenizer.model there", options.tokenizer.string());
+    SSM_CHECK(loaded.tokenizer, "{}: no tokenizer there", options.tokenizer.string());
   }
   loaded.eos = eos_ids(loaded.config, loaded.tokenizer.get());
   return loaded;

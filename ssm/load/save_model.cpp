@@ -1,6 +1,7 @@
 #include "ssm/load/save_model.h"
 
 #include "ssm/io/checkpoint_writer.h"
+#include "ssm/load/tokenizer.h"
 
 namespace ssm {
 namespace {
@@ -42,7 +43,7 @@ void save_model(const std::filesystem::path& folder, CausalLm& model, const nloh
                 DType stored, const std::filesystem::path& tokenizer_folder,
                 const ParameterOverride& override) {
   io::write_checkpoint(folder, config, stored, lazy_parameters(model, stored, override));
-  if (!tokenizer_folder.empty()) io::copy_tokenizer_files(tokenizer_folder, folder);
+  if (!tokenizer_folder.empty()) copy_tokenizer(tokenizer_folder, folder);
 }
 
 }  // namespace ssm

@@ -89,7 +89,8 @@ SentencePieceModel::Piece read_piece(std::string_view bytes, const std::string& 
     if (message.number() == 1) {
       piece.text = message.data();
     } else if (message.number() == 2) {
-      SSM_CHECK(std::isfinite(message.number32()), "{}.score is not finite", name);
+      piece.score = message.number32();
+      SSM_CHECK(std::isfinite(piece.score), "{}.score is not finite", name);
     } else if (message.number() == 3) {
       SSM_CHECK(message.value() >= 1 && message.value() <= 6, "{}.type is {}", name, message.value());
       piece.type = static_cast<SentencePieceType>(message.value());

@@ -14,6 +14,7 @@ struct SentencePieceModel {
   struct Piece {
     std::string text;
     SentencePieceType type = SentencePieceType::normal;
+    float score = 0;
   };
   std::vector<Piece> pieces;
   bool add_dummy_prefix = true;

@@ -37,7 +37,7 @@ bool words_are_independent(const SentencePieceModel& model) {
     return false;
   }
   bool has_space = false;
-  for (const auto& [text, type] : model.pieces) {
+  for (const auto& [text, type, score] : model.pieces) {
     if (type == SentencePieceType::control || type == SentencePieceType::unknown) continue;
     has_space |= text == kSpaceSymbol && type == SentencePieceType::normal;
     std::string_view rest = text;
@@ -101,7 +101,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   void read_pieces(const SentencePieceModel& model) {
     is_special_.resize(model.pieces.size());
     for (size_t i = 0; i < model.pieces.size(); ++i) {
-      const auto& [text, type] = model.pieces[i];
+      const auto& [text, type, score] = model.pieces[i];
       const auto id = static_cast<int32_t>(i);
       ids_.emplace(text, id);
       if (type == SentencePieceType::byte) {

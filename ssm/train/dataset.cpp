@@ -7,7 +7,7 @@
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
 #include "ssm/core/parallel.h"
-#include "ssm/text/tokenizer.h"
+#include "ssm/load/tokenizer.h"
 #include "ssm/text/vocab.h"
 #include "ssm/train/sources.h"
 
@@ -31,6 +31,7 @@ nlohmann::ordered_json tokenizer_identity(const fs::path& tokenizer) {
   if (tokenizer.empty()) return "bytes";
   nlohmann::ordered_json files;
   std::error_code error;
+  if (io::is_gguf(tokenizer)) return hash_of_head(tokenizer, io::GgufFile::open(tokenizer)->header_size());
   if (!fs::is_directory(tokenizer, error)) return hash_of_head(tokenizer, SIZE_MAX);
   std::vector<fs::path> found;
   for (fs::directory_iterator it(tokenizer, error), end; !error && it != end; it.increment(error)) {
@@ -92,7 +93,7 @@ void tokenise(const std::vector<Source>& sources, const DatasetOptions& options,
               const fs::path& target) {
   std::unique_ptr<text::Tokenizer> tokenizer;
   if (!options.tokenizer.empty()) {
-    tokenizer = text::open_tokenizer(options.tokenizer);
+    tokenizer = open_model_tokenizer(options.tokenizer);
     SSM_CHECK(tokenizer, "{}: no tokenizer.json and no tokenizer.model in this folder",
               options.tokenizer.string());
   }

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(V == 4 && kPacks == 1 ? 512 : kMostThreads)
   const int64_t first = blockIdx.y * a.width;
   const auto column = [&](int k) { return (int64_t{k} * blockDim.x + threadIdx.x) * V; };
   constexpr int kUnrolled = kPacks > 8 ? 1 : kPacks;  // wide rows without vectors are rare: less to compile
-  constexpr bool kEarly = !kGated && kPacks == 1;  // registers allow dresidual to come with the others
+  constexpr bool kEarly = !kGated && kPacks == 1;     // registers allow dresidual to come with the others
   float dweight[kPacks][V] = {};
   int turn = 0;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {

@@ -1,0 +1,75 @@
+#include <algorithm>
+#include <array>
+#include <charconv>
+
+#include "ssm/io/gguf_model.h"
+
+namespace ssm::io {
+namespace {
+
+struct Pair {
+  std::string_view gguf, transformers;
+};
+constexpr std::array kOutside{Pair{"token_embd.weight", "backbone.embeddings.weight"},
+                              Pair{"output_norm.weight", "backbone.norm_f.weight"},
+                              Pair{"output.weight", "lm_head.weight"}};
+// Of a layer. Mamba-2's dt_bias has no matrix beside it, and the name that Mamba-1's bias has.
+constexpr std::array kInside{Pair{"attn_norm.weight", "norm.weight"},
+                             Pair{"ssm_in.weight", "mixer.in_proj.weight"},
+                             Pair{"ssm_conv1d.weight", "mixer.conv1d.weight"},
+                             Pair{"ssm_conv1d.bias", "mixer.conv1d.bias"},
+                             Pair{"ssm_x.weight", "mixer.x_proj.weight"},
+                             Pair{"ssm_dt.weight", "mixer.dt_proj.weight"},
+                             Pair{"ssm_dt.bias", "mixer.dt_proj.bias"},
+                             Pair{"ssm_dt.bias", "mixer.dt_bias"},
+                             Pair{"ssm_a", "mixer.A_log"},
+                             Pair{"ssm_d", "mixer.D"},
+                             Pair{"ssm_norm.weight", "mixer.norm.weight"},
+                             Pair{"ssm_out.weight", "mixer.out_proj.weight"}};
+constexpr std::string_view kLayer = "blk.", kTransformersLayer = "backbone.layers.";
+
+struct InLayer {
+  std::string_view number, rest;
+};
+// "blk.12.ssm_a" after its prefix; nothing: not so.
+std::optional<InLayer> in_layer(std::string_view name, std::string_view prefix) {
+  if (!name.starts_with(prefix)) return std::nullopt;
+  name.remove_prefix(prefix.size());
+  const size_t dot = name.find('.');
+  if (dot == name.npos || dot == 0 || name.find_first_not_of("0123456789") != dot) return std::nullopt;
+  return InLayer{name.substr(0, dot), name.substr(dot + 1)};
+}
+
+template <class Table>
+std::optional<std::string_view> lookup(const Table& table, std::string_view Pair::*from,
+                                       std::string_view Pair::*to, std::string_view name, size_t skip = 0) {
+  for (const Pair& pair : table) {
+    if (pair.*from == name && skip-- == 0) return pair.*to;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<std::string> transformers_name(std::string_view name, bool is_mamba2) {
+  if (const auto outside = lookup(kOutside, &Pair::gguf, &Pair::transformers, name))
+    return std::string(*outside);
+  const std::optional<InLayer> layer = in_layer(name, kLayer);
+  if (!layer) return std::nullopt;
+  const size_t second = is_mamba2 && layer->rest == "ssm_dt.bias";
+  const auto inside = lookup(kInside, &Pair::gguf, &Pair::transformers, layer->rest, second);
+  if (!inside) return std::nullopt;
+  return fmt::format("{}{}.{}", kTransformersLayer, layer->number, *inside);
+}
+
+std::optional<std::string> gguf_name(std::string_view name) {
+  if (const auto outside = lookup(kOutside, &Pair::transformers, &Pair::gguf, name))
+    return std::string(*outside);
+  const std::optional<InLayer> layer = in_layer(name, kTransformersLayer);
+  if (!layer) return std::nullopt;
+  const auto inside = lookup(kInside, &Pair::transformers, &Pair::gguf, layer->rest);
+  if (!inside) return std::nullopt;
+  return fmt::format("{}{}.{}", kLayer, layer->number, *inside);
+}
+
+}  // namespace ssm::io
