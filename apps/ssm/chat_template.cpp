@@ -54,6 +54,12 @@ std::vector<int32_t> ChatTemplate::turn(const std::string& message) const {
   return ids;
 }
 
+std::vector<int32_t> ChatTemplate::reply(const std::string& message) const {
+  std::vector<int32_t> ids = model_.tokenizer->encode(instruct_ ? message : " " + message);
+  append(ids, closing(StopReason::length).ids);
+  return ids;
+}
+
 ChatTemplate::Closing ChatTemplate::closing(StopReason reason) const {
   const text::Tokenizer& tokenizer = *model_.tokenizer;
   const bool eos = reason == StopReason::eos;

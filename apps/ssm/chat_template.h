@@ -29,6 +29,7 @@ class ChatTemplate {
   // ends alike, so that a saved state can go on without knowing how its last one ended.
   std::vector<int32_t> beginning() const;
   std::vector<int32_t> turn(const std::string& message) const;
+  std::vector<int32_t> reply(const std::string& message) const;  // an earlier one, closed
   struct Closing {
     bool drop_end;  // take the reply's end token back first
     std::vector<int32_t> ids;

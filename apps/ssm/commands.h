@@ -14,6 +14,7 @@ void add_finetune(CLI::App& program);
 void add_merge(CLI::App& program);
 void add_info(CLI::App& program);
 void add_pull(CLI::App& program);
+void add_serve(CLI::App& program);
 void add_train(CLI::App& program);
 void add_bench(CLI::App& program);
 void add_bench_ops(CLI::App& bench);  // `ssm bench ops`
