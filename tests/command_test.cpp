@@ -1,4 +1,4 @@
-// The command as a user runs it: the JSON contract, prompts from everywhere, states, seeds, chat, bench.
+// The command as a user runs it: the JSON contract, prompts from everywhere, states, seeds, bench.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -294,21 +294,6 @@ TEST(CommandInfo, TakesTheThreadsFromTheEnvironmentUnlessTold) {
   EXPECT_GE(cpus, 1);
   for (const char* nonsense : {"0", "-3", "many", "3x", "99999999999"})
     EXPECT_EQ(threads(nonsense, {}), cpus);
-}
-
-TEST(CommandChat, ReadsLinesAndKeepsAState) {
-  TempFolder folder;
-  const std::string state = folder / "state";
-  const std::vector<std::string> arguments{"chat", kBundled, "--temperature", "0",
-                                           "-n",   "12",     "--dtype",       "f32"};
-  const CommandResult through = ssm(arguments, "Hello\nTell me a tale\n");
-  EXPECT_EQ(through.code, 0) << through.err;
-  EXPECT_EQ(through.err, "");
-  const CommandResult saved = ssm(arguments, "Hello\n/save " + state + "\n/reset\n/load " + state +
-                                                 "\nTell me a tale\n/quit\nnot read\n");
-  EXPECT_EQ(saved.out, through.out);
-  const CommandResult failed = ssm(arguments, std::string("/load ").append(folder / "nothing"));
-  EXPECT_EQ(failed.code, 1);
 }
 
 TEST(CommandBench, ReportsSpeedsAndLimits) {

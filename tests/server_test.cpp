@@ -298,7 +298,8 @@ TEST_F(ServerTest, DamagedHttpHurtsNobody) {
   EXPECT_EQ(first_status("POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n"), 413);
   EXPECT_EQ(first_status(request_text("POST", "/v1/completions", std::string(2000, ' '))), 413);
   EXPECT_EQ(first_status("GET /health HTTP/1.1\r\nX: " + std::string(50'000, 'x') + "\r\n\r\n"), 431);
-  EXPECT_EQ(first_status("POST /v1/completions HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc"), 408);
+  EXPECT_EQ(first_status("POST /v1/completions HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc"),
+            0);  // too slow: closed
   Rng rng(8);
   const std::string good = request_text("POST", "/v1/completions", R"({"prompt":"a","max_tokens":1})");
   for (int i = 0; i < 300; ++i) {
@@ -375,7 +376,7 @@ TEST_F(ServerTest, ASecondTurnBeginsWhereTheFirstEnded) {
   const json first = complete({{"prompt", text}, {"max_tokens", 1}}).object();
   const json next = complete({{"prompt", text + " where"}, {"max_tokens", 1}}).object();
   EXPECT_EQ(next["usage"]["prompt_tokens_details"]["cached_tokens"], first["usage"]["prompt_tokens"]);
-  EXPECT_EQ(metric("prefix_cache_hits_total"), 1);
+  EXPECT_TRUE(becomes("prefix_cache_hits_total", 1));
 }
 
 }  // namespace

@@ -154,7 +154,7 @@ void run(Arguments& arguments) {
   const double start = seconds_now();
   LoadedModel model = open(arguments, report);
   report.load = seconds_now() - start;
-  report.stored_dtype = name_of(model.stored);
+  report.stored_dtype = model.stored_name();
   report.compute_dtype = name_of(model.compute);
   report.parameters = model.parameters;
   report.batch = arguments.batch;
@@ -182,7 +182,8 @@ void add_bench_flags(CLI::App& verb, Arguments& a) {
   verb.add_option("--repeats", a.repeats, "Medians are of these; default 3, fewer when one takes minutes")
       ->transform(integer_between(1, 1000))
       ->option_text("N");
-  verb.add_option("--stored", a.stored, "Type of random weights: f32, bf16 (default) or f16")
+  verb.add_option("--stored", a.stored,
+                  "Type of random weights before --quantize: f32, bf16 (default) or f16")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->option_text("NAME");
 }
@@ -196,6 +197,7 @@ void add_bench(CLI::App& program) {
                    "A model, or a published one's name: random weights of its shape when it is not here");
   add_bench_flags(*verb, *arguments);
   add_sampling_flags(*verb, arguments->sampling);
+  add_quantize_flags(*verb, arguments->model);
   add_model_flags(*verb, arguments->model);
   verb->footer(
       fmt::format("Limits are measured in the same run: read bandwidth over 1 GiB with all threads, and the "

@@ -12,6 +12,7 @@ void add_tokenize(CLI::App& program);
 void add_tokenizer(CLI::App& program);  // `ssm tokenizer train`
 void add_finetune(CLI::App& program);
 void add_merge(CLI::App& program);
+void add_convert(CLI::App& program);
 void add_info(CLI::App& program);
 void add_pull(CLI::App& program);
 void add_serve(CLI::App& program);

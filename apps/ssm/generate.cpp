@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "apps/ssm/chat_template.h"
 #include "apps/ssm/commands.h"
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/model_options.h"
@@ -15,6 +14,7 @@
 #include "apps/ssm/resolve_model.h"
 #include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
+#include "ssm/load/chat.h"
 
 namespace ssm::app {
 namespace {
@@ -225,6 +225,7 @@ void add_generate(CLI::App& program) {
       ->option_text("FILE");
   verb->add_flag("-v,--verbose", a.verbose, "Print times on stderr, also when it is no terminal");
   add_adapter_flag(*verb, a.model);
+  add_quantize_flags(*verb, a.model);
   add_model_flags(*verb, a.model);
   verb->footer(
       "One argument alone is a MODEL if it is a folder, or a word with a slash (a path or owner/name) or a "

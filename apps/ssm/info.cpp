@@ -1,11 +1,11 @@
 // ssm info: what a model is and what it costs.
 #include <fmt/ranges.h>
 
-#include "apps/ssm/chat_template.h"
 #include "apps/ssm/commands.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "ssm/core/parallel.h"
+#include "ssm/load/chat.h"
 #include "ssm/ops/linear/linear.h"
 #include "ssm/ops/simd/kernel_target.h"
 #include "ssm/runtime/state_pool.h"
@@ -24,7 +24,7 @@ Json describe(const LoadedModel& model) {
             {"layout", model.layout},
             {"parameters", model.parameters},
             {"weight_bytes", model.weight_bytes},
-            {"stored_dtype", name_of(model.stored)},
+            {"stored_dtype", model.stored_name()},
             {"compute_dtype", name_of(model.compute)},
             {"layers", model.model->num_layers()},
             {"hidden_size", model.model->hidden_size()},
@@ -46,7 +46,7 @@ Json describe(const LoadedModel& model) {
                              {"bos", id_or_null(tokenizer->bos())},
                              {"eos", id_or_null(tokenizer->eos())},
                              {"text_begins_with_bos", begins_with_bos(model)},
-                             {"has_chat_template", has_chat_template(model)}};
+                             {"has_chat_template", text::has_chat_template(model.folder)}};
   }
   info["device"] = name_of(model.device);
   if (model.device.is_cuda()) info["card"] = description_of(model.device);

@@ -29,7 +29,7 @@ std::string one_line(std::string_view text) {
 }
 
 void set_up_logging() {
-  spdlog::set_default_logger(spdlog::stderr_logger_st("ssm"));
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("ssm"));
   spdlog::set_pattern("ssm: %v");
   set_log_handler([](LogLevel level, std::string_view message) {
     if (level == LogLevel::warning) spdlog::warn("warning: {}", one_line(message));
@@ -48,8 +48,8 @@ void describe(CLI::App& program) {
   program.require_subcommand(1);
   program.get_formatter()->column_width(34);
   program.footer(
-      "MODEL is a folder as it was downloaded, a name in the Hugging Face cache (owner/name[@revision]), or\n"
-      "absent: then the small bundled model.\n\n"
+      "MODEL is a folder as it was downloaded, a .gguf file, a name in the Hugging Face cache\n"
+      "(owner/name[@revision]), or absent: then the small bundled model.\n\n"
       "Examples:\n"
       "  ssm generate \"Once upon a time\"\n"
       "  ssm generate state-spaces/mamba-130m-hf \"The capital of France is\" --temperature 0\n"
@@ -64,6 +64,7 @@ void describe(CLI::App& program) {
   add_tokenizer(program);
   add_finetune(program);
   add_merge(program);
+  add_convert(program);
   add_info(program);
   add_train(program);
   add_bench(program);

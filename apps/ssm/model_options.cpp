@@ -22,6 +22,38 @@ void add_adapter_flag(CLI::App& verb, ModelOptions& options) {
       ->option_text("FOLDER");
 }
 
+void add_group_flag(CLI::App& verb, int64_t& group, bool& given) {
+  verb.add_option("--group", group, "Weights that share a scale in int4 and int8: 32, 64 (default) or 128")
+      ->check(CLI::IsMember({32, 64, 128}))
+      ->each([&given](const std::string&) { given = true; })
+      ->option_text("N");
+}
+
+void add_quantize_flags(CLI::App& verb, ModelOptions& options) {
+  verb.add_option("--quantize", options.quantize,
+                  fmt::format("Pack the matrices while loading: {}", fmt::join(quantization_types(), ", ")))
+      ->check(CLI::IsMember(quantization_types()))
+      ->option_text("TYPE");
+  add_group_flag(verb, options.group, options.group_given);
+}
+
+QuantFormat format_named(const std::string& type, int64_t group, bool group_given) {
+  const bool has_groups = type == "int4" || type == "int8";
+  SSM_CHECK(has_groups || !group_given, "--group {}: {}", group,
+            type.empty() ? "of which type? give --quantize int4 or int8"
+                         : fmt::format("the blocks of {} have their own size", type));
+  const std::optional<QuantFormat> format = quant_format(type, group);
+  SSM_CHECK(format, "{} group {}: no such type", type, group);
+  return *format;
+}
+
+void add_chat_template_flag(CLI::App& verb, std::string& name) {
+  verb.add_option("--chat-template", name,
+                  "How conversations are written: a file in Jinja, the name of one of the model's templates, "
+                  "or chatml, mistral or plain; without it the model's own")
+      ->option_text("FILE|NAME");
+}
+
 void add_json_flag(CLI::App& verb, ModelOptions& options) {
   verb.add_flag("--json", options.json, "Print one JSON object");
 }
@@ -55,6 +87,10 @@ LoadOptions load_options(const ModelOptions& options) {
     if (why.empty()) load.device = kCuda;
     SSM_CHECK(why.empty() || options.device == "auto", "--device cuda: {}", why);
   }
+  load.device_is_a_wish = options.device == "auto";
+  if (!options.quantize.empty() || options.group_given)
+    load.quantization =
+        Quantization{.format = format_named(options.quantize, options.group, options.group_given)};
   if (options.dtype != "auto") load.compute = dtype_from_name(options.dtype);
   load.state = *dtype_from_name(options.state_dtype);
   SSM_CHECK(load.state == DType::f32 || load.device.is_cuda(),

@@ -17,15 +17,25 @@ struct ModelOptions {
   std::string dtype = "auto";
   std::string state_dtype = "f32";
   int threads = 0;
+  std::string quantize;  // a type; empty: matrices stay as they are stored
+  int64_t group = 64;
+  bool group_given = false;
   bool json = false;
 };
 
 void add_model_argument(CLI::App& verb, ModelOptions& options);
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options);
 void add_adapter_flag(CLI::App& verb, ModelOptions& options);
+void add_quantize_flags(CLI::App& verb, ModelOptions& options);  // quantize, group
+void add_chat_template_flag(CLI::App& verb, std::string& name);
 void add_json_flag(CLI::App& verb, ModelOptions& options);
 void add_machine_flags(CLI::App& verb, ModelOptions& options);  // device, dtype, state-dtype, threads
 void add_model_flags(CLI::App& verb, ModelOptions& options);    // all of these
+
+// "int4" and a group, as --type or --quantize and --group say them. Throws Error for a group of a type
+// without.
+QuantFormat format_named(const std::string& type, int64_t group, bool group_given);
+void add_group_flag(CLI::App& verb, int64_t& group, bool& given);
 
 // The options that decide how a model runs. Sets the threads too; throws Error for a device that does not
 // work here.

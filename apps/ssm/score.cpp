@@ -144,6 +144,7 @@ void add_score(CLI::App& program) {
       ->excludes(tokens);
   verb->add_flag("--per-token", arguments->per_token, "Each token's log-probability too");
   add_adapter_flag(*verb, arguments->model);
+  add_quantize_flags(*verb, arguments->model);
   add_model_flags(*verb, arguments->model);
   verb->footer(
       "No token is added. The first token has no log-probability; perplexity is exp of minus the mean of the "

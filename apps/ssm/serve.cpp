@@ -5,12 +5,13 @@
 
 #include <algorithm>
 
-#include "apps/ssm/chat_template.h"
 #include "apps/ssm/commands.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
+#include "ssm/load/chat.h"
+#include "ssm/text/chat_history.h"
 
 namespace ssm::app {
 namespace {
@@ -18,7 +19,7 @@ namespace {
 struct Arguments {
   ModelOptions model;
   serve::ServerOptions server;
-  std::string api_key_file;
+  std::string api_key_file, chat_template;
   int64_t prefix_cache_mb = 512, max_body_mb = 8;
   bool verbose = false;
 };
@@ -30,33 +31,6 @@ std::string name_of_model(const std::string& model) {
   if (!std::filesystem::exists(path, error)) return model;  // a name of the cache
   const std::filesystem::path name = std::filesystem::weakly_canonical(path, error).filename();
   return error || name.empty() ? model : name.string();
-}
-
-// Messages as `ssm chat` writes them; what a system message says goes before the first user's.
-std::vector<int32_t> encode_messages(const ChatTemplate& chat, const nlohmann::ordered_json& messages) {
-  std::vector<int32_t> ids = chat.beginning();
-  const auto append = [&](const std::vector<int32_t>& more) {
-    ids.insert(ids.end(), more.begin(), more.end());
-  };
-  std::string before;
-  std::string expected = "user";
-  for (const auto& message : messages) {
-    const std::string role = message.at("role"), content = message.at("content");
-    if (role == "system" || role == "developer") {
-      before += content + "\n\n";
-      continue;
-    }
-    SSM_CHECK(role == expected, "a message of {:?} where one of {:?} was expected", role, expected);
-    if (role == "user") {
-      append(chat.turn(before + content));
-      before.clear();
-    } else {
-      append(chat.reply(content));
-    }
-    expected = role == "user" ? "assistant" : "user";
-  }
-  SSM_CHECK(expected == "assistant", "the last message is not the user's");
-  return ids;
 }
 
 std::string read_key(const std::string& file) {
@@ -76,12 +50,16 @@ void run(Arguments& a) {
   if (a.verbose) options.log = [](std::string_view line) { note(line); };
   const LoadedModel model = load(a.model);
   options.begins_with_bos = begins_with_bos(model);
-  std::optional<ChatTemplate> chat;
+  std::optional<text::ChatTemplate> chat;
   if (model.tokenizer) {
-    chat.emplace(model);
-    options.chat = {
-        [&chat](const nlohmann::ordered_json& messages) { return encode_messages(*chat, messages); },
-        chat->stops()};
+    chat.emplace(open_chat_template(model, a.model.adapter, a.chat_template));
+    const text::ChatHistory history(*chat, *model.tokenizer);
+    if (!history.stop().empty()) options.chat.stops = {history.stop()};
+    options.chat.encode = [&](const nlohmann::ordered_json& messages) {
+      text::ChatOptions how;
+      how.add_generation_prompt = true;
+      return encode_chat(model, *chat, chat->render(messages, how), true);
+    };
   }
   serve::Server server(model, options);
   const bool v6 = options.host.find(':') != std::string::npos;
@@ -135,6 +113,7 @@ void add_serve(CLI::App& program) {
   seconds("--max-seconds", s.request_seconds, "A text that takes longer ends there");
   seconds("--drain-seconds", s.drain_seconds, "On SIGTERM what runs may finish within this time");
   verb->add_flag("-v,--verbose", a.verbose, "A line on stderr for each request, without its text");
+  add_chat_template_flag(*verb, a.chat_template);
   add_adapter_flag(*verb, a.model);
   add_model_flags(*verb, a.model);
   verb->footer(

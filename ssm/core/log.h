@@ -1,4 +1,5 @@
-// Where the library's warnings go. It never prints: without a handler a message is dropped.
+// Where the library's warnings go. It never prints: without a handler a message is dropped. Two threads may
+// call the handler at a time.
 #pragma once
 
 #include <functional>

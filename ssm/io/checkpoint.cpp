@@ -8,6 +8,7 @@
 #include "ssm/io/gguf_model.h"
 #include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
+#include "ssm/io/packed_folder.h"
 #include "ssm/io/renamed.h"
 #include "ssm/io/safetensors.h"
 #include "ssm/io/sharded.h"
@@ -75,8 +76,9 @@ void refuse_gguf_folder(const fs::path& folder) {
             fmt::join(files, ", "));
 }
 
-// The layout and the normalised config. config.json decides; params.json where it is absent or unknown.
-void read_config_files(Checkpoint& checkpoint) {
+// The layout, the normalised config and which tensors are packed. config.json decides; params.json where it
+// is absent or unknown.
+PackedEntries read_config_files(Checkpoint& checkpoint) {
   const fs::path& folder = checkpoint.folder;
   std::string unknown;
   for (const char* file : {"config.json", "params.json"}) {
@@ -93,7 +95,7 @@ void read_config_files(Checkpoint& checkpoint) {
         sizes = sizes_from_tensors(*open_weights(folder, *layout), groups);
       }
       checkpoint.config = normalise_config(config, *layout, name, sizes);
-      return;
+      return *layout == Layout::transformers ? packed_entries(config, name) : PackedEntries{};
     }
     if (unknown.empty()) unknown = name;
   }
@@ -119,8 +121,8 @@ Checkpoint open_checkpoint(const fs::path& folder) {
   if (is_gguf(folder)) return open_gguf(folder);
   check_folder(folder);
   Checkpoint checkpoint{folder, Layout::transformers, {}, nullptr, nullptr};
-  read_config_files(checkpoint);
-  checkpoint.weights = open_weights(folder, checkpoint.layout);
+  PackedEntries packed = read_config_files(checkpoint);
+  checkpoint.weights = with_packed(open_weights(folder, checkpoint.layout), std::move(packed));
   return checkpoint;
 }
 

@@ -6,6 +6,7 @@
 
 #include "ssm/io/bytes.h"
 #include "ssm/io/config_fields.h"
+#include "ssm/io/packed_folder.h"
 
 namespace ssm::io {
 namespace {
@@ -87,10 +88,7 @@ json normalise_transformers(const json& config, const std::string& file) {
   const ConfigFields fields(config, file);
   const std::string family = family_of(fields);
   const bool is_mamba2 = family == "mamba2";
-  if (fields.has("quantization_config")) {
-    fields.refuse("quantization_config",
-                  "is present: weights quantized by another program are not supported");
-  }
+  packed_entries(config, file);  // refuses other programs'
   const std::string act = fields.text("hidden_act", "silu");
   if (act != "silu" && act != "swish")
     fields.refuse("hidden_act", "is {}; only silu is supported", printable(act));

@@ -1,7 +1,5 @@
 #include "ssm/io/gguf_model.h"
 
-#include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "ssm/quant/dequantize.h"
@@ -26,13 +24,6 @@ float log_of_minus(float a) {
   return log;
 }
 
-bool is_matrix(std::string_view name) {
-  constexpr std::array<std::string_view, 6> kMatrices{"embeddings.weight", "lm_head.weight",
-                                                      "in_proj.weight",    "x_proj.weight",
-                                                      "dt_proj.weight",    "out_proj.weight"};
-  return std::any_of(kMatrices.begin(), kMatrices.end(), [&](auto end) { return name.ends_with(end); });
-}
-
 class GgufWeights final : public WeightSource {
  public:
   GgufWeights(std::shared_ptr<const GgufFile> file, const nlohmann::json& config)
@@ -48,14 +39,15 @@ class GgufWeights final : public WeightSource {
     const auto found = file_name_.find(name);
     if (found == file_name_.end()) return std::nullopt;
     std::optional<Tensor> stored = file_->find(found->second);
-    if (!stored && is_matrix(name)) return std::nullopt;
+    if (!stored && is_gguf_matrix(name)) return std::nullopt;
     if (!stored) stored = unpacked(found->second);
     return name.ends_with(".A_log") ? a_log(*stored, name) : shaped(*stored, name);
   }
 
   std::optional<QuantizedTensor> find_packed(std::string_view name) const override {
     const auto found = file_name_.find(name);
-    return found == file_name_.end() || !is_matrix(name) ? std::nullopt : file_->find_packed(found->second);
+    return found == file_name_.end() || !is_gguf_matrix(name) ? std::nullopt
+                                                              : file_->find_packed(found->second);
   }
 
   std::vector<std::string> names() const override {

@@ -25,5 +25,7 @@ std::unique_ptr<WeightSource> gguf_weights(std::shared_ptr<const GgufFile> file,
 // Names of the one world in the other; nothing: neither knows such a tensor.
 std::optional<std::string> transformers_name(std::string_view gguf_name, bool is_mamba2);
 std::optional<std::string> gguf_name(std::string_view transformers_name);
+// Of Transformers' names: a matrix that models multiply by, which may be packed or of 16 bits in a file.
+bool is_gguf_matrix(std::string_view transformers_name);
 
 }  // namespace ssm::io

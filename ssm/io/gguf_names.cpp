@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <array>
-#include <charconv>
 
 #include "ssm/io/gguf_model.h"
 
@@ -70,6 +69,13 @@ std::optional<std::string> gguf_name(std::string_view name) {
   const auto inside = lookup(kInside, &Pair::transformers, &Pair::gguf, layer->rest);
   if (!inside) return std::nullopt;
   return fmt::format("{}{}.{}", kLayer, layer->number, *inside);
+}
+
+bool is_gguf_matrix(std::string_view name) {
+  constexpr std::array<std::string_view, 6> kMatrices{"embeddings.weight", "lm_head.weight",
+                                                      "in_proj.weight",    "x_proj.weight",
+                                                      "dt_proj.weight",    "out_proj.weight"};
+  return std::any_of(kMatrices.begin(), kMatrices.end(), [&](auto end) { return name.ends_with(end); });
 }
 
 }  // namespace ssm::io

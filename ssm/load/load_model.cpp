@@ -1,5 +1,7 @@
 #include "ssm/load/load_model.h"
 
+#include <future>
+
 #include "ssm/io/checkpoint.h"
 #include "ssm/load/adapter.h"
 #include "ssm/load/parameters.h"
@@ -33,6 +35,10 @@ int64_t LoadedModel::usable_vocab() const {
   return tokenizer ? std::min(tokenizer->size(), model->vocab_size()) : model->vocab_size();
 }
 
+std::string LoadedModel::stored_name() const {
+  return packed ? name_of(*packed) : std::string(name_of(stored));
+}
+
 const text::Tokenizer& LoadedModel::need_tokenizer() const {
   if (!tokenizer) {
     fail(
@@ -45,14 +51,20 @@ const text::Tokenizer& LoadedModel::need_tokenizer() const {
 }
 
 void set_execution(LoadedModel& loaded, const LoadOptions& options) {
-  const std::string why = why_unavailable(options.device);
-  SSM_CHECK(why.empty(), "{}: {}", name_of(options.device), why);
-  SSM_CHECK(options.state == DType::f32 || options.device.is_cuda(),
-            "states in {}: on a CPU they are kept in f32", name_of(options.state));
   loaded.device = options.device;
+  if (loaded.packed && loaded.device.is_cuda()) {
+    SSM_CHECK(options.device_is_a_wish,
+              "this model's matrices are packed ({}), which run on a CPU only so far",
+              name_of(*loaded.packed));
+    loaded.device = kCpu;
+  }
+  const std::string why = why_unavailable(loaded.device);
+  SSM_CHECK(why.empty(), "{}: {}", name_of(loaded.device), why);
+  SSM_CHECK(options.state == DType::f32 || loaded.device.is_cuda(),
+            "states in {}: on a CPU they are kept in f32", name_of(options.state));
   loaded.state = options.state;
-  loaded.compute = options.compute.value_or(multiplies_natively(loaded.stored, loaded.device) ? loaded.stored
-                                                                                              : DType::f32);
+  const bool native = !loaded.packed && multiplies_natively(loaded.stored, loaded.device);
+  loaded.compute = options.compute.value_or(native ? loaded.stored : DType::f32);
 }
 
 Precision precision_of(const LoadedModel& loaded) {
@@ -60,6 +72,9 @@ Precision precision_of(const LoadedModel& loaded) {
 }
 
 LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& options) {
+  // A large vocabulary takes as long as all of the rest; both are read at a time.
+  std::future<std::unique_ptr<text::Tokenizer>> tokenizer = std::async(
+      [&] { return open_model_tokenizer(options.tokenizer.empty() ? folder : options.tokenizer); });
   const io::Checkpoint checkpoint = io::open_checkpoint(folder);
   LoadedModel loaded;
   loaded.folder = folder;
@@ -67,11 +82,16 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   loaded.layout = io::name_of(checkpoint.layout);
   if (const std::optional<Tensor> first = checkpoint.weights->find(kFirstMatrix))
     loaded.stored = first->dtype();
+  if (options.quantization)
+    loaded.packed = options.quantization->format;
+  else if (const std::optional<QuantizedTensor> first = checkpoint.weights->find_packed(kFirstMatrix))
+    loaded.packed = first->format;
   set_execution(loaded, options);
   loaded.model = make_causal_lm(loaded.config, precision_of(loaded));
   const Placement placement =
       options.parameters_stay ? Placement{} : Placement{loaded.device, loaded.compute};
-  fill_parameters(*loaded.model, *checkpoint.weights, placement);
+  fill_parameters(*loaded.model, *checkpoint.weights, placement,
+                  options.quantization ? &*options.quantization : nullptr);
   if (!options.adapter.empty()) {
     attach_adapter(*loaded.model, io::open_adapter(options.adapter), placement);
     loaded.config["tie_word_embeddings"] = loaded.model->tied();
@@ -79,7 +99,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   const ParameterCount count = count_parameters(*loaded.model);
   loaded.parameters = count.parameters;
   loaded.weight_bytes = count.bytes;
-  loaded.tokenizer = open_model_tokenizer(options.tokenizer.empty() ? folder : options.tokenizer);
+  loaded.tokenizer = tokenizer.get();
   if (!options.tokenizer.empty()) {
     SSM_CHECK(loaded.tokenizer, "{}: no tokenizer there", options.tokenizer.string());
   }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/load/quantization.h"
 #include "ssm/models/causal_lm.h"
 #include "ssm/text/tokenizer.h"
 
@@ -21,7 +22,10 @@ struct LoadOptions {
   std::filesystem::path tokenizer = {};  // a file or folder that replaces the model's own
   std::filesystem::path adapter = {};    // a folder in PEFT's layout, which the model is given
   Device device = kCpu;
-  DType state = DType::f32;  // how SSM states are stored; bf16 and f16 on a card only
+  // Where a model cannot run on `device`: true runs it on the CPU, false is an error.
+  bool device_is_a_wish = false;
+  std::optional<Quantization> quantization = {};  // pack the matrices while they are read
+  DType state = DType::f32;                       // how SSM states are stored; bf16 and f16 on a card only
   // Leave the parameters on the host as they are stored: who trains the model takes them to `device`.
   bool parameters_stay = false;
 };
@@ -31,7 +35,8 @@ struct LoadedModel {
   std::unique_ptr<text::Tokenizer> tokenizer;  // null: the folder carries none
   nlohmann::json config;                       // full, in Transformers' key names
   std::string layout;                          // "transformers", "original", "mistral", "random"
-  DType stored = DType::f32;                   // of the matrices, as in the file
+  DType stored = DType::f32;                   // of the matrices, as in the file, where they are dense
+  std::optional<QuantFormat> packed = {};      // of the first layer's in_proj, where that is packed
   DType compute = DType::f32;
   DType state = DType::f32;  // of SSM states
   Device device = kCpu;
@@ -41,6 +46,7 @@ struct LoadedModel {
 
   // Ids below this can be generated: the padding of the vocabulary cannot.
   int64_t usable_vocab() const;
+  std::string stored_name() const;  // "bf16", "q4_k", "int4 group 64"
   // The tokenizer, or an Error that says which file to put where.
   const text::Tokenizer& need_tokenizer() const;
 

@@ -10,13 +10,25 @@ namespace {
 // Also notes which tensors were asked for.
 class Filler final : public nn::Visitor {
  public:
-  Filler(const io::WeightSource& source, const Placement& placement)
-      : source_(source), placement_(placement) {}
+  Filler(const io::WeightSource& source, const Placement& placement, const Quantization* quantization)
+      : source_(source), placement_(placement), quantization_(quantization) {}
   const std::set<std::string, std::less<>>& used() const { return used_; }
 
  protected:
   void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
-    weight = place_weight(find(name, shape), placement_);
+    const std::optional<QuantizedTensor> packed = source_.find_packed(name);
+    if (!packed && !quantization_) {
+      weight = place_weight(find(name, shape), placement_);
+    } else if (!packed) {
+      weight = quantized(find(name, shape).row_major(), *quantization_, name, source_.describe(name));
+    } else {
+      used_.insert(name);
+      const std::string described = source_.describe(name);
+      SSM_CHECK(packed->shape == shape, "{}: has shape {}, the config asks for {}", described, packed->shape,
+                shape);
+      SSM_CHECK(!quantization_, "{}: is packed already ({})", described, name_of(packed->format));
+      weight = *packed;
+    }
   }
 
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
@@ -31,6 +43,7 @@ class Filler final : public nn::Visitor {
 
   const io::WeightSource& source_;
   Placement placement_;
+  const Quantization* quantization_;
   std::set<std::string, std::less<>> used_;
 };
 
@@ -66,8 +79,9 @@ Tensor place_weight(const Tensor& weight, const Placement& placement) {
   return typed.row_major().to(placement.device);
 }
 
-void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement) {
-  Filler filler(source, placement);
+void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement,
+                     const Quantization* quantization) {
+  Filler filler(source, placement, quantization);
   model.visit(filler);
   model.prepare();
   for (const std::string& name : source.names()) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ssm/io/weight_source.h"
+#include "ssm/load/quantization.h"
 #include "ssm/models/causal_lm.h"
 
 namespace ssm {
@@ -19,9 +20,11 @@ Tensor need_tensor(const io::WeightSource& source, const std::string& name, cons
 
 Tensor place_weight(const Tensor& weight, const Placement& placement);
 
-// Sets every parameter of `model` from `source` and prepares it. Throws Error naming a tensor that is missing
-// or of another shape or dtype.
-void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement = {});
+// Sets every parameter of `model` from `source` and prepares it; packed matrices stay packed, and with
+// `quantization` dense ones are packed too. Throws Error naming a tensor that is missing or of another shape
+// or dtype, or that was packed before it was to be.
+void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement = {},
+                     const Quantization* quantization = nullptr);
 
 struct ParameterCount {
   int64_t parameters = 0;

@@ -65,24 +65,22 @@ nlohmann::json config_of(const NamedShape& shape) {
 // and billions of draws would take longer than the benchmark.
 class Randomizer final : public nn::Visitor {
  public:
-  Randomizer(DType stored, const Placement& placement) : stored_(stored), placement_(placement) {}
+  Randomizer(DType stored, const Placement& placement, const std::optional<Quantization>& quantization)
+      : stored_(stored), placement_(placement), quantization_(quantization) {}
 
  protected:
-  void on_weight(const std::string&, Weight& weight, const Shape& shape) override {
-    Tensor t = Tensor::empty(shape, stored_);
-    const float scale = 0.5f / std::sqrt(static_cast<float>(shape[1]));
-    Tensor block = Tensor::empty({std::min<int64_t>(shape.numel(), int64_t{1} << 16)});
-    for (float& x : block.values<float>()) x = scale * rng_.normal();
-    const Tensor pattern = block.to(stored_);
-    const auto size = static_cast<int64_t>(pattern.bytes()), total = static_cast<int64_t>(t.bytes());
-    parallel_for((total + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        std::memcpy(t.raw() + i * size, pattern.raw(), static_cast<size_t>(std::min(size, total - i * size)));
-      }
-    });
-    weight = place_weight(t, placement_);
+  void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
+    if (!quantization_) {
+      weight = place_weight(random(shape), placement_);
+      return;
+    }
+    const int64_t some = std::min<int64_t>(shape[0], 64);
+    weight = quantized(random({some, shape[1]}), *quantization_, name, name);
+    if (auto* dense = std::get_if<Tensor>(&weight))
+      weight = repeated(*dense, shape);
+    else if (auto* packed = std::get_if<QuantizedTensor>(&weight))
+      weight = packed_view(packed->format, shape, repeated(packed->bytes, {shape[0], packed->bytes.size(1)}));
   }
-
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
     Tensor t = Tensor::empty(shape);
     const bool A_log = name.ends_with("A_log"),
@@ -97,8 +95,28 @@ class Randomizer final : public nn::Visitor {
   }
 
  private:
+  Tensor random(const Shape& shape) {
+    const float scale = 0.5f / std::sqrt(static_cast<float>(shape[1]));
+    Tensor block = Tensor::empty({std::min<int64_t>(shape.numel(), int64_t{1} << 16)});
+    for (float& x : block.values<float>()) x = scale * rng_.normal();
+    return repeated(block.to(stored_), shape);
+  }
+
+  // `block`'s elements over and over.
+  static Tensor repeated(const Tensor& block, const Shape& shape) {
+    Tensor t = Tensor::empty(shape, block.dtype());
+    const auto size = static_cast<int64_t>(block.bytes()), total = static_cast<int64_t>(t.bytes());
+    parallel_for((total + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::memcpy(t.raw() + i * size, block.raw(), static_cast<size_t>(std::min(size, total - i * size)));
+      }
+    });
+    return t;
+  }
+
   DType stored_;
   Placement placement_;
+  const std::optional<Quantization>& quantization_;
   Rng rng_{1};
 };
 
@@ -123,9 +141,10 @@ LoadedModel random_model(const nlohmann::json& config, DType stored, const LoadO
   loaded.config = config;
   loaded.layout = "random";
   loaded.stored = stored;
+  if (options.quantization) loaded.packed = options.quantization->format;
   set_execution(loaded, options);
   loaded.model = make_causal_lm(config, precision_of(loaded));
-  Randomizer randomizer(stored, {loaded.device, loaded.compute});
+  Randomizer randomizer(stored, {loaded.device, loaded.compute}, options.quantization);
   loaded.model->visit(randomizer);
   loaded.model->prepare();
   const ParameterCount count = count_parameters(*loaded.model);

@@ -42,8 +42,9 @@ Tensor Mamba1Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
 
 bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
                        const MixerState& state) const {
-  if (in_proj_.lora || x_proj_.lora || dt_proj_.lora || out_proj_.lora)
-    return false;  // it reads the matrices alone
+  for (const nn::Linear* l : {&in_proj_, &x_proj_, &dt_proj_, &out_proj_}) {
+    if (l->lora || is_packed(l->weight)) return false;  // it reads dense matrices, and those alone
+  }
   const Mamba1StepArgs args{.norm_weight = norm.weight,
                             .norm_eps = norm.eps,
                             .in_proj = dense(in_proj_.weight, "the fused step"),

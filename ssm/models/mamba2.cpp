@@ -47,7 +47,9 @@ Tensor Mamba2Mixer::forward(const Tensor& x, const SequenceBatch& batch, const M
 
 bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
                        const MixerState& state) const {
-  if (in_proj_.lora || out_proj_.lora) return false;  // it reads the matrices alone
+  for (const nn::Linear* l : {&in_proj_, &out_proj_}) {
+    if (l->lora || is_packed(l->weight)) return false;  // it reads dense matrices, and those alone
+  }
   const Mamba2StepArgs args{.norm_weight = norm.weight,
                             .norm_eps = norm.eps,
                             .in_proj = dense(in_proj_.weight, "the fused step"),

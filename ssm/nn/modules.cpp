@@ -8,6 +8,7 @@ namespace ssm::nn {
 namespace {
 
 Tensor product(const Linear& l, const Tensor& x, const Tensor& bias) {
+  if (l.moments) l.moments->add(x);
   const Tensor y = linear(x, l.weight, bias, l.compute, l.result);
   return l.lora ? l.lora->added_to(y, x, l.compute) : y;
 }
@@ -18,6 +19,7 @@ Tensor Linear::operator()(const Tensor& x) const { return product(*this, x, bias
 Tensor Linear::without_bias(const Tensor& x) const { return product(*this, x, {}); }
 
 void Linear::visit(Visitor& v) {
+  v.linear(*this);
   v.target({lora, in, out, false});
   if (owns_weight) v.weight("weight", weight, {out, in});
   if (has_bias) v.tensor("bias", bias, {out});

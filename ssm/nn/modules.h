@@ -2,8 +2,10 @@
 // device.
 #pragma once
 
+#include <memory>
 #include <optional>
 
+#include "ssm/nn/column_moments.h"
 #include "ssm/nn/lora.h"
 #include "ssm/nn/visitor.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
@@ -20,6 +22,7 @@ struct Linear {
   Weight weight = {};                // [out, in]
   Tensor bias = {};                  // [out]
   std::optional<Lora> lora = {};
+  std::shared_ptr<ColumnMoments> moments = {};  // where set, of every x
 
   Tensor operator()(const Tensor& x) const;    // [T, in] -> [T, out]
   Tensor without_bias(const Tensor& x) const;  // the same, for who adds the bias later

@@ -12,6 +12,8 @@
 
 namespace ssm::nn {
 
+struct Linear;
+
 // How a small tensor lies in memory: kernels walk channels (dimension 0 of A_log [E, N] and conv1d.weight [C,
 // 1, K]) in vectors, so those are kept with a stride of 1 over dimension 0.
 enum class Storage { row_major, channels_contiguous };
@@ -39,16 +41,18 @@ class Visitor {
     on_tensor(full(name), tensor, shape, storage);
   }
   // A module that may have a Lora; one that is set here is visited with it.
-  void target(const LoraTarget& target) {
-    on_target(path_.substr(0, path_.empty() ? 0 : path_.size() - 1), target);
-  }
+  void target(const LoraTarget& target) { on_target(module_name(), target); }
+  // A Linear itself, for who watches or replaces what it computes with.
+  void linear(Linear& module) { on_linear(module_name(), module); }
 
  protected:
+  virtual void on_linear(const std::string& /*module*/, Linear& /*linear*/) {}
   virtual void on_target(const std::string& /*module*/, const LoraTarget& /*target*/) {}
   virtual void on_weight(const std::string& name, Weight& weight, const Shape& shape) = 0;
   virtual void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, Storage storage) = 0;
 
  private:
+  std::string module_name() const { return path_.substr(0, path_.empty() ? 0 : path_.size() - 1); }
   std::string full(std::string_view name) const { return path_ + std::string(name); }
 
   std::string path_;

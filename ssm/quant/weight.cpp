@@ -21,6 +21,8 @@ bool defined(const Weight& weight) { return memory(weight).defined(); }
 size_t bytes_of(const Weight& weight) { return memory(weight).bytes(); }
 Device device_of(const Weight& weight) { return memory(weight).device(); }
 
+bool is_packed(const Weight& weight) { return std::holds_alternative<QuantizedTensor>(weight); }
+
 const Shape& shape_of(const Weight& weight) {
   return match(
       weight, [](const Tensor& t) -> const Shape& { return t.shape(); },

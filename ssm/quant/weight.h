@@ -15,6 +15,7 @@ bool defined(const Weight& weight);
 const Shape& shape_of(const Weight& weight);
 size_t bytes_of(const Weight& weight);  // resident bytes: what a decode step reads
 Device device_of(const Weight& weight);
+bool is_packed(const Weight& weight);
 std::string type_name(const Weight& weight);  // "bf16", "q4_k", "int4 group 64", ...
 
 // For who can use a dense matrix only: throws Error saying `what` cannot take a packed one.

@@ -85,7 +85,6 @@ awaitable<void> Connection::serve() {
 
 // The answer to what could not be read.
 HttpResponse Connection::refusal_of(const boost::system::error_code& error) const {
-  if (error == beast::error::timeout) return error_response(408, "the request did not arrive in time");
   if (error == http::error::header_limit) return error_response(431, "the request's header is too large");
   if (error == http::error::body_limit) {
     return error_response(
@@ -109,10 +108,9 @@ awaitable<bool> Connection::read_request() {
   const auto [error, n] =
       co_await http::async_read(stream_, buffer_, parser, asio::as_tuple(asio::use_awaitable));
   if (error == http::error::end_of_stream || error == http::error::partial_message) co_return false;
-  if (error && error.category() != boost::system::error_code(http::error::bad_method).category() &&
-      error != beast::error::timeout) {
+  // A client that is gone or was too slow hears nothing: its socket is closed.
+  if (error && error.category() != boost::system::error_code(http::error::bad_method).category())
     co_return false;
-  }
   if (error) {
     keep_alive_ = false;
     request_.path = "";

@@ -35,11 +35,11 @@ struct ServerOptions {
   int64_t max_choices = 16;  // n
   size_t max_body_bytes = size_t{8} << 20;
   int64_t max_connections = 4096;
-  double request_seconds = 600;               // a text that takes longer ends
-  double read_seconds = 30;                   // a request that takes longer to arrive is refused
-  double write_seconds = 30;                  // a client that does not take an answer for so long is closed
-  double idle_seconds = 75;                   // a connection without a request
-  double drain_seconds = 30;                  // what runs may finish when the server is to stop
+  double request_seconds = 600;  // a text that takes longer ends
+  double read_seconds = 30;      // a request that takes longer to arrive: its connection is closed
+  double write_seconds = 30;     // a client that does not take an answer for so long is closed
+  double idle_seconds = 75;      // a connection without a request
+  double drain_seconds = 30;     // what runs may finish when the server is to stop
   std::function<void(std::string_view)> log;  // a line for each request; never what was asked or answered
 };
 

@@ -1,5 +1,6 @@
 #include "ssm/text/ggml_tokenizer.h"
 
+#include "ssm/text/folder_files.h"
 #include "ssm/text/ggml_parts.h"
 #include "ssm/text/json_tokenizer.h"
 #include "ssm/text/tokenizer_place.h"
@@ -66,7 +67,7 @@ std::vector<TokenizerFile> tokenizer_files(const GgmlTokenizer& tokenizer, const
 std::optional<GgmlTokenizer> read_ggml_tokenizer(const std::filesystem::path& path) {
   const std::filesystem::path file = tokenizer_place(path);
   if (file.empty()) return std::nullopt;
-  const std::string name = file.string(), bytes = read_tokenizer_file(file, kMaxTokenizerBytes);
+  const std::string name = file.string(), bytes = read_file(file, kMaxTokenizerBytes);
   const bool is_json = file.extension() == ".json";
   GgmlTokenizer out =
       is_json ? ggml_of_bpe(read_tokenizer_json(bytes, name), name) : ggml_of_sentencepiece(bytes, name);

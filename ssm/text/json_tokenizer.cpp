@@ -19,18 +19,21 @@ MergeTable read_merges(const TokenizerJson& json, const std::string& name) {
     const size_t begin = i == 0 ? 0 : json.merges[i - 1];
     return std::string_view(json.merge_bytes).substr(begin, json.merges[i] - begin);
   };
-  const auto id_of = [&](std::string_view token, size_t merge) {
-    const auto id = json.vocab.find(token);
-    SSM_CHECK(id, "{}: model.merges[{}] makes or takes \"{}\", which is not in model.vocab", name, merge,
+  const auto entry_of = [&](std::string_view token, size_t merge, size_t guess) {
+    const auto entry = json.vocab.find_entry(token, guess);
+    SSM_CHECK(entry, "{}: model.merges[{}] makes or takes \"{}\", which is not in model.vocab", name, merge,
               token);
-    return *id;
+    return *entry;
   };
+  size_t made = 0;  // mostly behind what the merge before made
   for (size_t i = 0; i + 1 < json.merges.size(); i += 2) {
     const std::string_view left = part(i), right = part(i + 1);
     const std::string_view joined{left.data(), left.size() + right.size()};
     const size_t merge = i / 2;
-    const int32_t left_id = id_of(left, merge), right_id = id_of(right, merge);
-    table.add(left_id, right_id, {static_cast<uint32_t>(merge), id_of(joined, merge)});
+    const size_t left_entry = entry_of(left, merge, 0), right_entry = entry_of(right, merge, 0);
+    made = entry_of(joined, merge, made + 1);
+    table.add(json.vocab.id(left_entry), json.vocab.id(right_entry),
+              {static_cast<uint32_t>(merge), json.vocab.id(made)});
   }
   return table;
 }
@@ -126,26 +129,27 @@ void JsonTokenizer::check_ids(const Vocab& vocab, const std::string& name) const
 }
 
 void JsonTokenizer::fill_token_bytes(const Vocab& vocab) {
-  std::vector<std::string> bytes;
-  std::vector<bool> known;
-  const auto place = [&](int32_t id) -> std::string& {
+  constexpr size_t kNone = ~size_t{0};
+  std::vector<size_t> token_of;  // by id: an entry of the vocabulary, or behind these an added token
+  const auto place = [&](int32_t id, size_t token) {
     const auto i = static_cast<size_t>(id);
-    if (bytes.size() <= i) {
-      bytes.resize(i + 1);
-      known.resize(i + 1);
-    }
-    known[i] = true;
-    return bytes[i];
+    if (token_of.size() <= i) token_of.resize(i + 1, kNone);
+    token_of[i] = token;
   };
-  for (size_t i = 0; i < vocab.count(); ++i) place(vocab.id(i)) = decode_token(decoder_, vocab.token(i));
-  for (const AddedToken& token : added_) place(token.id) = token.content;
-  token_end_.reserve(bytes.size());
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    token_bytes_.append(bytes[i]);
-    token_end_.push_back(token_bytes_.size() | (known[i] ? 0 : kMissing));
+  token_of.reserve(vocab.count() + added_.size());
+  for (size_t i = 0; i < vocab.count(); ++i) place(vocab.id(i), i);
+  for (size_t i = 0; i < added_.size(); ++i) place(added_[i].id, vocab.count() + i);
+  token_end_.reserve(token_of.size());
+  is_added_.resize(token_of.size());
+  for (size_t i = 0; i < token_of.size(); ++i) {
+    const size_t token = token_of[i];
+    is_added_[i] = token != kNone && token >= vocab.count();
+    if (is_added_[i])
+      token_bytes_.append(added_[token - vocab.count()].content);
+    else if (token != kNone)
+      append_decoded(decoder_, vocab.token(token), token_bytes_);
+    token_end_.push_back(token_bytes_.size() | (token == kNone ? kMissing : 0));
   }
-  is_added_.resize(bytes.size());
-  for (const AddedToken& token : added_) is_added_[static_cast<size_t>(token.id)] = true;
 }
 
 void JsonTokenizer::index_added_tokens(const std::string& name) {

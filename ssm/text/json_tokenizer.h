@@ -24,7 +24,8 @@ struct TokenDecoder {
 
 // Throws Error naming the field of what it does not know.
 TokenDecoder parse_decoder(const nlohmann::json& json, const std::string& name);
-std::string decode_token(const TokenDecoder& decoder, std::string_view token);
+// Appends what `token` decodes to.
+void append_decoded(const TokenDecoder& decoder, std::string_view token, std::string& out);
 
 class JsonTokenizer final : public Tokenizer {
  public:

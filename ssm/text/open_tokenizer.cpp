@@ -1,8 +1,6 @@
-#include <fstream>
-
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
-#include "ssm/text/json_fields.h"
+#include "ssm/text/folder_files.h"
 #include "ssm/text/json_tokenizer.h"
 #include "ssm/text/tokenizer_place.h"
 
@@ -11,21 +9,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kMaxConfigBytes = uint64_t{1} << 24;
-
-// The value of "bos_token" and the like: a string, or an added token written out; empty: not named.
-std::string token_name(const nlohmann::json& config, const std::string& field, const std::string& file) {
-  const auto it = config.find(field);
-  if (it == config.end() || it->is_null()) return {};
-  if (it->is_string()) return it->get<std::string>();
-  SSM_CHECK(it->is_object(), "{}: {} is neither a string nor an object", file, field);
-  return JsonObject(*it, file + ": " + field).string("content");
-}
-
 std::unique_ptr<Tokenizer> open_json(const fs::path& path) {
   const std::string name = path.string();
-  auto tokenizer = std::make_unique<JsonTokenizer>(
-      read_tokenizer_json(read_tokenizer_file(path, kMaxTokenizerBytes), name), name);
+  auto tokenizer =
+      std::make_unique<JsonTokenizer>(read_tokenizer_json(read_file(path, kMaxTokenizerBytes), name), name);
   const fs::path folder = path.parent_path();
   const auto bos = special_token(folder, "bos_token", *tokenizer);
   tokenizer->set_special_tokens(bos, special_token(folder, "eos_token", *tokenizer));
@@ -51,27 +38,13 @@ fs::path find_sentencepiece(const fs::path& folder) {
 
 }  // namespace
 
-std::string read_tokenizer_file(const fs::path& path, uint64_t limit) {
-  std::error_code error;
-  SSM_CHECK(fs::is_regular_file(path, error), "{}: not a file", path.string());
-  const uint64_t size = fs::file_size(path, error);
-  SSM_CHECK(!error, "{}: {}", path.string(), error.message());
-  SSM_CHECK(size <= limit, "{}: {} bytes are more than it may have ({})", path.string(), size, limit);
-  std::string bytes(size, '\0');
-  std::ifstream file(path, std::ios::binary);
-  SSM_CHECK(file.read(bytes.data(), static_cast<std::streamsize>(size)), "{}: cannot be read", path.string());
-  return bytes;
-}
-
 std::optional<int32_t> special_token(const fs::path& folder, const char* field, const Tokenizer& tokenizer) {
   for (const char* file : {"tokenizer_config.json", "special_tokens_map.json"}) {
     const fs::path path = folder / file;
     std::error_code error;
     if (!fs::exists(path, error)) continue;
     const std::string name = path.string();
-    // The tree is small, but what it is read with refuses depth.
-    const nlohmann::json config = read_tokenizer_json(read_tokenizer_file(path, kMaxConfigBytes), name).rest;
-    const std::string token = token_name(config, field, name);
+    const std::string token = token_text(read_config_json(path), field, name);
     if (token.empty()) continue;
     const auto id = tokenizer.find(token);
     if (!id)
@@ -85,8 +58,7 @@ std::optional<bool> adds_bos(const fs::path& folder) {
   const fs::path path = folder / "tokenizer_config.json";
   std::error_code error;
   if (!fs::exists(path, error)) return std::nullopt;
-  const std::string name = path.string();
-  const nlohmann::json config = read_tokenizer_json(read_tokenizer_file(path, kMaxConfigBytes), name).rest;
+  const nlohmann::json config = read_config_json(path);
   const auto field = config.find("add_bos_token");
   return field != config.end() && field->is_boolean() ? std::optional(field->get<bool>()) : std::nullopt;
 }
@@ -102,7 +74,7 @@ std::unique_ptr<Tokenizer> open_tokenizer(const fs::path& path) {
   const fs::path file = tokenizer_place(path);
   if (file.empty()) return nullptr;
   if (file.extension() == ".json") return open_json(file);
-  return parse_sentencepiece(read_tokenizer_file(file, kMaxTokenizerBytes), file.string());
+  return parse_sentencepiece(read_file(file, kMaxTokenizerBytes), file.string());
 }
 
 }  // namespace ssm::text

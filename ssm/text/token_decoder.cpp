@@ -5,16 +5,20 @@
 namespace ssm::text {
 namespace {
 
-std::optional<std::string> from_byte_level(std::string_view token) {
-  std::string bytes;
+// Appends the bytes that GPT-2's alphabet spells; false, and nothing appended, for another character.
+bool append_byte_level(std::string_view token, std::string& out) {
+  const size_t before = out.size();
   for (size_t at = 0; at < token.size();) {
     const Utf8Step step = utf8_step(token, at);
     const auto byte = byte_of_char(step.code_point);
-    if (!byte) return std::nullopt;
-    bytes.push_back(static_cast<char>(*byte));
+    if (!byte) {
+      out.resize(before);
+      return false;
+    }
+    out.push_back(static_cast<char>(*byte));
     at += step.size;
   }
-  return bytes;
+  return true;
 }
 
 std::optional<char> fallback_byte(std::string_view token) {
@@ -98,16 +102,14 @@ TokenDecoder parse_decoder(const nlohmann::json& json, const std::string& name) 
   return out;
 }
 
-std::string decode_token(const TokenDecoder& decoder, std::string_view token) {
-  if (decoder.byte_level) {
-    if (auto bytes = from_byte_level(token)) return *bytes;
-  }
+void append_decoded(const TokenDecoder& decoder, std::string_view token, std::string& out) {
+  if (decoder.byte_level && append_byte_level(token, out)) return;
   std::string text(token);
   for (const auto& [pattern, content] : decoder.replacements) replace_all(text, pattern, content);
   if (decoder.byte_fallback) {
-    if (const auto byte = fallback_byte(text)) return {*byte};
+    if (const auto byte = fallback_byte(text)) return out.push_back(*byte);
   }
-  return text;
+  out.append(text);
 }
 
 }  // namespace ssm::text

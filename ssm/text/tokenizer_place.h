@@ -1,10 +1,8 @@
 // Where a tokenizer's files are, and what stands beside them.
 #pragma once
 
-#include <cstdint>
 #include <filesystem>
 #include <optional>
-#include <string>
 
 #include "ssm/text/tokenizer.h"
 
@@ -13,8 +11,6 @@ namespace ssm::text {
 // `path` itself where it is a file, or the tokenizer.json or SentencePiece model of a folder; empty: none.
 // Throws Error where there is no such path.
 std::filesystem::path tokenizer_place(const std::filesystem::path& path);
-
-std::string read_tokenizer_file(const std::filesystem::path& path, uint64_t limit);
 
 // "bos_token" and the like, of tokenizer_config.json or special_tokens_map.json in `folder`.
 std::optional<int32_t> special_token(const std::filesystem::path& folder, const char* field,

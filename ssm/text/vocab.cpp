@@ -40,23 +40,29 @@ void Vocab::add(std::string_view token, int32_t id) {
 }
 
 std::optional<std::string> Vocab::index() {
-  slots_.assign(std::bit_ceil(entries_.size() * 2 + 1), 0);
+  slots_.assign(std::bit_ceil(entries_.size() * 2 + 1), Slot{});
   const size_t mask = slots_.size() - 1;
   for (size_t entry = 0; entry < entries_.size(); ++entry) {
-    size_t i = hash_bytes(token(entry)) & mask;
-    for (; slots_[i] != 0; i = (i + 1) & mask) {
-      if (token(slots_[i] - 1) == token(entry)) return std::string(token(entry));
+    const uint64_t hash = hash_bytes(token(entry));
+    const auto high = static_cast<uint32_t>(hash >> 32);
+    size_t i = hash & mask;
+    for (; slots_[i].entry != 0; i = (i + 1) & mask) {
+      if (slots_[i].hash == high && token(slots_[i].entry - 1) == token(entry))
+        return std::string(token(entry));
     }
-    slots_[i] = static_cast<uint32_t>(entry + 1);
+    slots_[i] = {high, static_cast<uint32_t>(entry + 1)};
   }
   return std::nullopt;
 }
 
-std::optional<int32_t> Vocab::find(std::string_view wanted) const {
+std::optional<size_t> Vocab::find_entry(std::string_view wanted, size_t guess) const {
+  if (guess < entries_.size() && token(guess) == wanted) return guess;
   if (slots_.empty()) return std::nullopt;
   const size_t mask = slots_.size() - 1;
-  for (size_t i = hash_bytes(wanted) & mask; slots_[i] != 0; i = (i + 1) & mask) {
-    if (token(slots_[i] - 1) == wanted) return entries_[slots_[i] - 1].id;
+  const uint64_t hash = hash_bytes(wanted);
+  const auto high = static_cast<uint32_t>(hash >> 32);
+  for (size_t i = hash & mask; slots_[i].entry != 0; i = (i + 1) & mask) {
+    if (slots_[i].hash == high && token(slots_[i].entry - 1) == wanted) return slots_[i].entry - 1;
   }
   return std::nullopt;
 }

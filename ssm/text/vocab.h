@@ -20,7 +20,12 @@ class Vocab {
   // Builds the table. Returns a token that was added twice, if any.
   std::optional<std::string> index();
 
-  std::optional<int32_t> find(std::string_view token) const;
+  std::optional<int32_t> find(std::string_view token) const {
+    const auto entry = find_entry(token);
+    return entry ? std::optional(entries_[*entry].id) : std::nullopt;
+  }
+  // The number of the token, which is quickest if it is `guess`.
+  std::optional<size_t> find_entry(std::string_view token, size_t guess = ~size_t{0}) const;
   size_t count() const { return entries_.size(); }
   int32_t id(size_t entry) const { return entries_[entry].id; }
   std::string_view token(size_t entry) const {
@@ -33,9 +38,14 @@ class Vocab {
     uint32_t size;
     int32_t id;
   };
+  // In a table a token stands as its entry + 1 and, so that others need not be looked up, half of its hash.
+  struct Slot {
+    uint32_t hash = 0;
+    uint32_t entry = 0;  // 0: free
+  };
   std::string bytes_;
   std::vector<Entry> entries_;
-  std::vector<uint32_t> slots_;  // entry + 1; 0: free
+  std::vector<Slot> slots_;
 };
 
 struct Merge {

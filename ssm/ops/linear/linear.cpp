@@ -8,35 +8,58 @@
 
 namespace ssm {
 
+namespace {
+
+// What linear and its backward both need of a weight; of N rows, where these are known.
+void check_weight(std::string_view op, const Weight& weight, std::optional<int64_t> N = {}) {
+  const Shape& shape = shape_of(weight);
+  SSM_CHECK(defined(weight) && shape.rank() == 2 && shape[0] == N.value_or(shape[0]),
+            "{}: weight has shape {}, expected [{}, K]", op, shape, N ? fmt::to_string(*N) : "N");
+  if (std::holds_alternative<QuantizedTensor>(weight)) {
+    SSM_CHECK(!device_of(weight).is_cuda(), "{}: weight is packed ({}), which cards cannot read", op,
+              type_name(weight));
+    return;
+  }
+  const Tensor& w = std::get<Tensor>(weight);
+  SSM_CHECK(w.size(1) <= 1 || w.stride(1) == 1, "{}: the rows of weight {} are not contiguous", op,
+            w.shape());
+}
+
+}  // namespace
+
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType compute,
               std::optional<DType> result) {
-  const Tensor& w = dense(weight, "linear");
-  SSM_CHECK(w.defined() && w.rank() == 2, "linear: weight has shape {}, expected [N, K]", w.shape());
-  SSM_CHECK(w.size(1) <= 1 || w.stride(1) == 1, "linear: the rows of weight {} are not contiguous",
-            w.shape());
-  const int64_t N = w.size(0), K = w.size(1);
+  check_weight("linear", weight);
+  const int64_t N = shape_of(weight)[0], K = shape_of(weight)[1];
+  const auto* packed = std::get_if<QuantizedTensor>(&weight);
   SSM_CHECK(x.defined() && x.rank() == 2, "linear: x has shape {}, expected [T, {}]", x.shape(), K);
   check_first("linear", "x", x, {x.size(0), K});
-  if (x.device().is_cuda()) {
-    SSM_CHECK(w.dtype() == x.dtype() && compute == x.dtype(),
-              "linear: x is {}, weight {}, computed in {}: on a card they are of one type",
-              name_of(x.dtype()), name_of(w.dtype()), name_of(compute));
-  }
-  SSM_CHECK(w.device() == x.device(), "linear: weight is on {}, x on {}", name_of(w.device()),
+  SSM_CHECK(device_of(weight) == x.device(), "linear: weight is on {}, x on {}", name_of(device_of(weight)),
             name_of(x.device()));
+  if (x.device().is_cuda()) {
+    const DType of_weight = std::get<Tensor>(weight).dtype();
+    SSM_CHECK(of_weight == x.dtype() && compute == x.dtype(),
+              "linear: x is {}, weight {}, computed in {}: on a card they are of one type",
+              name_of(x.dtype()), name_of(of_weight), name_of(compute));
+  }
   if (bias.defined()) check_parameter("linear", "bias", bias, {N}, x);
   const DType to = result.value_or(x.dtype());
   check_result("linear", to, x.device());
   SSM_CHECK(to == x.dtype() || to == DType::f32, "linear: a result in {} of x in {}", name_of(to),
             name_of(x.dtype()));
   Tensor y = Tensor::empty({x.size(0), N}, to, x.device());
-  SSM_DISPATCH(x.device(), linear(x, w, bias, compute, y));
+  if (packed != nullptr) {
+    cpu::linear(x, *packed, bias, compute, y);
+  } else {
+    SSM_DISPATCH(x.device(), linear(x, std::get<Tensor>(weight), bias, compute, y));
+  }
+  const Tensor w = packed != nullptr ? Tensor{} : std::get<Tensor>(weight);
   if (!records(x, w, bias)) return y;
   // A frozen matrix needs no x.
-  return record(std::move(y), [x = wants_gradient(w) ? x : x.borrowed(), w, bias](const Tensor& dy) {
+  return record(std::move(y), [x = wants_gradient(w) ? x : x.borrowed(), weight, w, bias](const Tensor& dy) {
     const GradientTarget dx = gradient_target(x);
     linear_backward(
-        x, w, dy,
+        x, weight, dy,
         {.dx = dx.tensor, .dx_adds = dx.adds, .dweight = gradient_sum(w), .dbias = gradient_sum(bias)});
   });
 }
@@ -46,24 +69,30 @@ void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, co
   SSM_CHECK(dy.defined() && dy.rank() == 2, "{}: dy has shape {}, expected [T, N]", kOp, dy.shape());
   const int64_t T = dy.size(0), N = dy.size(1);
   check_first(kOp, "dy", dy, {T, N});
-  const Tensor& w = dense(weight, "linear");
+  const auto* packed = std::get_if<QuantizedTensor>(&weight);
   if (grads.dx.defined()) {
-    SSM_CHECK(w.defined() && w.rank() == 2 && w.size(0) == N, "{}: weight has shape {}, expected [{}, K]",
-              kOp, w.shape(), N);
-    SSM_CHECK(w.size(1) <= 1 || w.stride(1) == 1, "{}: the rows of weight {} are not contiguous", kOp,
-              w.shape());
-    SSM_CHECK(w.device() == dy.device() && (!dy.device().is_cuda() || w.dtype() == dy.dtype()),
-              "{}: weight is {} on {}, dy {} on {}", kOp, name_of(w.dtype()), name_of(w.device()),
-              name_of(dy.dtype()), name_of(dy.device()));
-    check_activation(kOp, "dx", grads.dx, {T, w.size(1)}, dy);
+    check_weight(kOp, weight, N);
+    SSM_CHECK(device_of(weight) == dy.device(), "{}: weight is {} on {}, dy {} on {}", kOp, type_name(weight),
+              name_of(device_of(weight)), name_of(dy.dtype()), name_of(dy.device()));
+    SSM_CHECK(!dy.device().is_cuda() || std::get<Tensor>(weight).dtype() == dy.dtype(),
+              "{}: weight is {}, dy {}: on a card they are of one type", kOp, type_name(weight),
+              name_of(dy.dtype()));
+    check_activation(kOp, "dx", grads.dx, {T, shape_of(weight)[1]}, dy);
   }
   if (grads.dweight.defined()) {
+    SSM_CHECK(packed == nullptr, "{}: a packed weight ({}) has no gradient", kOp, type_name(weight));
     SSM_CHECK(x.defined() && x.rank() == 2, "{}: x has shape {}, expected [{}, K]", kOp, x.shape(), T);
     check_activation(kOp, "x", x, {T, x.size(1)}, dy);
     check_parameter(kOp, "dweight", grads.dweight, {N, x.size(1)}, dy);
   }
   if (grads.dbias.defined()) check_parameter(kOp, "dbias", grads.dbias, {N}, dy);
-  SSM_DISPATCH(dy.device(), linear_backward(x, w, dy, grads));
+  if (packed == nullptr) {
+    SSM_DISPATCH(dy.device(), linear_backward(x, std::get<Tensor>(weight), dy, grads));
+    return;
+  }
+  if (grads.dx.defined()) cpu::linear_dx(*packed, dy, grads.dx, grads.dx_adds);
+  const LinearGrads of_bias{.dbias = grads.dbias};
+  SSM_DISPATCH(dy.device(), linear_backward({}, {}, dy, of_bias));
 }
 
 bool multiplies_natively(DType dtype, Device device) {

@@ -1,7 +1,7 @@
 // linear: y = x W^T + bias.
 //
 //   x     [T, K]  f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
-//   weight[N, K]  f32, bf16 or f16; read as it lies in the file. On a card of x's type
+//   weight[N, K]  f32, bf16 or f16; read as it lies in the file. On a card of x's type. Or packed, on a CPU
 //   bias  [N]     f32, or undefined
 //   y     [T, N]  accumulated in f32; `result`, or x's type
 //
@@ -10,7 +10,14 @@
 // uses the CPU's bf16 dot product where it has one. On a card x's own type is that type, and `compute` must
 // be it. There a row's result does not depend on the others, bit for bit, up to 8 rows and where rows of x
 // and of the weight are multiples of 16 bytes; where cuBLASLt computes it (more rows), the bias is rounded to
-// a 16-bit result's type. Errors: a shape or dtype that does not fit, by name.
+// a 16-bit result's type.
+//
+// A packed weight's codes are multiplied by x rounded to 16-bit integers, with a step of max |x| / 32767 for
+// each 32 elements along K, whatever `compute` says beyond that; products with codes are exact. A row's
+// result does not depend on the other rows, their number or the threads, bit for bit; a row with a number
+// that is not finite gives NaN.
+//
+// Errors: a shape or dtype that does not fit, by name; a packed weight on a card.
 #pragma once
 
 #include <optional>
@@ -29,7 +36,8 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DT
 //
 //   dy      [T, N]  of the type of activations, rows contiguous (a row stride is allowed)
 //   x       [T, K]  of dy's type, likewise; only for dweight
-//   weight  [N, K]  as in linear; only for dx (and never written: a frozen 16-bit matrix has a dx too)
+//   weight  [N, K]  as in linear; only for dx (and never written: a frozen 16-bit matrix has a dx too, and a
+//                   packed one that of its dequantized rows; it has no dweight)
 //   dx      [T, K]  of dy's type, likewise with a row stride; overwritten, or added to where dx_adds
 //   dweight [N, K], dbias [N]  f32, added to
 //

@@ -6,6 +6,7 @@
 #include "ssm/ops/linear/linear_blocks.h"
 #include "ssm/ops/linear/linear_cpu.h"
 #include "ssm/ops/simd/scratch.h"
+#include "ssm/quant/dequantize.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ssm/ops/linear/linear_backward_cpu.cpp"
@@ -21,8 +22,8 @@ namespace ssm::HWY_NAMESPACE {
 struct BackwardPanel {};  // scratch
 struct BackwardRows {};
 
-constexpr int64_t kSum = 512;    // terms that are added in registers before they are added to C
-constexpr int64_t kRows = 256;   // of A under a panel; kRows x kSum stay in a core's L2
+constexpr int64_t kSum = cpu::kRowsOfSum;  // terms added in registers before they are added to C
+constexpr int64_t kRows = 256;             // of A under a panel; kRows x kSum stay in a core's L2
 constexpr int64_t kRowPad = 16;  // floats between rows of a packed A: a power of two would share cache sets
 constexpr int64_t kLeastColumns = 64;  // of a piece: less pays too much for its A
 
@@ -211,6 +212,23 @@ void cpu::linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, co
   if (grads.dx.defined()) HWY_DYNAMIC_DISPATCH(linear_dx)(dy, w, grads.dx, grads.dx_adds);
   if (grads.dweight.defined()) HWY_DYNAMIC_DISPATCH(linear_dweight)(x, dy, grads.dweight);
   if (grads.dbias.defined()) HWY_DYNAMIC_DISPATCH(linear_dbias)(dy, grads.dbias);
+}
+
+// A packed W in blocks of rows, dequantized: the dense matrix's sums, to the bit.
+void cpu::linear_dx(const QuantizedTensor& w, const Tensor& dy, const Tensor& dx, bool adds) {
+  const int64_t N = w.shape[0], K = w.shape[1], stride = row_bytes(w.format, K);
+  if (N == 0) return HWY_DYNAMIC_DISPATCH(linear_dx)(dy, Tensor::empty(w.shape), dx, adds);
+  const Tensor block = Tensor::empty({std::min(N, kRowsOfSum), K});
+  for (int64_t first = 0; first < N; first += kRowsOfSum) {
+    const int64_t rows = std::min(kRowsOfSum, N - first);
+    parallel_for(rows, std::max<int64_t>(1, 16384 / K), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        dequantize_row(w.format, w.bytes.raw() + (first + n) * stride, K, block.data<float>() + n * K);
+      }
+    });
+    HWY_DYNAMIC_DISPATCH(linear_dx)
+    (dy.slice(1, first, first + rows), block.slice(0, 0, rows), dx, adds || first > 0);
+  }
 }
 
 }  // namespace ssm

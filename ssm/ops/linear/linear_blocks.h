@@ -19,6 +19,7 @@ namespace ssm::cpu {
 inline constexpr int64_t kFewRowsPiece = 8;  // rows of W
 inline constexpr int64_t kPieceColumns = 32;
 inline constexpr int64_t kBlockBytes = 512 << 10;  // of x, kept in a core's L2 while the weights stream past
+inline constexpr int64_t kRowsOfSum = 512;         // of W, in the sums of dx
 
 // Calls panel(row_begin, row_end, column_begin, column_end) for pieces that cover [0, T) x [0, N).
 template <class Panel>

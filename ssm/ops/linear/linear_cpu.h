@@ -5,7 +5,9 @@
 namespace ssm::cpu {
 
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y);
+void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, DType compute, const Tensor& y);
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads);
+void linear_dx(const QuantizedTensor& w, const Tensor& dy, const Tensor& dx, bool adds);
 bool multiplies_natively(DType dtype);
 
 // linear_cpu_bf16.cpp: y [T, N] = x [T, K] w^T of bf16 operands with the CPU's bf16 dot product.

@@ -78,9 +78,22 @@ void copy_row(const Tensor& from, int64_t i, const Tensor& to, int64_t j) {
               static_cast<size_t>(from.size(1)) * sizeof(float));
 }
 
+// The first `rows` rows.
+Weight first_rows(const Weight& weight, int64_t rows) {
+  const auto* packed = std::get_if<QuantizedTensor>(&weight);
+  if (packed == nullptr) return std::get<Tensor>(weight).slice(0, 0, rows);
+  return packed_view(packed->format, {rows, packed->shape[1]}, packed->bytes.slice(0, 0, rows));
+}
+
+void linear_dhidden(const Weight& w, const Tensor& dlogits, const Tensor& dhidden) {
+  const auto* packed = std::get_if<QuantizedTensor>(&w);
+  if (packed != nullptr) return cpu::linear_dx(*packed, dlogits, dhidden, false);
+  cpu::linear_backward({}, std::get<Tensor>(w), dlogits, {.dx = dhidden});
+}
+
 }  // namespace
 
-void linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+void linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tensor& targets,
                           const Tensor& row_weights, float scale, int64_t vocab,
                           const LinearCrossEntropyGrads& grads, const LinearCrossEntropy& result) {
   const int64_t T = hidden.size(0), M = hidden.size(1);
@@ -96,7 +109,7 @@ void linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tens
   if (count == 0) return;
   const int64_t most = std::min(count, rows_of_block(vocab));
   const Tensor all_logits = Tensor::empty({most, vocab}), all_rows = Tensor::empty({most, M});
-  const Tensor w = weight.slice(0, 0, vocab);
+  const Weight w = first_rows(weight, vocab);
   const bool gradient = grads.dhidden.defined() || grads.dweight.defined();
   std::vector<double> nll(static_cast<size_t>(most));
   double sum = 0;
@@ -105,7 +118,7 @@ void linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tens
     const int64_t* const row = counted.data() + begin;
     const Tensor logits = all_logits.slice(0, 0, rows), x = all_rows.slice(0, 0, rows);
     for (int64_t i = 0; i < rows; ++i) copy_row(hidden, row[i], x, i);
-    cpu::linear(x, w, {}, DType::f32, logits);
+    std::visit([&](const auto& matrix) { cpu::linear(x, matrix, {}, DType::f32, logits); }, w);
     const auto factor = [&](int64_t t) {
       return scale * (row_weights.defined() ? row_weights.data<float>()[t] : 1.0f);
     };
@@ -121,7 +134,7 @@ void linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tens
       cpu::linear_backward(x, {}, logits, {.dweight = grads.dweight.slice(0, 0, vocab)});
     }
     if (grads.dhidden.defined()) {
-      cpu::linear_backward({}, w, logits, {.dx = x});
+      linear_dhidden(w, logits, x);
       for (int64_t i = 0; i < rows; ++i) copy_row(x, i, grads.dhidden, row[i]);
     }
   }

@@ -4,7 +4,7 @@
 
 namespace ssm::cpu {
 
-void linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+void linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tensor& targets,
                           const Tensor& row_weights, float scale, int64_t vocab,
                           const LinearCrossEntropyGrads& grads, const LinearCrossEntropy& result);
 

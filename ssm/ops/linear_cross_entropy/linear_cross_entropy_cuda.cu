@@ -222,9 +222,10 @@ Tensor dlogits_like(const Tensor& logits, DType dtype, bool kept) {
 
 }  // namespace
 
-void linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+void linear_cross_entropy(const Tensor& hidden, const Weight& dense, const Tensor& targets,
                           const Tensor& row_weights, float scale, int64_t vocab,
                           const LinearCrossEntropyGrads& grads, const LinearCrossEntropy& result) {
+  const Tensor& weight = std::get<Tensor>(dense);
   const int64_t T = hidden.size(0), V = weight.size(0);
   if (T == 0) return;
   const bool gradient = grads.dhidden.defined() || grads.dweight.defined();

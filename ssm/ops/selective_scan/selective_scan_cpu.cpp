@@ -71,15 +71,20 @@ HWY_INLINE void store(V v, float* p, int64_t count) {
   }
 }
 
+// How far ahead states are fetched where they come from memory: rows of few lines each, too short for the
+// hardware's prefetcher.
+constexpr int64_t kStatesAhead = 32;
+
 // h = exp(delta A) h + delta B u over the N states of a vector of channels; returns the sum of C h.
 // kInRange: every |delta2 A| is below kExp2Limit; the bits are those of the general case.
-template <bool kInRange>
+template <bool kInRange, bool kFromMemory>
 HWY_INLINE V advance_states(int64_t N, V delta2, V delta_u, const float* HWY_RESTRICT A, int64_t A_stride,
                             const float* HWY_RESTRICT B, const float* HWY_RESTRICT C, float* HWY_RESTRICT h,
                             int64_t h_stride) {
   const D d;
   V sum = hn::Zero(d);
   for (int64_t n = 0; n < N; ++n) {
+    if constexpr (kFromMemory) hwy::Prefetch(h + n * h_stride + kStatesAhead);
     const V a = hn::LoadU(d, A + n * A_stride);
     const V decay = kInRange ? exp2_product_in_range(d, delta2, a) : exp2_product(d, delta2, a);
     const V hn_ = hn::MulAdd(decay, hn::LoadU(d, h + n * h_stride), hn::Mul(delta_u, hn::Set(d, B[n])));
@@ -186,10 +191,10 @@ void advance_tile(const SelectiveScanOperands& s, const Block& block, int64_t t0
       const V delta_u = hn::Load(d, block.delta_u + t * stride + i);
       const float* const B = s.B.at(t0 + t);
       const float* const C = s.C.at(t0 + t);
-      const V sum =
-          in_range
-              ? advance_states<true>(s.N, delta2, delta_u, block.A + i, stride, B, C, block.h + i, stride)
-              : advance_states<false>(s.N, delta2, delta_u, block.A + i, stride, B, C, block.h + i, stride);
+      const V sum = in_range ? advance_states<true, false>(s.N, delta2, delta_u, block.A + i, stride, B, C,
+                                                           block.h + i, stride)
+                             : advance_states<false, false>(s.N, delta2, delta_u, block.A + i, stride, B, C,
+                                                            block.h + i, stride);
       hn::Store(sum, d, block.sum + t * stride + i);
     }
   });
@@ -222,13 +227,21 @@ void scan_block(const SelectiveScanOperands& s, int64_t begin, int64_t end, floa
 
 // One token: the states are read and written once, where they lie.
 void step_block(const SelectiveScanOperands& s, int64_t t, float* state, int64_t e0, int64_t width) {
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(D()));
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t whole = width / lanes * lanes;
   for (int64_t e = e0; e < e0 + whole; e += lanes) {
     const Step step = load_step<true>(s, t, e, lanes);
-    finish<true>(s, t, e, lanes,
-                 advance_states<false>(s.N, step.delta2, step.delta_u, s.A + e, s.A_stride, s.B.at(t),
-                                       s.C.at(t), state + e, s.E));
+    const float* const A = s.A + e;
+    V A_max = hn::Zero(d);
+    for (int64_t n = 0; n < s.N; ++n) A_max = hn::Max(A_max, hn::Abs(hn::LoadU(d, A + n * s.A_stride)));
+    const bool in_range =
+        hn::AllTrue(d, hn::Lt(hn::Mul(hn::Abs(step.delta2), A_max), hn::Set(d, kExp2Limit)));
+    const V sum = in_range ? advance_states<true, true>(s.N, step.delta2, step.delta_u, A, s.A_stride,
+                                                        s.B.at(t), s.C.at(t), state + e, s.E)
+                           : advance_states<false, true>(s.N, step.delta2, step.delta_u, A, s.A_stride,
+                                                         s.B.at(t), s.C.at(t), state + e, s.E);
+    finish<true>(s, t, e, lanes, sum);
   }
   if (whole < width) scan_block(s, t, t + 1, state, e0 + whole, width - whole);
 }
