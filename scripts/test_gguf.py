@@ -99,8 +99,10 @@ class Llama:
             batch.logits[i] = 1
         self.position += len(tokens)
         assert llama_cpp.llama_decode(self.context, batch) == 0
-        rows = [np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, i), (self.size,)).copy()
-                for i in range(len(tokens))]
+        rows = [
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, i), (self.size,)).copy()
+            for i in range(len(tokens))
+        ]
         llama_cpp.llama_batch_free(batch)
         return np.stack(rows)
 
@@ -148,8 +150,20 @@ class Job:
         return target
 
     def tokens(self, model, prompt, count):
-        out = self.ssm("generate", model, "--tokens", ",".join(map(str, prompt)), "--max-new-tokens", count,
-                       "--temperature", "0", "--ignore-eos", "--dtype", "f32", "--json")
+        out = self.ssm(
+            "generate",
+            model,
+            "--tokens",
+            ",".join(map(str, prompt)),
+            "--max-new-tokens",
+            count,
+            "--temperature",
+            "0",
+            "--ignore-eos",
+            "--dtype",
+            "f32",
+            "--json",
+        )
         return json.loads(out)["tokens"]
 
     def check(self, what, good, detail=""):
@@ -210,7 +224,7 @@ class Job:
             path = source / "models" / f"ggml-vocab-{name}.gguf"
             texts = path.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
             wanted = path.with_suffix(".gguf.out").read_text().split("\n")
-            for text, ids in zip(texts, wanted):
+            for text, ids in zip(texts, wanted, strict=False):
                 ours = json.loads(self.ssm("tokenize", "--tokenizer", path, "--json", text=text.encode()))["ids"]
                 assert ours == [int(i) for i in ids.split()], f"{name}: {text!r}: {ours}, not {ids}"
             self.check(f"vocabulary {name}: {len(texts)} texts", True)
@@ -223,15 +237,27 @@ def wide_model(folder, family):
     inner = 2 * hidden
     heads = inner // head_dim
     mamba2 = family == "mamba2"
-    config = {"model_type": family, "vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": 2,
-              "state_size": state, "tie_word_embeddings": True, "eos_token_id": None}
+    config = {
+        "model_type": family,
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "num_hidden_layers": 2,
+        "state_size": state,
+        "tie_word_embeddings": True,
+        "eos_token_id": None,
+    }
     config |= {"num_heads": heads, "head_dim": head_dim, "n_groups": 1} if mamba2 else {"time_step_rank": rank}
     channels = inner + 2 * state if mamba2 else inner
-    tensors = {"backbone.embeddings.weight": rng.normal(0, 0.3, (vocab, hidden)), "backbone.norm_f.weight": np.ones(hidden)}
+    tensors = {
+        "backbone.embeddings.weight": rng.normal(0, 0.3, (vocab, hidden)),
+        "backbone.norm_f.weight": np.ones(hidden),
+    }
     for i in range(2):
         layer, mixer = f"backbone.layers.{i}.", f"backbone.layers.{i}.mixer."
         tensors[layer + "norm.weight"] = rng.normal(1, 0.1, hidden)
-        tensors[mixer + "in_proj.weight"] = rng.normal(0, 0.06, (inner + channels + heads if mamba2 else 2 * inner, hidden))
+        tensors[mixer + "in_proj.weight"] = rng.normal(
+            0, 0.06, (inner + channels + heads if mamba2 else 2 * inner, hidden)
+        )
         tensors[mixer + "conv1d.weight"] = rng.normal(0, 0.5, (channels, 1, 4))
         tensors[mixer + "conv1d.bias"] = rng.normal(0, 0.1, channels)
         tensors[mixer + "out_proj.weight"] = rng.normal(0, 0.04, (hidden, inner))

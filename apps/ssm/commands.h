@@ -13,6 +13,7 @@ void add_tokenizer(CLI::App& program);  // `ssm tokenizer train`
 void add_finetune(CLI::App& program);
 void add_merge(CLI::App& program);
 void add_convert(CLI::App& program);
+void add_quantize(CLI::App& program);
 void add_info(CLI::App& program);
 void add_pull(CLI::App& program);
 void add_serve(CLI::App& program);

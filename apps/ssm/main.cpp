@@ -65,6 +65,7 @@ void describe(CLI::App& program) {
   add_finetune(program);
   add_merge(program);
   add_convert(program);
+  add_quantize(program);
   add_info(program);
   add_train(program);
   add_bench(program);

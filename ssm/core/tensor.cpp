@@ -196,7 +196,7 @@ Tensor Tensor::to(DType dtype) const {
 Tensor Tensor::to(Device device) const {
   if (!defined() || device == device_) return *this;
   const Tensor source = dense() ? *this : clone();
-  const Tensor t = empty_like(source, dtype_, device);
+  Tensor t = empty_like(source, dtype_, device);
   copy_bytes(t.raw(), device, source.raw(), device_, t.bytes());
   return t;
 }

@@ -81,7 +81,7 @@ class Pull {
     for (const std::string& file : wanted) {
       SSM_CHECK(std::find(all.begin(), all.end(), file) != all.end(), "{}: has no file {}", name_, file);
     }
-    const fs::path snapshot = folder_ / "snapshots" / commit_;
+    fs::path snapshot = folder_ / "snapshots" / commit_;
     for (const std::string& file : wanted) get(file, snapshot / file);
     if (model_.revision != commit_) write_whole(folder_ / "refs" / model_.revision, commit_);
     return snapshot;

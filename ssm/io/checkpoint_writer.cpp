@@ -72,10 +72,10 @@ void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json&
                       std::span<const LazyWeight> weights) {
   PackedEntries packed;
   std::vector<LazyTensor> tensors;
-  DType widest = DType::f32;  // of the dense matrices, if there are any
+  DType stored = DType::f32;  // of in_proj, where it is dense
   for (const LazyWeight& weight : weights) {
     if (const DType* dtype = std::get_if<DType>(&weight.type)) {
-      if (weight.shape.rank() == 2) widest = *dtype;
+      if (weight.name.ends_with("in_proj.weight")) stored = *dtype;
       tensors.push_back({weight.name, *dtype, weight.shape,
                          [&weight] { return dense(weight.make(), "a tensor announced as dense"); }});
       continue;
@@ -87,7 +87,7 @@ void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json&
            return std::get<QuantizedTensor>(weight.make()).bytes;
          }});
   }
-  const std::string text = transformers_config(config, widest, (folder / "config.json").string(), packed);
+  const std::string text = transformers_config(config, stored, (folder / "config.json").string(), packed);
   write_files(folder, text, tensors);
 }
 

@@ -88,7 +88,7 @@ json normalise_transformers(const json& config, const std::string& file) {
   const ConfigFields fields(config, file);
   const std::string family = family_of(fields);
   const bool is_mamba2 = family == "mamba2";
-  packed_entries(config, file);  // refuses other programs'
+  packed_entries(config, file);  // refuses other programs
   const std::string act = fields.text("hidden_act", "silu");
   if (act != "silu" && act != "swish")
     fields.refuse("hidden_act", "is {}; only silu is supported", printable(act));

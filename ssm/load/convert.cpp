@@ -51,16 +51,6 @@ class Lister final : public nn::Visitor {
   std::optional<DType> dtype_;
 };
 
-// The first matrix's, or f32 where that is packed: what the model is said to be stored as.
-DType stored_type(const std::vector<io::LazyWeight>& weights) {
-  for (const io::LazyWeight& weight : weights) {
-    if (!weight.name.ends_with("in_proj.weight")) continue;
-    const DType* dtype = std::get_if<DType>(&weight.type);
-    return dtype ? *dtype : DType::f32;
-  }
-  return DType::f32;
-}
-
 std::vector<io::LazyTensor> dense_tensors(const std::vector<io::LazyWeight>& weights,
                                           const std::string& target) {
   std::vector<io::LazyTensor> out;
@@ -74,14 +64,13 @@ std::vector<io::LazyTensor> dense_tensors(const std::vector<io::LazyWeight>& wei
   return out;
 }
 
-// "mamba-130m-hf" of a folder, "model" of model.gguf.
+}  // namespace
+
 std::string name_of_model(const fs::path& path) {
   const fs::path whole = fs::absolute(path).lexically_normal();
   const fs::path last = whole.has_filename() ? whole.filename() : whole.parent_path().filename();
   return last.extension() == ".gguf" ? last.stem().string() : last.string();
 }
-
-}  // namespace
 
 std::vector<io::LazyWeight> stored_weights(const io::Checkpoint& checkpoint, std::optional<DType> dtype) {
   const std::unique_ptr<CausalLm> model = make_causal_lm(checkpoint.config, {});
@@ -104,12 +93,14 @@ void convert_model(const fs::path& source, const fs::path& target, ModelFormat f
   const std::string config_file = (target / "config.json").string();
   format == ModelFormat::original ? io::original_config(checkpoint.config, config_file)
                                   : io::transformers_config(checkpoint.config, DType::f32, config_file);
-  const std::vector<io::LazyTensor> tensors = dense_tensors(weights, target.string());
+  const std::vector<io::LazyTensor> original = format == ModelFormat::original
+                                                   ? dense_tensors(weights, target.string())
+                                                   : std::vector<io::LazyTensor>();
   io::AtomicFolder made(target);
   if (format == ModelFormat::transformers) {
-    io::write_checkpoint(made.path(), checkpoint.config, stored_type(weights), tensors);
+    io::write_checkpoint(made.path(), checkpoint.config, weights);
   } else {
-    io::write_original(made.path(), checkpoint.config, tensors);
+    io::write_original(made.path(), checkpoint.config, original);
   }
   copy_tokenizer(tokenizer, made.path());
   made.commit();

@@ -27,4 +27,7 @@ void convert_model(const std::filesystem::path& source, const std::filesystem::p
 // `checkpoint` must outlive them. Throws Error naming one that is missing or of another shape.
 std::vector<io::LazyWeight> stored_weights(const io::Checkpoint& checkpoint, std::optional<DType> dtype = {});
 
+// "mamba-130m-hf" of a folder, "model" of model.gguf.
+std::string name_of_model(const std::filesystem::path& path);
+
 }  // namespace ssm

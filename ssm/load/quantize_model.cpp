@@ -100,10 +100,13 @@ std::vector<QuantizedEntry> quantize_model(const fs::path& source, const fs::pat
                                            const Quantization& quantization) {
   std::error_code error;
   SSM_CHECK(!fs::exists(target, error), "{}: exists already", target.string());
+  const bool gguf = target.extension() == ".gguf";
+  SSM_CHECK(!gguf || quantization.format.type < QuantType::int8, "{}: GGUF has no type {}", target.string(),
+            name_of(quantization.format));
   const io::Checkpoint checkpoint = io::open_checkpoint(source);
   std::map<std::string, QuantizedEntry> entries;
   const std::vector<io::LazyWeight> weights = planned_weights(checkpoint, quantization, entries);
-  if (target.extension() == ".gguf")
+  if (gguf)
     save_gguf(target, checkpoint.config, name_of_model(source), weights, embedded_tokenizer(source));
   else
     write_folder(source, target, checkpoint, weights);

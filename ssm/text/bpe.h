@@ -25,8 +25,6 @@ class Bpe {
   // Appends the ids of `word`. `byte_level`: each byte is one symbol, spelled by GPT-2's alphabet in the
   // vocabulary; otherwise each character is. A symbol without a token is unk_token, or else nothing.
   void encode(std::string_view word, bool byte_level, std::vector<int32_t>& out) const;
-  // The reference's cache would be shared; words at most this long are worth remembering for a caller.
-  static constexpr size_t kCacheableBytes = 64;
 
   const Vocab& vocab() const { return vocab_; }
 

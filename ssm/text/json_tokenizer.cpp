@@ -4,6 +4,8 @@
 #include <deque>
 #include <unordered_map>
 
+#include "ssm/text/word_ids.h"
+
 namespace ssm::text {
 namespace {
 
@@ -187,10 +189,10 @@ std::string JsonTokenizer::normalize(std::string_view text) const {
   return out;
 }
 
-// One call of encode: a word that came before takes its ids from where they stand in the output.
+// One call of encode.
 class JsonTokenizer::Encoding {
  public:
-  explicit Encoding(const JsonTokenizer& tokenizer) : tokenizer_(tokenizer), slots_(kFirstSlots) {}
+  explicit Encoding(const JsonTokenizer& tokenizer) : tokenizer_(tokenizer) {}
 
   std::vector<int32_t> run(std::string_view text) {
     tokenizer_.raw_finder_.split(text, [&](std::string_view part, std::optional<int32_t> id) {
@@ -201,15 +203,6 @@ class JsonTokenizer::Encoding {
   }
 
  private:
-  static constexpr size_t kFirstSlots = 512;
-  static constexpr size_t kMaxWords = size_t{1} << 16;
-  struct Slot {
-    std::string_view word;
-    size_t first = 0;
-    uint32_t count = 0;
-    uint32_t hash = 0;
-  };
-
   void normalized_part(std::string_view text, bool begins_text) {
     for (const auto& part : tokenizer_.normalizer_.parts) {
       if (!part->unchanged(text)) text = scratch_.made.emplace_back(part->apply(text));
@@ -222,47 +215,13 @@ class JsonTokenizer::Encoding {
   }
 
   void word(const Piece& piece) {
-    const std::string_view text = piece.text;
-    if (text.size() > Bpe::kCacheableBytes) return tokenizer_.bpe_->encode(text, piece.byte_level, ids_);
-    const auto hash = static_cast<uint32_t>(hash_bytes(text));
-    const size_t mask = slots_.size() - 1;
-    size_t i = hash & mask;
-    for (; slots_[i].count != kFree; i = (i + 1) & mask) {
-      const Slot& slot = slots_[i];
-      if (slot.hash != hash || slot.word != text) continue;
-      const size_t at = ids_.size();
-      ids_.resize(at + slot.count);
-      std::copy_n(ids_.begin() + static_cast<ptrdiff_t>(slot.first), slot.count,
-                  ids_.begin() + static_cast<ptrdiff_t>(at));
-      return;
-    }
-    const size_t first = ids_.size();
-    tokenizer_.bpe_->encode(text, piece.byte_level, ids_);
-    const auto count = static_cast<uint32_t>(ids_.size() - first);
-    if (words_ < kMaxWords && count != kFree) remember({text, first, count, hash}, i);
+    words_.append(piece.text, [&] { tokenizer_.bpe_->encode(piece.text, piece.byte_level, ids_); });
   }
-
-  void remember(const Slot& slot, size_t at) {
-    slots_[at] = slot;
-    if (++words_ * 2 < slots_.size()) return;
-    std::vector<Slot> old(slots_.size() * 2);
-    old.swap(slots_);
-    const size_t mask = slots_.size() - 1;
-    for (const Slot& moved : old) {
-      if (moved.count == kFree) continue;
-      size_t i = moved.hash & mask;
-      while (slots_[i].count != kFree) i = (i + 1) & mask;
-      slots_[i] = moved;
-    }
-  }
-
-  static constexpr uint32_t kFree = 0;  // a word without ids is not worth remembering
 
   const JsonTokenizer& tokenizer_;
   std::vector<int32_t> ids_;
   SplitScratch scratch_;
-  std::vector<Slot> slots_;
-  size_t words_ = 0;
+  WordIds words_{ids_};
   const PieceSink word_sink_ = [this](const Piece& piece) { word(piece); };
 };
 

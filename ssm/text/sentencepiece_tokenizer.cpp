@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <unordered_map>
 
 #include "ssm/core/error.h"
 #include "ssm/text/added_tokens.h"
+#include "ssm/text/sentencepiece_bpe.h"
 #include "ssm/text/sentencepiece_model.h"
 #include "ssm/text/tokenizer.h"
 #include "ssm/text/utf8.h"
+#include "ssm/text/word_ids.h"
 
 // Exported by the library, but in none of its public headers.
 namespace sentencepiece::logging {
@@ -60,13 +63,11 @@ class SentencePieceTokenizer final : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view bytes, std::string name) : name_(std::move(name)) {
     const SentencePieceModel model = read_sentencepiece_model(bytes, name_);
-    sentencepiece::logging::SetMinLogLevel(4);  // above the last level: it says nothing
-    const auto status = processor_.LoadFromSerializedProto({bytes.data(), bytes.size()});
-    SSM_CHECK(status.ok(), "{}: {}", name_, status.error_message());
-    SSM_CHECK(static_cast<size_t>(processor_.GetPieceSize()) == model.pieces.size(), "{}: pieces are missing",
-              name_);
     read_pieces(model);
     by_words_ = words_are_independent(model);
+    if (by_words_) lone_space_ = *find(kSpaceSymbol);
+    if (by_words_) bpe_ = SentencePieceBpe::of(model);
+    if (!bpe_) load_library(bytes, model.pieces.size());
     drops_first_space_ = model.add_dummy_prefix || model.remove_extra_whitespaces;
     bos_ = control_id(model.bos_piece);
     eos_ = control_id(model.eos_piece);
@@ -98,6 +99,13 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
  private:
+  void load_library(std::string_view bytes, size_t pieces) {
+    sentencepiece::logging::SetMinLogLevel(4);  // above the last level: it says nothing
+    const auto status = processor_.LoadFromSerializedProto({bytes.data(), bytes.size()});
+    SSM_CHECK(status.ok(), "{}: {}", name_, status.error_message());
+    SSM_CHECK(static_cast<size_t>(processor_.GetPieceSize()) == pieces, "{}: pieces are missing", name_);
+  }
+
   void read_pieces(const SentencePieceModel& model) {
     is_special_.resize(model.pieces.size());
     for (size_t i = 0; i < model.pieces.size(); ++i) {
@@ -105,7 +113,11 @@ class SentencePieceTokenizer final : public Tokenizer {
       const auto id = static_cast<int32_t>(i);
       ids_.emplace(text, id);
       if (type == SentencePieceType::byte) {
-        const int value = std::stoi(text.substr(3, 2), nullptr, 16);
+        int value = 0;
+        const char* const hex = text.data() + 3;
+        SSM_CHECK(text.size() == 6 && text.starts_with("<0x") && text.ends_with(">") &&
+                      std::from_chars(hex, hex + 2, value, 16).ptr == hex + 2 && value >= 0,
+                  "{}: piece {} is a byte, but no <0xHH>", name_, i);
         byte_ids_[static_cast<size_t>(value)] = id;
         bytes_.emplace_back(1, static_cast<char>(value));
         has_bytes_ = true;
@@ -125,22 +137,16 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   void encode_text(std::string_view text, std::vector<int32_t>& out) const {
     if (!by_words_) return encode_whole(text, out);
-    constexpr size_t kMaxWords = size_t{1} << 16;
-    constexpr size_t kMaxWordBytes = 64;
-    std::unordered_map<std::string_view, std::pair<size_t, size_t>>
-        known;  // where a word's ids stand in `out`
+    WordIds words(out);
+    std::string spelled;
     const auto encode_word = [&](std::string_view word) {
-      if (word.empty())
-        return out.push_back(*find(kSpaceSymbol));  // a lone space, which the prefix stands for
-      if (const auto it = known.find(word); it != known.end()) {
-        for (size_t i = 0; i < it->second.second; ++i) out.push_back(out[it->second.first + i]);
-        return;
-      }
-      const size_t first = out.size();
-      encode_whole(word, out);
-      if (word.size() <= kMaxWordBytes && known.size() < kMaxWords) {
-        known.emplace(word, std::pair(first, out.size() - first));
-      }
+      if (word.empty()) return out.push_back(lone_space_);  // which the prefix stands for
+      words.append(word, [&] {
+        if (!bpe_) return encode_whole(word, out);
+        spelled = kSpaceSymbol;
+        for (const char c : word) c == ' ' ? spelled.append(kSpaceSymbol) : spelled.append(1, c);
+        bpe_->encode(spelled, out);
+      });
     };
     size_t begin = 0;
     for (size_t at = text.find(' ', 1); at != text.npos; at = text.find(' ', at + 1)) {
@@ -201,14 +207,16 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   std::string name_;
-  sentencepiece::SentencePieceProcessor processor_;
-  std::vector<std::string> bytes_;  // what each id stands for
+  sentencepiece::SentencePieceProcessor processor_;  // loaded where bpe_ is not there
+  std::vector<std::string> bytes_;                   // what each id stands for
   std::unordered_map<std::string, int32_t> ids_;
   std::vector<bool> is_special_;
   std::array<int32_t, 256> byte_ids_{};
   bool has_bytes_ = false;
   bool drops_first_space_ = false;
   bool by_words_ = false;
+  int32_t lone_space_ = 0;
+  std::optional<SentencePieceBpe> bpe_;  // of words, where it does what the library does
   AddedTokenFinder specials_;
   std::optional<int32_t> bos_, eos_;
 };

@@ -44,7 +44,12 @@ class OpenAIClient(unittest.TestCase):
     def test_a_stream_is_the_whole_answer_in_pieces(self):
         whole = client().completions.create(model="m", prompt=TEXT, max_tokens=40, seed=7, temperature=0.8)
         pieces = client().completions.create(
-            model="m", prompt=TEXT, max_tokens=40, seed=7, temperature=0.8, stream=True,
+            model="m",
+            prompt=TEXT,
+            max_tokens=40,
+            seed=7,
+            temperature=0.8,
+            stream=True,
             stream_options={"include_usage": True},
         )
         chunks = list(pieces)
@@ -87,8 +92,15 @@ class OpenAIClient(unittest.TestCase):
             self.assertAlmostEqual(a, b, places=5)
 
     def test_errors_are_those_of_the_client(self):
-        for bad in ({"prompt": []}, {"prompt": [-1]}, {"prompt": [10**9]}, {"prompt": "a", "max_tokens": -3},
-                    {"prompt": "a", "temperature": -1}, {"prompt": "a", "n": 0}, {"prompt": ""}):
+        for bad in (
+            {"prompt": []},
+            {"prompt": [-1]},
+            {"prompt": [10**9]},
+            {"prompt": "a", "max_tokens": -3},
+            {"prompt": "a", "temperature": -1},
+            {"prompt": "a", "n": 0},
+            {"prompt": ""},
+        ):
             with self.assertRaises(openai.BadRequestError, msg=str(bad)):
                 client().completions.create(model="m", **bad)
         with self.assertRaises(openai.NotFoundError):
@@ -108,8 +120,18 @@ class LmEval(unittest.TestCase):
     def test_loglikelihoods_are_those_of_score(self):
         texts = [TEXT, TEXT[:40], "It was a dark and stormy night."]
         prompts = [run("tokenize", text=text)["ids"] for text in texts]
-        answer = post("/v1/completions", {"prompt": prompts, "model": "m", "temperature": 0, "max_tokens": 1,
-                                          "logprobs": 1, "seed": 1234, "echo": True})
+        answer = post(
+            "/v1/completions",
+            {
+                "prompt": prompts,
+                "model": "m",
+                "temperature": 0,
+                "max_tokens": 1,
+                "logprobs": 1,
+                "seed": 1234,
+                "echo": True,
+            },
+        )
         self.assertEqual([c["index"] for c in answer["choices"]], [0, 1, 2])
         for prompt, choice in zip(prompts, answer["choices"], strict=True):
             expected = run("score", "--dtype", "f32", "--tokens", ",".join(map(str, prompt)))
@@ -125,18 +147,24 @@ class LmEval(unittest.TestCase):
 
     def test_a_greedy_continuation_counts_as_greedy(self):
         prompt = run("tokenize", text=TEXT)["ids"]
-        new = run("generate", "--dtype", "f32", "--tokens", ",".join(map(str, prompt)), "--temperature", "0",
-                  "-n", "8")["tokens"]
-        answer = post("/v1/completions", {"prompt": [prompt + new], "model": "m", "temperature": 0, "max_tokens": 1,
-                                          "logprobs": 1, "echo": True})
+        new = run(
+            "generate", "--dtype", "f32", "--tokens", ",".join(map(str, prompt)), "--temperature", "0", "-n", "8"
+        )["tokens"]
+        answer = post(
+            "/v1/completions",
+            {"prompt": [prompt + new], "model": "m", "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True},
+        )
         logprobs = answer["choices"][0]["logprobs"]
-        pairs = zip(logprobs["token_logprobs"][len(prompt) : -1], logprobs["top_logprobs"][len(prompt) : -1],
-                    strict=True)
+        pairs = zip(
+            logprobs["token_logprobs"][len(prompt) : -1], logprobs["top_logprobs"][len(prompt) : -1], strict=True
+        )
         self.assertTrue(all(value == max(top.values()) for value, top in pairs))
 
     def test_generate_until(self):
-        answer = post("/v1/completions", {"prompt": [TEXT], "model": "m", "max_tokens": 32, "temperature": 0,
-                                          "stop": ["\n\n", "."], "seed": 1234})
+        answer = post(
+            "/v1/completions",
+            {"prompt": [TEXT], "model": "m", "max_tokens": 32, "temperature": 0, "stop": ["\n\n", "."], "seed": 1234},
+        )
         self.assertNotIn(".", answer["choices"][0]["text"])
 
     def test_tokenize_and_back(self):

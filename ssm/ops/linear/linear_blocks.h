@@ -22,7 +22,7 @@ inline constexpr int64_t kBlockBytes = 512 << 10;  // of x, kept in a core's L2 
 inline constexpr int64_t kRowsOfSum = 512;         // of W, in the sums of dx
 
 // Calls panel(row_begin, row_end, column_begin, column_end) for pieces that cover [0, T) x [0, N).
-template <class Panel>
+template <int64_t kPieceColumns = cpu::kPieceColumns, class Panel>
 void for_each_panel(int64_t T, int64_t N, int64_t row_bytes, Panel&& panel) {
   const int64_t fit = std::max<int64_t>(8, kBlockBytes / std::max<int64_t>(1, row_bytes));
   const int64_t row_blocks = (T + fit - 1) / fit;

@@ -8,12 +8,11 @@
 //   x[k] ~ step[r] q[k], step[r] = max |x[k]| / 32767 over run r    (within 2^-16 of the run's largest)
 //   y    = sum_r scale[r] (step[r] sum_k code[k] q[k]) + low[r] (step[r] sum_k q[k])
 //
-// In f32 an output is eight partial sums, run r in sum r mod 8, each in order, with fused multiply-adds where
-// the target has them; then neighbours are added, three times. Few rows and many take different kernels and
+// In f32 an output is two partial sums, of the first four and of the last four runs of every chunk, each in
+// order, with fused multiply-adds where the target has them. Few rows and many take different kernels and
 // give the same bits.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -25,17 +24,31 @@ inline constexpr int64_t kRun = 32;
 inline constexpr int64_t kChunkRuns = 8;
 inline constexpr int64_t kChunk = kRun * kChunkRuns;
 
-// Where a chunk holds the codes and the scale of each of its runs (q types of 256: of the block).
 struct PackedLayout {
   int64_t K = 0, chunks = 0, runs = 0;
   int64_t row_bytes = 0, chunk_bytes = 0;
-  std::array<int32_t, kChunkRuns> codes{}, scales{};
 };
 PackedLayout packed_layout(const QuantFormat& format, int64_t K);
+
+struct PackedProduct {  // y [T, N] = x [T, K] w^T + bias
+  const QuantizedTensor* w = nullptr;
+  PackedLayout layout{};
+  const float* x = nullptr;
+  int64_t x_stride = 0, T = 0, N = 0;
+  const float* bias = nullptr;  // or null
+  float* y = nullptr;
+};
+inline constexpr int kFewPackedRows = 8;  // up to here reading W costs more than the products
+void linear_packed_few(const PackedProduct& p);
+void linear_packed_many(const PackedProduct& p);
 
 // The last chunk of a row that ends inside it, filled up with zeros. `row` holds row_bytes; `to` takes
 // chunk_bytes.
 void copy_last_chunk(const QuantFormat& format, const PackedLayout& layout, const std::byte* row,
                      std::byte* to);
+
+// Whether many rows of x use AVX512_VNNI: where the CPU has it, unless a test says no.
+bool uses_vnni();
+void allow_vnni(bool allowed);
 
 }  // namespace ssm::cpu

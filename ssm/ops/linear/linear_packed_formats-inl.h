@@ -62,12 +62,20 @@ HWY_INLINE void add_fifth_bits(Bytes bits, VC (&out)[kCodeVectors]) {
   }
 }
 
-// An f16 of each run.
-HWY_INLINE void load_scales(Bytes chunk, const std::array<int32_t, 8>& at, int offset,
-                            VR (&out)[kRunVectors]) {
-  const auto half = [&](size_t j) HWY_ATTR {
+// Blocks of kGroup weights, kRunBytes for each 32 after the header.
+template <int kGroup, int kHeader, int kRunBytes>
+struct Blocks {
+  static constexpr int kBytes = kHeader + kGroup / 32 * kRunBytes;
+  static constexpr int scale(int j) { return j * 32 / kGroup * kBytes; }
+  static constexpr int codes(int j) { return scale(j) + kHeader + j * 32 % kGroup / 32 * kRunBytes; }
+};
+
+// An f16 of each run, `offset` bytes into its block.
+template <class At>
+HWY_INLINE void load_scales(Bytes chunk, int offset, VR (&out)[kRunVectors]) {
+  const auto half = [&](int j) HWY_ATTR {
     uint16_t bits;
-    std::memcpy(&bits, chunk + at[j] + offset, 2);
+    std::memcpy(&bits, chunk + At::scale(j) + offset, 2);
     return bits;
   };
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
@@ -82,7 +90,7 @@ HWY_INLINE void load_scales(Bytes chunk, const std::array<int32_t, 8>& at, int o
   out[0] = VR{_mm256_cvtph_ps(v)};
 #else
   Float16 halves[8];
-  for (size_t j = 0; j < 8; ++j) halves[j].bits = half(j);
+  for (int j = 0; j < 8; ++j) halves[j].bits = half(j);
   SSM_UNROLL for (int v = 0; v < kRunVectors; ++v) out[v] = load_f32(DR(), halves + v * kRunLanes);
 #endif
 }
@@ -117,33 +125,34 @@ HWY_INLINE void multiply(VR factor, VR (&v)[kRunVectors]) {
 //   kOffset   what the codes have on top: weights are scale * (code - kOffset)
 //   codes<j>  of run j of a chunk
 //   scales    [kScales] and where kLow as many lows, each of eight runs
+template <int kGroup>
 struct Signed8 {  // q8_0, int8
+  using At = Blocks<kGroup, 2, 32>;
   static constexpr int kScales = 1, kOffset = 0;
   static constexpr bool kLow = false;
   template <int j>
-  static HWY_INLINE void codes(const cpu::PackedLayout& at, Bytes chunk, VC (&out)[kCodeVectors]) {
-    SSM_UNROLL for (int v = 0; v < kCodeVectors; ++v) out[v] = load_i8(chunk + at.codes[j] + v * kCodeLanes);
+  static HWY_INLINE void codes(Bytes chunk, VC (&out)[kCodeVectors]) {
+    SSM_UNROLL for (int v = 0; v < kCodeVectors; ++v) out[v] = load_i8(chunk + At::codes(j) + v * kCodeLanes);
   }
-  static HWY_INLINE void scales(const cpu::PackedLayout& at, Bytes chunk, VR (*scale)[kRunVectors],
-                                VR (*)[kRunVectors]) {
-    load_scales(chunk, at.scales, 0, scale[0]);
+  static HWY_INLINE void scales(Bytes chunk, VR (*scale)[kRunVectors], VR (*)[kRunVectors]) {
+    load_scales<At>(chunk, 0, scale[0]);
   }
 };
 
-template <bool kFive, bool low>
+template <int kGroup, bool kFive, bool low>
 struct Nibbles {  // q4_0, q5_0; where low: q4_1, q5_1, int4
+  using At = Blocks<kGroup, (low ? 4 : 2) + (kFive ? 4 : 0), 16>;
   static constexpr int kScales = 1, kOffset = low ? 0 : kFive ? 16 : 8;
   static constexpr bool kLow = low;
   template <int j>
-  static HWY_INLINE void codes(const cpu::PackedLayout& at, Bytes chunk, VC (&out)[kCodeVectors]) {
-    const Bytes p = chunk + at.codes[j];
+  static HWY_INLINE void codes(Bytes chunk, VC (&out)[kCodeVectors]) {
+    const Bytes p = chunk + At::codes(j);
     nibbles(p, out);
     if constexpr (kFive) add_fifth_bits(p - 4, out);
   }
-  static HWY_INLINE void scales(const cpu::PackedLayout& at, Bytes chunk, VR (*scale)[kRunVectors],
-                                VR (*lows)[kRunVectors]) {
-    load_scales(chunk, at.scales, 0, scale[0]);
-    if constexpr (low) load_scales(chunk, at.scales, 2, lows[0]);
+  static HWY_INLINE void scales(Bytes chunk, VR (*scale)[kRunVectors], VR (*lows)[kRunVectors]) {
+    load_scales<At>(chunk, 0, scale[0]);
+    if constexpr (low) load_scales<At>(chunk, 2, lows[0]);
   }
 };
 
@@ -152,7 +161,7 @@ struct Nibbles256 {  // q4_k, q5_k
   static constexpr int kScales = 1, kOffset = 0;
   static constexpr bool kLow = true;
   template <int j>
-  static HWY_INLINE void codes(const cpu::PackedLayout&, Bytes chunk, VC (&out)[kCodeVectors]) {
+  static HWY_INLINE void codes(Bytes chunk, VC (&out)[kCodeVectors]) {
     const Bytes p = chunk + (kFive ? 48 : 16) + j / 2 * 32;
     SSM_UNROLL for (int v = 0; v < kCodeVectors; ++v) {
       out[v] = moved_bits<j % 2 * 4, 0>(load_u8(p + v * kCodeLanes), 15);
@@ -162,8 +171,7 @@ struct Nibbles256 {  // q4_k, q5_k
     }
   }
   // Eight pairs of six bits in twelve bytes (ssm/quant/blocks.h), all at once.
-  static HWY_INLINE void scales(const cpu::PackedLayout&, Bytes chunk, VR (*scale)[kRunVectors],
-                                VR (*lows)[kRunVectors]) {
+  static HWY_INLINE void scales(Bytes chunk, VR (*scale)[kRunVectors], VR (*lows)[kRunVectors]) {
     uint32_t p[3];
     std::memcpy(p, chunk + 4, 12);
     const uint64_t high = p[2] & 0x0F0F0F0F, high_low = p[2] >> 4 & 0x0F0F0F0F;
@@ -180,13 +188,12 @@ struct Q2K {
   static constexpr int kScales = 2, kOffset = 0;
   static constexpr bool kLow = true;
   template <int j>
-  static HWY_INLINE void codes(const cpu::PackedLayout&, Bytes chunk, VC (&out)[kCodeVectors]) {
+  static HWY_INLINE void codes(Bytes chunk, VC (&out)[kCodeVectors]) {
     SSM_UNROLL for (int v = 0; v < kCodeVectors; ++v) {
       out[v] = moved_bits<j % 4 * 2, 0>(load_u8(chunk + 16 + j / 4 * 32 + v * kCodeLanes), 3);
     }
   }
-  static HWY_INLINE void scales(const cpu::PackedLayout&, Bytes chunk, VR (*scale)[kRunVectors],
-                                VR (*lows)[kRunVectors]) {
+  static HWY_INLINE void scales(Bytes chunk, VR (*scale)[kRunVectors], VR (*lows)[kRunVectors]) {
     const VR d = load_scale(chunk + 80), dmin = hn::Neg(load_scale(chunk + 82));
     for (size_t half = 0; half < 2; ++half) {
       uint64_t bytes = 0;
@@ -203,14 +210,13 @@ struct Q3K {
   static constexpr int kScales = 2, kOffset = 4;
   static constexpr bool kLow = false;
   template <int j>
-  static HWY_INLINE void codes(const cpu::PackedLayout&, Bytes chunk, VC (&out)[kCodeVectors]) {
+  static HWY_INLINE void codes(Bytes chunk, VC (&out)[kCodeVectors]) {
     SSM_UNROLL for (int v = 0; v < kCodeVectors; ++v) {
       const VC low = moved_bits<j % 4 * 2, 0>(load_u8(chunk + 32 + j / 4 * 32 + v * kCodeLanes), 3);
       out[v] = hn::Or(low, moved_bits<j, 2>(load_u8(chunk + v * kCodeLanes), 4));
     }
   }
-  static HWY_INLINE void scales(const cpu::PackedLayout&, Bytes chunk, VR (*scale)[kRunVectors],
-                                VR (*)[kRunVectors]) {
+  static HWY_INLINE void scales(Bytes chunk, VR (*scale)[kRunVectors], VR (*)[kRunVectors]) {
     const Bytes packed = chunk + 96;
     const VR d = load_scale(chunk + 108);
     for (int half = 0; half < 2; ++half) {
@@ -230,7 +236,7 @@ struct Q6K {
   static constexpr int kScales = 2, kOffset = 32;
   static constexpr bool kLow = false;
   template <int j>
-  static HWY_INLINE void codes(const cpu::PackedLayout&, Bytes chunk, VC (&out)[kCodeVectors]) {
+  static HWY_INLINE void codes(Bytes chunk, VC (&out)[kCodeVectors]) {
     const Bytes low = chunk + j / 4 * 64 + j % 2 * 32, high = chunk + 128 + j / 4 * 32;
     SSM_UNROLL for (int v = 0; v < kCodeVectors; ++v) {
       out[v] = hn::Or(moved_bits<j / 2 % 2 * 4, 0>(load_u8(low + v * kCodeLanes), 15),
@@ -238,8 +244,7 @@ struct Q6K {
     }
   }
   // Sixteen signed bytes: those of even groups are the low halves of eight 16-bit numbers.
-  static HWY_INLINE void scales(const cpu::PackedLayout&, Bytes chunk, VR (*scale)[kRunVectors],
-                                VR (*)[kRunVectors]) {
+  static HWY_INLINE void scales(Bytes chunk, VR (*scale)[kRunVectors], VR (*)[kRunVectors]) {
     const hn::Rebind<int16_t, DR> d16;
     const VR d = load_scale(chunk + 208);
     SSM_UNROLL for (int v = 0; v < kRunVectors; ++v) {
@@ -255,20 +260,25 @@ struct Q6K {
 
 // Calls f with the format's struct.
 template <class F>
-HWY_INLINE void with_format(QuantType type, F&& f) {
-  switch (type) {
+HWY_INLINE void with_format(const QuantFormat& format, F&& f) {
+  const int64_t group = format.group;
+  switch (format.type) {
     case QuantType::q8_0:
+      return f(Signed8<32>());
     case QuantType::int8:
-      return f(Signed8());
+      return group == 32 ? f(Signed8<32>()) : group == 64 ? f(Signed8<64>()) : f(Signed8<128>());
     case QuantType::q4_0:
-      return f(Nibbles<false, false>());
+      return f(Nibbles<32, false, false>());
     case QuantType::q4_1:
+      return f(Nibbles<32, false, true>());
     case QuantType::int4:
-      return f(Nibbles<false, true>());
+      return group == 32   ? f(Nibbles<32, false, true>())
+             : group == 64 ? f(Nibbles<64, false, true>())
+                           : f(Nibbles<128, false, true>());
     case QuantType::q5_0:
-      return f(Nibbles<true, false>());
+      return f(Nibbles<32, true, false>());
     case QuantType::q5_1:
-      return f(Nibbles<true, true>());
+      return f(Nibbles<32, true, true>());
     case QuantType::q2_k:
       return f(Q2K());
     case QuantType::q3_k:

@@ -7,6 +7,7 @@
 
 #include "ssm/core/parallel.h"
 #include "ssm/ops/linear/linear.h"
+#include "ssm/ops/linear/linear_packed.h"
 #include "ssm/ops/linear/linear_reference.h"
 #include "ssm/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "ssm/ops/simd/test_targets.h"
@@ -53,7 +54,7 @@ TEST(LinearPacked, EqualsTheReferenceOnEveryTarget) {
     for (const QuantFormat& format : test::packed_formats()) {
       SCOPED_TRACE(name_of(format));
       for (int trial = 0; trial < 12; ++trial) {
-        const int64_t T = 1 + rng.below(rng.below(2) ? 4 : 40), N = 1 + rng.below(80),
+        const int64_t T = 1 + rng.below(rng.below(2) ? 9 : 40), N = 1 + rng.below(80),
                       K = random_k(format, rng);
         const QuantizedTensor w = test::random_packed(format, N, K, rng);
         const Tensor x = test::random_normal({T, K}, rng);
@@ -63,6 +64,19 @@ TEST(LinearPacked, EqualsTheReferenceOnEveryTarget) {
       }
     }
   });
+}
+
+TEST(LinearPacked, GivesTheSameBitsWithoutVnni) {
+  if (!cpu::uses_vnni()) GTEST_SKIP() << "this CPU has no AVX512_VNNI";
+  Rng rng(10);
+  for (const QuantFormat& format : test::packed_formats()) {
+    const int64_t T = 5 + rng.below(60), N = 1 + rng.below(80), K = random_k(format, rng);
+    const QuantizedTensor w = test::random_packed(format, N, K, rng);
+    const Tensor x = test::random_normal({T, K}, rng), with = linear(x, Weight{w});
+    cpu::allow_vnni(false);
+    EXPECT_TRUE(test::same_bits(linear(x, Weight{w}), with)) << name_of(format);
+    cpu::allow_vnni(true);
+  }
 }
 
 // What rounding costs: half a step of each element, of 2^-16 of the largest of its run.
@@ -119,7 +133,7 @@ TEST(LinearPacked, ARowIsBitEqualWhateverTheBatchAndTheThreads) {
         set_num_threads(static_cast<int>(2 + rng.below(4)));
         EXPECT_TRUE(test::same_bits(linear(x, Weight{w}, bias), whole));
         // Few rows and many take different kernels.
-        for (int64_t rows = 1; rows < 8; ++rows) {
+        for (int64_t rows = 1; rows < 12; ++rows) {
           const int64_t begin = rng.below(std::max<int64_t>(1, T - rows + 1)),
                         end = std::min(T, begin + rows);
           EXPECT_TRUE(
