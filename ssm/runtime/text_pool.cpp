@@ -35,15 +35,7 @@ int32_t TextPool::begin(const TextCopy& text, std::span<const int32_t> more) {
 }
 
 int32_t TextPool::begin(const std::filesystem::path& state_file, std::span<const int32_t> more) {
-  check_ids(more);
-  const int32_t slot = states_.acquire();
-  try {
-    set(slot, load_state(state_file, model_, states_, slot), more);
-  } catch (...) {  // a damaged file leaves nothing behind
-    states_.release(slot);
-    throw;
-  }
-  return slot;
+  return begin(load_text(state_file, model_, state_layout(states_)), more);
 }
 
 // The text of an acquired slot whose state is set.
@@ -111,20 +103,17 @@ void TextPool::begin_from_state(int32_t slot, const Tensor& state, int64_t token
   was_read(slot, tokens);
 }
 
-StateNote TextPool::note_of(int32_t slot) const {
-  const std::span<const int32_t> left = pending(slot);
-  return {.tokens = tokens(slot), .pending = {left.begin(), left.end()}, .seen = seen_.select(0, slot)};
-}
-
 TextCopy TextPool::copy_out(int32_t slot) const {
   const ArenaScope heap(nullptr);  // outlives the step
-  TextCopy text{states_.copy_out(slot), note_of(slot)};
-  text.note.seen = text.note.seen.to(kCpu).clone();
-  return text;
+  const std::span<const int32_t> left = pending(slot);
+  return {states_.copy_out(slot),
+          {.tokens = tokens(slot),
+           .pending = {left.begin(), left.end()},
+           .seen = seen_.select(0, slot).to(kCpu).clone()}};
 }
 
 void TextPool::save(int32_t slot, const std::filesystem::path& path) const {
-  save_state(path, model_, states_, slot, note_of(slot));
+  save_text(path, model_, state_layout(states_), copy_out(slot));
 }
 
 }  // namespace ssm

@@ -11,12 +11,6 @@
 
 namespace ssm {
 
-// A text outside of its pool, in host memory: to be kept, or begun from any number of times.
-struct TextCopy {
-  Tensor state;  // as StatePool::copy_out gives it
-  StateNote note;
-};
-
 class TextPool {
  public:
   TextPool(const LoadedModel& model, int64_t slots);
@@ -60,7 +54,6 @@ class TextPool {
   const Text& at(int32_t slot) const { return texts_[static_cast<size_t>(slot)]; }
   Text& at(int32_t slot) { return texts_[static_cast<size_t>(slot)]; }
   void mark_seen(int32_t slot, std::span<const int32_t> ids);
-  StateNote note_of(int32_t slot) const;
   void set(int32_t slot, const StateNote& note, std::span<const int32_t> more);
 
   const LoadedModel& model_;
