@@ -20,7 +20,7 @@ struct Arguments {
   ModelOptions model;
   serve::ServerOptions server;
   std::string api_key_file, chat_template;
-  int64_t prefix_cache_mb = 512, max_body_mb = 8;
+  int64_t prefix_cache_mb = 512, session_mb = 256, max_body_mb = 8;
   bool verbose = false;
 };
 
@@ -46,20 +46,16 @@ void run(Arguments& a) {
   if (!a.api_key_file.empty()) options.api_key = read_key(a.api_key_file);
   options.model_name = name_of_model(a.model.model);
   options.prefix_cache_bytes = static_cast<size_t>(a.prefix_cache_mb) << 20;
+  options.session_bytes = static_cast<size_t>(a.session_mb) << 20;
   options.max_body_bytes = static_cast<size_t>(a.max_body_mb) << 20;
   if (a.verbose) options.log = [](std::string_view line) { note(line); };
   const LoadedModel model = load(a.model);
   options.begins_with_bos = begins_with_bos(model);
-  std::optional<text::ChatTemplate> chat;
+  options.warn = [](std::string_view line) { note(fmt::format("warning: {}", line)); };
   if (model.tokenizer) {
-    chat.emplace(open_chat_template(model, a.model.adapter, a.chat_template));
-    const text::ChatHistory history(*chat, *model.tokenizer);
-    if (!history.stop().empty()) options.chat.stops = {history.stop()};
-    options.chat.encode = [&](const nlohmann::ordered_json& messages) {
-      text::ChatOptions how;
-      how.add_generation_prompt = true;
-      return encode_chat(model, *chat, chat->render(messages, how), true);
-    };
+    options.chat.format = std::make_shared<const text::ChatTemplate>(
+        open_chat_template(model, a.model.adapter, a.chat_template));
+    options.chat.stop = text::ChatHistory(*options.chat.format, *model.tokenizer).stop();
   }
   serve::Server server(model, options);
   const bool v6 = options.host.find(':') != std::string::npos;
@@ -100,6 +96,10 @@ void add_serve(CLI::App& program) {
   count("--max-sequences", s.max_sequences, 1, "Texts at the same time; each has its state in memory");
   count("--max-waiting", s.max_waiting, 0, "Texts that may wait beyond those; more get status 429");
   count("--prefix-cache-mb", a.prefix_cache_mb, 0, "MiB for states of known prompts; 0: none");
+  verb->add_option("--session-dir", s.session_dir, "Keep sessions in this folder; default: in memory alone")
+      ->option_text("FOLDER");
+  count("--max-sessions", s.max_sessions, 0, "Sessions, at most");
+  count("--session-mb", a.session_mb, 0, "MiB for states of sessions in memory");
   count("--max-tokens", s.max_new_tokens, 1, "New tokens of a text, at most");
   count("--max-prompt-tokens", s.max_prompt_tokens, 1, "Tokens of a prompt, at most");
   count("--max-n", s.max_choices, 1, "Choices of a prompt, at most");
@@ -115,10 +115,11 @@ void add_serve(CLI::App& program) {
   verb->add_flag("-v,--verbose", a.verbose, "A line on stderr for each request, without its text");
   add_chat_template_flag(*verb, a.chat_template);
   add_adapter_flag(*verb, a.model);
+  add_quantize_flags(*verb, a.model);
   add_model_flags(*verb, a.model);
   verb->footer(
-      "Paths: /v1/completions, /v1/chat/completions, /v1/embeddings, /v1/models, /tokenize, /detokenize,\n"
-      "/health, /metrics. See docs/serving.md.\n\n"
+      "Paths: / (a page), /v1/completions, /v1/chat/completions, /v1/embeddings, /v1/models, /v1/sessions,\n"
+      "/tokenize, /detokenize, /health, /metrics, /openapi.json. See docs/serving.md.\n\n"
       "Examples:\n"
       "  ssm serve\n"
       "  ssm serve ./my-model --port 9000 --api-key-file key.txt --max-sequences 256\n"

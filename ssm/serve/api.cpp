@@ -6,6 +6,8 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/system/system_error.hpp>
 
+#include "ssm/serve/embedded.h"
+
 namespace ssm::serve {
 namespace {
 
@@ -37,6 +39,20 @@ std::string_view host_name(std::string_view text) {
     text.remove_prefix(scheme + 3);
   if (text.starts_with('[')) return text.substr(0, std::min(text.find(']'), text.size() - 1) + 1);
   return text.substr(0, text.find(':'));
+}
+
+std::string_view path_of(const HttpRequest& request) {
+  return std::string_view(request.path).substr(0, request.path.find('?'));
+}
+
+std::string last_part(std::string_view path) { return std::string(path.substr(path.rfind('/') + 1)); }
+
+// A star at the pattern's end stands for one name.
+bool matches(std::string_view path, std::string_view pattern) {
+  if (!pattern.ends_with('*')) return path == pattern;
+  pattern.remove_suffix(1);
+  return path.size() > pattern.size() && path.starts_with(pattern) &&
+         path.find('/', pattern.size()) == std::string_view::npos;
 }
 
 SchedulerOptions scheduler_options(const ServerOptions& options) {
@@ -115,10 +131,12 @@ Api::Api(const LoadedModel& model, const ServerOptions& options)
       created_(std::chrono::duration_cast<std::chrono::seconds>(
                    std::chrono::system_clock::now().time_since_epoch())
                    .count()),
+      sessions_(model, options),
       engine_(model, scheduler_options_) {}
 
 void Api::stop() {
   engine_.stop();
+  sessions_.stop();
   parser_.stop();
   parser_.join();
 }
@@ -129,10 +147,16 @@ const std::vector<Api::Route>& Api::routes() {
       {"POST", "/v1/chat/completions", &Api::text, false},
       {"POST", "/v1/embeddings", &Api::embeddings, false},
       {"GET", "/v1/models", &Api::models, false},
+      {"GET", "/v1/sessions", &Api::list_sessions, false},
+      {"POST", "/v1/sessions", &Api::create_session, false},
+      {"GET", "/v1/sessions/*", &Api::get_session, false},
+      {"DELETE", "/v1/sessions/*", &Api::delete_session, false},
       {"POST", "/tokenize", &Api::tokenize, false},
       {"POST", "/detokenize", &Api::detokenize, false},
       {"GET", "/health", &Api::health, true},
       {"GET", "/metrics", &Api::metrics_text, false},
+      {"GET", "/", &Api::page, true},
+      {"GET", "/openapi.json", &Api::openapi, true},
   };
   return all;
 }
@@ -162,14 +186,15 @@ void Api::check_allowed(const HttpRequest& request, const Route& route) const {
 
 awaitable<void> Api::handle(const HttpRequest& request, Exchange& exchange) {
   std::optional<HttpResponse> error;
-  const std::string path = request.path.substr(0, request.path.find('?'));
   try {
     const Route* found = nullptr;
     std::string methods;
     for (const Route& route : routes()) {
-      if (path != route.path) continue;
-      methods = route.method;
-      if (request.method == route.method || (request.method == "HEAD" && methods == "GET")) found = &route;
+      if (!matches(path_of(request), route.path)) continue;
+      exchange.set_route(route.path);
+      methods += (methods.empty() ? "" : ", ") + std::string(route.method);
+      const bool head = request.method == "HEAD" && std::string_view(route.method) == "GET";
+      if (request.method == route.method || head) found = &route;
     }
     if (methods.empty()) throw ApiError(404, "no such path");
     if (!found) throw ApiError(405, fmt::format("this path takes {}", methods), "", {{"Allow", methods}});
@@ -188,30 +213,42 @@ awaitable<void> Api::handle(const HttpRequest& request, Exchange& exchange) {
 }
 
 template <class F>
-awaitable<std::invoke_result_t<F>> Api::parsed(const HttpRequest& request, F parse) {
-  if (request.body.size() < kLongBody) co_return parse();
+awaitable<std::invoke_result_t<F>> Api::worked(bool long_work, F work) {
+  if (!long_work) co_return work();
   co_return co_await asio::co_spawn(
-      parser_, [&]() -> awaitable<std::invoke_result_t<F>> { co_return parse(); }, asio::use_awaitable);
+      parser_, [&]() -> awaitable<std::invoke_result_t<F>> { co_return work(); }, asio::use_awaitable);
+}
+
+template <class F>
+awaitable<std::invoke_result_t<F>> Api::parsed(const HttpRequest& request, F parse) {
+  return worked(request.body.size() >= kLongBody, std::move(parse));
 }
 
 std::vector<uint64_t> Api::submit(std::vector<Request> requests, const std::shared_ptr<Reply>& reply,
-                                  const HttpRequest& http) {
+                                  const HttpRequest& http, SessionTurn* turn) {
   if (draining_) throw ApiError(503, "the server is about to stop", "", {{"Retry-After", kRetryAfter}});
   for (size_t i = 0; i < requests.size(); ++i) {
-    requests[i].listener = reply->listener(i);
+    requests[i].listener = turn ? turn->listener(reply->listener(i)) : reply->listener(i);
     requests[i].user = http.peer + ' ' + requests[i].user;
   }
   return engine_.submit(std::move(requests));
 }
 
-awaitable<void> Api::text(const HttpRequest& request, Exchange& exchange) {
+TextRequest Api::parse_text(const HttpRequest& request) {
+  const nlohmann::json body = parse_body(request.body);
+  const std::string session = parse_session_name(body);
+  const std::shared_ptr<SessionTurn> turn = session.empty() ? nullptr : sessions_.begin(session);
   const bool chat = request.path.starts_with("/v1/chat/");
-  const TextRequest text = co_await parsed(request, [&] {
-    const nlohmann::json body = parse_body(request.body);
-    return chat ? parse_chat(body, model_, options_) : parse_completion(body, model_, options_);
-  });
+  return chat ? parse_chat(body, model_, options_, turn) : parse_completion(body, model_, options_, turn);
+}
+
+awaitable<void> Api::text(const HttpRequest& request, Exchange& exchange) {
+  // A session may have to be read from disk, and its conversation is written anew.
+  const bool long_work =
+      request.body.size() >= kLongBody || request.body.find("\"session\"") != std::string::npos;
+  const TextRequest text = co_await worked(long_work, [&] { return parse_text(request); });
   const auto reply = std::make_shared<Reply>(co_await asio::this_coro::executor, kMaxEvents);
-  const std::vector<uint64_t> ids = submit(text.requests, reply, request);
+  const std::vector<uint64_t> ids = submit(text.requests, reply, request, text.turn.get());
   const RequestGuard guard(engine_, *reply, ids, exchange);
   co_await answer(text, exchange, reply, ids);
 }
@@ -291,6 +328,56 @@ awaitable<void> Api::embeddings(const HttpRequest& request, Exchange& exchange) 
   }
   const std::string name = embedding.model.empty() ? options_.model_name : embedding.model;
   HttpResponse response = json_response(embeddings_json(embedding, std::move(embeddings), tokens, name));
+  co_await exchange.respond(response);
+}
+
+// All that may wait for a disk is done on the other thread.
+awaitable<void> Api::create_session(const HttpRequest& request, Exchange& exchange) {
+  const ordered_json session = co_await worked(true, [&] {
+    const auto [name, from] = parse_new_session(parse_body(request.body));
+    return sessions_.create(name, from);
+  });
+  HttpResponse response = json_response(dump(session));
+  response.status = 201;
+  co_await exchange.respond(response);
+}
+
+awaitable<void> Api::list_sessions(const HttpRequest&, Exchange& exchange) {
+  HttpResponse response = json_response(co_await worked(true, [&] { return dump(sessions_.list()); }));
+  co_await exchange.respond(response);
+}
+
+awaitable<void> Api::get_session(const HttpRequest& request, Exchange& exchange) {
+  HttpResponse response =
+      json_response(co_await worked(true, [&] { return dump(sessions_.get(last_part(path_of(request)))); }));
+  co_await exchange.respond(response);
+}
+
+awaitable<void> Api::delete_session(const HttpRequest& request, Exchange& exchange) {
+  const std::string name = last_part(path_of(request));
+  const bool deleted = co_await worked(true, [&] {
+    sessions_.remove(name);
+    return true;
+  });
+  HttpResponse response = json_response(dump({{"id", name}, {"object", "session"}, {"deleted", deleted}}));
+  co_await exchange.respond(response);
+}
+
+// Whatever a text holds, the page loads nothing and talks to this server alone.
+awaitable<void> Api::page(const HttpRequest&, Exchange& exchange) {
+  HttpResponse response = json_response(std::string(kPage));
+  response.type = "text/html; charset=utf-8";
+  response.headers = {{"Content-Security-Policy",
+                       "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                       "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+                       "frame-ancestors 'none'"},
+                      {"Referrer-Policy", "no-referrer"},
+                      {"Cache-Control", "no-cache"}};
+  co_await exchange.respond(response);
+}
+
+awaitable<void> Api::openapi(const HttpRequest&, Exchange& exchange) {
+  HttpResponse response = json_response(std::string(kOpenApi));
   co_await exchange.respond(response);
 }
 

@@ -5,6 +5,8 @@
 #include <random>
 
 #include "ssm/io/json.h"
+#include "ssm/load/chat.h"
+#include "ssm/serve/sessions.h"
 
 namespace ssm::serve {
 namespace {
@@ -92,7 +94,8 @@ std::vector<int32_t> encode(const std::string& text, const std::string& field, c
 
 // A string, a list of strings, of ids, or of lists of ids.
 std::vector<std::vector<int32_t>> prompts_of(const json& body, const std::string& field,
-                                             const LoadedModel& model, const ServerOptions& options) {
+                                             const LoadedModel& model, const ServerOptions& options,
+                                             bool with_bos) {
   const json* value = Fields(body).find(field);
   if (!value) refuse(field, "{} is missing", field);
   std::vector<std::vector<int32_t>> prompts;
@@ -105,7 +108,7 @@ std::vector<std::vector<int32_t>> prompts_of(const json& body, const std::string
     prompts.push_back(std::move(ids));
   };
   if (value->is_string()) {
-    add(encode(value->get<std::string>(), field, model, options.begins_with_bos));
+    add(encode(value->get<std::string>(), field, model, with_bos));
     return prompts;
   }
   if (!value->is_array() || value->empty()) refuse(field, "{} is neither a text nor a list with one", field);
@@ -116,8 +119,7 @@ std::vector<std::vector<int32_t>> prompts_of(const json& body, const std::string
   if (std::ssize(*value) > kMostPrompts) refuse(field, "{} has more than {} entries", field, kMostPrompts);
   for (const json& one : *value) {
     if (!one.is_string() && !one.is_array()) refuse(field, "{} mixes texts, ids and other things", field);
-    add(one.is_string() ? encode(one.get<std::string>(), field, model, options.begins_with_bos)
-                        : ids_of(one, field, model));
+    add(one.is_string() ? encode(one.get<std::string>(), field, model, with_bos) : ids_of(one, field, model));
   }
   return prompts;
 }
@@ -223,6 +225,13 @@ void check_total(const TextRequest& text, const ServerOptions& options) {
   }
 }
 
+// A session is one text, and what was said of it before cannot be told again.
+void check_turn(const TextRequest& text) {
+  if (text.requests.size() > 1) refuse("prompt", "a session goes on with one prompt");
+  if (text.requests[0].n > 1) refuse("n", "a session goes on with one choice");
+  if (text.echo) refuse("echo", "echo is not supported where a session goes on");
+}
+
 std::string content_of(const json& message) {
   const auto content = message.find("content");
   if (content == message.end() || content->is_null()) return "";
@@ -252,7 +261,24 @@ json parse_body(const std::string& body) {
   return value;
 }
 
-TextRequest parse_completion(const json& body, const LoadedModel& model, const ServerOptions& options) {
+std::string parse_session_name(const json& body) {
+  const Fields fields(body);
+  if (!fields.find("session")) return "";
+  std::string name = fields.text("session");
+  check_session_name(name, "session");
+  return name;
+}
+
+std::pair<std::string, std::string> parse_new_session(const json& body) {
+  const Fields fields(body);
+  for (const char* field : {"name", "from"}) {
+    if (fields.find(field)) check_session_name(fields.text(field), field);
+  }
+  return {fields.text("name"), fields.text("from")};
+}
+
+TextRequest parse_completion(const json& body, const LoadedModel& model, const ServerOptions& options,
+                             std::shared_ptr<SessionTurn> turn) {
   const Fields fields(body);
   TextRequest text = common_of(fields);
   Request common = request_of(fields, model, options);
@@ -261,20 +287,34 @@ TextRequest parse_completion(const json& body, const LoadedModel& model, const S
   common.top_logprobs = text.logprobs;
   common.score_prompt = text.echo && text.logprobs >= 0;
   common.options.max_new_tokens = fields.integer("max_tokens", 16, 0, options.max_new_tokens);
-  for (std::vector<int32_t>& prompt : prompts_of(body, "prompt", model, options)) {
+  const bool goes_on = turn && !turn->is_new();
+  const json* given = fields.find("prompt");
+  std::vector<std::vector<int32_t>> prompts;
+  if (goes_on && (!given || *given == "")) {
+    prompts.emplace_back();  // the model writes more
+  } else {
+    prompts = prompts_of(body, "prompt", model, options, options.begins_with_bos && !goes_on);
+  }
+  for (std::vector<int32_t>& prompt : prompts) {
     text.requests.push_back(common);
     text.requests.back().prompt = std::move(prompt);
+  }
+  if (turn) {
+    check_turn(text);
+    turn->write(text.requests[0], std::move(text.requests[0].prompt));
+    text.turn = std::move(turn);
   }
   check_total(text, options);
   return text;
 }
 
-TextRequest parse_chat(const json& body, const LoadedModel& model, const ServerOptions& options) {
+TextRequest parse_chat(const json& body, const LoadedModel& model, const ServerOptions& options,
+                       std::shared_ptr<SessionTurn> turn) {
   const Fields fields(body);
   TextRequest text = common_of(fields);
   text.chat = true;
   Request request = request_of(fields, model, options);
-  if (!options.chat.encode) refuse("messages", "this model has no tokenizer, so it cannot chat");
+  if (!options.chat.format) refuse("messages", "this model has no tokenizer, so it cannot chat");
   const json* messages = fields.find("messages");
   if (!messages || !messages->is_array() || messages->empty())
     refuse("messages", "messages is not a list with a message");
@@ -286,7 +326,14 @@ TextRequest parse_chat(const json& body, const LoadedModel& model, const ServerO
     plain.push_back({{"role", message["role"]}, {"content", content_of(message)}});
   }
   try {
-    request.prompt = options.chat.encode(plain);
+    if (turn) {
+      turn->say(request, plain, options.chat);
+    } else {
+      text::ChatOptions how;
+      how.add_generation_prompt = true;
+      request.prompt =
+          encode_chat(model, *options.chat.format, options.chat.format->render(plain, how), true);
+    }
   } catch (const ApiError&) {
     throw;
   } catch (const Error& e) {
@@ -296,12 +343,17 @@ TextRequest parse_chat(const json& body, const LoadedModel& model, const ServerO
     refuse("messages", "messages have {} tokens, at most {} are taken", request.prompt.size(),
            options.max_prompt_tokens);
   }
-  if (fields.flag("logprobs")) text.logprobs = fields.integer("top_logprobs", 0, 0, kMostTop);
+  const int64_t top = fields.integer("top_logprobs", 0, 0, kMostTop);
+  if (fields.flag("logprobs")) text.logprobs = top;
   request.top_logprobs = text.logprobs;
-  const std::string limit = fields.find("max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
-  request.options.max_new_tokens = fields.integer(limit, options.max_new_tokens, 0, options.max_new_tokens);
-  for (const std::string& stop : options.chat.stops) request.options.stop.push_back(stop);
+  const int64_t most = options.max_new_tokens, limit = fields.integer("max_tokens", most, 0, most);
+  request.options.max_new_tokens = fields.integer("max_completion_tokens", limit, 0, most);
+  if (!options.chat.stop.empty()) request.options.stop.push_back(options.chat.stop);
   text.requests.push_back(std::move(request));
+  if (turn) {
+    check_turn(text);
+    text.turn = std::move(turn);
+  }
   check_total(text, options);
   return text;
 }
@@ -317,7 +369,7 @@ EmbeddingRequest parse_embedding(const json& body, const LoadedModel& model, con
   if (fields.integer("dimensions", model.model->hidden_size(), 1, 1 << 30) != model.model->hidden_size()) {
     refuse("dimensions", "dimensions can only be {}", model.model->hidden_size());
   }
-  for (std::vector<int32_t>& prompt : prompts_of(body, "input", model, options)) {
+  for (std::vector<int32_t>& prompt : prompts_of(body, "input", model, options, options.begins_with_bos)) {
     Request r;
     r.prompt = std::move(prompt);
     r.embed = true;
@@ -330,14 +382,18 @@ EmbeddingRequest parse_embedding(const json& body, const LoadedModel& model, con
 std::vector<int32_t> parse_tokenize(const json& body, const LoadedModel& model,
                                     const ServerOptions& options) {
   const Fields fields(body);
+  const bool special = fields.flag("add_special_tokens", true);
+  const json* text = nullptr;
+  std::string field = "prompt";
   for (const char* name : {"prompt", "content", "text"}) {
     const json* value = fields.find(name);
-    if (!value) continue;
-    if (!value->is_string()) refuse(name, "{} is not a string", name);
-    return encode(value->get<std::string>(), name, model,
-                  options.begins_with_bos && fields.flag("add_special_tokens", true));
+    if (value && !value->is_string()) refuse(name, "{} is not a string", name);
+    if (!value || text) continue;
+    text = value;
+    field = name;
   }
-  refuse("prompt", "prompt is missing");
+  if (!text) refuse(field, "{} is missing", field);
+  return encode(text->get<std::string>(), field, model, options.begins_with_bos && special);
 }
 
 std::vector<int32_t> parse_detokenize(const json& body, const LoadedModel& model) {

@@ -72,7 +72,9 @@ TextAnswer::TextAnswer(const TextRequest& request, const LoadedModel& model, std
       choices_each_(static_cast<size_t>(request.requests[0].n)),
       choices_(request.requests.size() * choices_each_) {
   for (size_t r = 0; r < request.requests.size(); ++r) {
-    prompt_tokens_ += std::ssize(request.requests[r].prompt);
+    const Request& one = request.requests[r];
+    prompt_tokens_ += std::ssize(one.prompt) + (one.from ? one.from->note.tokens : 0);
+    if (one.from) cached_tokens_ += one.from->note.tokens - std::ssize(one.from->note.pending);
     if (request.echo && request.logprobs < 0) echo(r, {});
   }
 }
@@ -172,7 +174,9 @@ ordered_json TextAnswer::head(bool chunk) const {
   const char* object = !request_.chat ? "text_completion"
                        : chunk        ? "chat.completion.chunk"
                                       : "chat.completion";
-  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", model_name_}};
+  ordered_json head{{"id", id_}, {"object", object}, {"created", created_}, {"model", model_name_}};
+  if (request_.turn) head["session"] = request_.turn->name();
+  return head;
 }
 
 ordered_json TextAnswer::usage() const {

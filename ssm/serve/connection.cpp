@@ -94,6 +94,7 @@ HttpResponse Connection::refusal_of(const boost::system::error_code& error) cons
 }
 
 awaitable<bool> Connection::read_request() {
+  route_.clear();
   http::request_parser<http::string_body> parser;
   parser.header_limit(kMaxHeader);
   parser.body_limit(options_.max_body_bytes);
@@ -113,7 +114,6 @@ awaitable<bool> Connection::read_request() {
     co_return false;
   if (error) {
     keep_alive_ = false;
-    request_.path = "";
     HttpResponse refusal = refusal_of(error);
     co_await respond(refusal);
     co_return false;
@@ -132,13 +132,12 @@ awaitable<bool> Connection::read_request() {
 }
 
 void Connection::note(int status) {
-  static const std::string kOther = "other";
-  const std::string path = request_.path.substr(0, request_.path.find('?'));
-  const bool known = status != 404 && !path.empty();
-  ++api_.metrics().responses[{known ? path : kOther, status}];
+  const bool known = !route_.empty();
+  const std::string path = known ? route_ : "other";
+  ++api_.metrics().responses[{path, status}];
   if (!options_.log) return;
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began_;
-  options_.log(fmt::format("{} {} {} {:.3f} s", known ? request_.method : "-", known ? path : kOther, status,
+  options_.log(fmt::format("{} {} {} {:.3f} s", known ? request_.method : "-", path, status,
                            busy_ ? took.count() : 0));
 }
 

@@ -18,6 +18,7 @@ class Connection : public Exchange, public std::enable_shared_from_this<Connecti
   void close_when_idle();              // now, or after the answer that is being made
   void close();                        // now
 
+  void set_route(std::string_view route) override { route_ = route; }
   boost::asio::awaitable<void> respond(HttpResponse& response) override;
   boost::asio::awaitable<void> stream(std::string_view events) override;
   boost::asio::awaitable<void> end_stream() override;
@@ -35,6 +36,7 @@ class Connection : public Exchange, public std::enable_shared_from_this<Connecti
   Api& api_;
   const ServerOptions& options_;
   HttpRequest request_;
+  std::string route_;  // empty: a path that is not known
   bool keep_alive_ = true, old_http_ = false, busy_ = false, closing_ = false;
   bool streaming_ = false, watching_ = false;
   Gone* listener_ = nullptr;

@@ -36,6 +36,8 @@ class Gone {
 class Exchange {
  public:
   virtual ~Exchange() = default;
+  // What the request is counted as, once its path is known.
+  virtual void set_route(std::string_view route) = 0;
   // Takes the body. By reference: GCC 12 destroys class values that are passed to coroutines twice.
   virtual boost::asio::awaitable<void> respond(HttpResponse& response) = 0;
   // Events of text/event-stream; after the first no respond(). A client that does not take them within the

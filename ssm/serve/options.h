@@ -2,19 +2,21 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
-#include <nlohmann/json.hpp>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "ssm/text/chat_template.h"
 
 namespace ssm::serve {
 
 // How conversations are written for the model.
 struct ChatFormat {
-  // Messages with a `role` and a `content` to ids, ending where the assistant's answer begins. Throws Error.
-  std::function<std::vector<int32_t>(const nlohmann::ordered_json& messages)> encode;
-  std::vector<std::string> stops;  // an answer ends before these
+  std::shared_ptr<const text::ChatTemplate> format;  // null: no chat
+  std::string stop;                                  // an answer ends before this; empty: nothing
 };
 
 struct ServerOptions {
@@ -24,13 +26,16 @@ struct ServerOptions {
   std::vector<std::string>
       hosts;  // names that a browser may know this server by, beside those of this machine
   std::string model_name;
-  ChatFormat chat;               // without `encode`: no chat
+  ChatFormat chat;
   bool begins_with_bos = false;  // a prompt that is given as text
 
   int64_t max_sequences = 64;  // texts at the same time
   int64_t max_waiting = 256;   // beyond those
   size_t prefix_cache_bytes = size_t{512} << 20;
-  int64_t max_new_tokens = 4096;  // of a choice; the default of a chat's answer
+  std::filesystem::path session_dir;  // sessions are kept here; empty: in memory alone
+  int64_t max_sessions = 1000;
+  size_t session_bytes = size_t{256} << 20;  // of their states in memory; without a folder no more are taken
+  int64_t max_new_tokens = 4096;             // of a choice; the default of a chat's answer
   int64_t max_prompt_tokens = int64_t{1} << 20;
   int64_t max_choices = 16;  // n
   size_t max_body_bytes = size_t{8} << 20;
@@ -40,7 +45,8 @@ struct ServerOptions {
   double write_seconds = 30;     // a client that does not take an answer for so long is closed
   double idle_seconds = 75;      // a connection without a request
   double drain_seconds = 30;     // what runs may finish when the server is to stop
-  std::function<void(std::string_view)> log;  // a line for each request; never what was asked or answered
+  std::function<void(std::string_view)> warn;  // what people should know, a line each
+  std::function<void(std::string_view)> log;   // a line for each request; never what was asked or answered
 };
 
 }  // namespace ssm::serve

@@ -1,29 +1,36 @@
-"""A running server, asked by OpenAI's own client and in the shapes that lm-eval's local-completions sends.
-
-scripts/test-server starts the server and runs this: SSM_URL is its address, SSM_COMMAND the command.
-"""
+"""The server, asked by OpenAI's own client and in the shapes that lm-eval's local-completions sends."""
 
 import json
 import math
-import os
 import subprocess
 import unittest
 import urllib.request
 
 import openai
+from process import COMMAND, Server
 
-URL = os.environ["SSM_URL"]
-COMMAND = os.environ["SSM_COMMAND"]
+SERVER = None
+
+
+def setUpModule():
+    global SERVER
+    SERVER = Server("--dtype", "f32")
+
+
+def tearDownModule():
+    SERVER.stop()
+
+
 TEXT = "Once upon a time there was a house by the sea, and nobody had lived there for years."
 
 
 def client(**options):
-    return openai.OpenAI(base_url=URL + "/v1", api_key="unused", max_retries=0, **options)
+    return openai.OpenAI(base_url=SERVER.url + "/v1", api_key="unused", max_retries=0, **options)
 
 
 def post(path, body):
     data = json.dumps(body).encode()
-    request = urllib.request.Request(URL + path, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(SERVER.url + path, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)
 
@@ -90,6 +97,14 @@ class OpenAIClient(unittest.TestCase):
         self.assertAlmostEqual(math.hypot(*plain.embedding), 1, places=5)
         for a, b in zip(data[1].embedding, plain.embedding, strict=True):
             self.assertAlmostEqual(a, b, places=5)
+
+    def test_a_session_through_extra_body(self):
+        first = [{"role": "user", "content": "Tell me a story."}]
+        options = {"model": "m", "max_completion_tokens": 6, "extra_body": {"session": "openai"}}
+        client().chat.completions.create(messages=first, **options)
+        answer = client().chat.completions.create(messages=[{"role": "user", "content": "Go on."}], **options)
+        self.assertGreater(answer.usage.prompt_tokens_details.cached_tokens, 0)
+        self.assertEqual(answer.session, "openai")
 
     def test_errors_are_those_of_the_client(self):
         for bad in (
