@@ -135,13 +135,14 @@ TEST_F(SessionTest, AnAnswerThatAUserEndedIsReadAsTheTranscriptHasIt) {
   };
   const json first = {{"role", "user"}, {"content", "Tell me of the sea."}};
   const json second = {{"role", "user"}, {"content", "And then?"}};
-  const std::string free_answer = ask_once("", {first}, nullptr)["choices"][0]["message"]["content"];
+  const std::string free_answer =
+      ask_once("", json::array({first}), nullptr)["choices"][0]["message"]["content"];
   const std::string stop = free_answer.substr(free_answer.size() / 2, 3);
-  const std::string cut = ask_once("s", {first}, stop)["choices"][0]["message"]["content"];
+  const std::string cut = ask_once("s", json::array({first}), stop)["choices"][0]["message"]["content"];
   ASSERT_LT(cut.size(), free_answer.size());
   const json messages = session("s")["messages"];
-  const json whole = ask_once("", {first, messages[1], second}, nullptr);
-  const json next = ask_once("s", {second}, nullptr);
+  const json whole = ask_once("", json::array({first, messages[1], second}), nullptr);
+  const json next = ask_once("s", json::array({second}), nullptr);
   EXPECT_EQ(next["choices"], whole["choices"]);
 }
 
@@ -241,6 +242,7 @@ TEST_F(SessionTest, AVanishedClientsTextIsKeptAndOneThatNeverBeganIsNot) {
   });
   json body{{"session", "a"},     {"prompt", kText},  {"max_tokens", 1 << 30},
             {"ignore_eos", true}, {"temperature", 0}, {"stream", true}};
+  ask("POST", "/v1/sessions", R"({"name":"a"})");
   auto client = std::make_unique<Client>(port_);
   client->send(request_text("POST", "/v1/completions", body.dump()));
   client->read_until("data: ");
