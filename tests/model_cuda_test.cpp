@@ -273,11 +273,11 @@ TEST(ModelCuda, ForkedAndNarrowStates) {
       const int32_t slot = pool.acquire();
       const auto ids = random_ids(model, 80, rng);
       const SequenceRunner::Input input{slot, ids};
-      const Tensor first = runner.read(std::span(&input, 1)).to(kCpu);
+      const Tensor first = runner.logits(runner.hidden(std::span(&input, 1)).slice(0, 79, 80)).to(kCpu);
       const int32_t copy = pool.fork(slot);
       const std::vector<int32_t> next{1};
       const SequenceRunner::Input both[] = {{slot, next}, {copy, next}};
-      const Tensor logits = runner.read(both).to(kCpu);
+      const Tensor logits = runner.logits(runner.hidden(both)).to(kCpu);
       EXPECT_TRUE(test::same_bits(logits.slice(0, 0, 1), logits.slice(0, 1, 2))) << name;
       const double bound = state == DType::f32 ? 1e-4 : state == DType::f16 ? 1e-2 : 1e-1;
       const LoadedModel cpu = golden_model(name, kCpu);

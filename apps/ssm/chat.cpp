@@ -65,7 +65,7 @@ class Conversation {
     }
     started_ = true;
     const Generated reply = answer();
-    history_.answered(reply.text, reply.reason == StopReason::stop);
+    history_.answered(reply.text, reply.reason == StopReason::stop ? history_.stop() : "");
     drop_end_ = reply.reason == StopReason::eos;  // the template writes what ends an answer
   }
 

@@ -16,6 +16,7 @@ void add_convert(CLI::App& program);
 void add_quantize(CLI::App& program);
 void add_info(CLI::App& program);
 void add_pull(CLI::App& program);
+void add_serve(CLI::App& program);
 void add_train(CLI::App& program);
 void add_bench(CLI::App& program);
 void add_bench_ops(CLI::App& bench);  // `ssm bench ops`

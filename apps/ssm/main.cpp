@@ -58,6 +58,7 @@ void describe(CLI::App& program) {
   add_generate(program);
   add_chat(program);
   add_score(program);
+  add_serve(program);
   add_pull(program);
   add_tokenize(program);
   add_tokenizer(program);

@@ -4,30 +4,14 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "ssm/load/load_model.h"
-#include "ssm/ops/sampling/sampling.h"
-#include "ssm/runtime/sequence_runner.h"
-#include "ssm/runtime/state_file.h"
+#include "ssm/runtime/request.h"
+#include "ssm/runtime/scheduler.h"
 
 namespace ssm {
-
-class Stepper;  // of a build with CUDA
-
-struct GenerateOptions {
-  SamplingParams sampling;        // sequence i draws from seed + i
-  int64_t max_new_tokens = -1;    // -1: until something else stops it
-  std::vector<std::string> stop;  // the text ends before the first of these; needs a tokenizer
-  bool ignore_eos = false;
-  std::optional<std::vector<int32_t>> eos = {};  // ids that end a text instead of the model's own
-};
-
-enum class StopReason { eos, stop, length, cancelled };
-std::string_view name_of(StopReason reason);
 
 struct Generated {
   std::vector<int32_t> ids;  // new ones; the end token included where it ended the text
@@ -38,7 +22,6 @@ struct Generated {
 class Generator {
  public:
   Generator(const LoadedModel& model, int64_t slots);
-  ~Generator();
 
   // Starts a sequence and returns its index. From a saved state the text goes on, and `prompt` may be empty.
   size_t add(std::span<const int32_t> prompt);
@@ -58,7 +41,7 @@ class Generator {
 
   // Called for each new id of sequence `index`, with the text that can be shown now (never half a character,
   // nor what may be the beginning of a stop string). False stops that sequence. The last call of a sequence
-  // may carry id -1 with the rest of its text.
+  // may carry id -1 with the rest of its text. All prompts are read before the first call.
   using OnToken = std::function<bool(size_t index, int32_t id, std::string_view text)>;
   std::vector<Generated> run(const GenerateOptions& options, const OnToken& on_token = {});
 
@@ -68,23 +51,8 @@ class Generator {
   void save(size_t index, const std::filesystem::path& path) const;
 
  private:
-  struct Sequence;
-
-  void check_ids(std::span<const int32_t> ids) const;
-  Sequence& start(int32_t slot, std::span<const int32_t> pending);
-  Tensor read_pending(std::span<Sequence* const> active);
-  std::vector<int32_t> next_ids(std::span<Sequence* const> active, const GenerateOptions& options);
-  void mark_seen(int32_t slot, std::span<const int32_t> ids);
-  bool accept(Sequence& sequence, int32_t id, const GenerateOptions& options, const OnToken& on_token);
-
-  const LoadedModel& model_;
-  StatePool pool_;
-  SequenceRunner runner_;
-  std::vector<std::unique_ptr<Sequence>> sequences_;
-  Tensor seen_;  // [the pool's rows, V] u8: for the repetition penalty
-#ifdef SSM_CUDA
-  std::unique_ptr<Stepper> stepper_;  // of a model on a card
-#endif
+  Scheduler scheduler_;
+  std::vector<int32_t> slots_;  // of the sequences
 };
 
 }  // namespace ssm

@@ -196,11 +196,11 @@ TEST(StatePool, AcquiresForksAndReleases) {
   const int32_t a = pool.acquire();
   const std::vector<int32_t> ids{1, 2, 3}, next{4};
   const std::vector<SequenceRunner::Input> first{{a, ids}};
-  runner.read(first);
+  runner.hidden(first);
   const int32_t b = pool.fork(a);
   EXPECT_NE(a, b);
   const std::vector<SequenceRunner::Input> both{{b, next}, {a, next}};
-  const Tensor logits = runner.read(both).clone();
+  const Tensor logits = runner.logits(runner.hidden(both));
   EXPECT_TRUE(test::same_bits(logits.slice(0, 0, 1), logits.slice(0, 1, 2)));
   pool.acquire();
   EXPECT_EQ(error_of([&] { pool.acquire(); }), "all 3 state slots are in use");

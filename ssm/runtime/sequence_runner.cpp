@@ -61,8 +61,7 @@ std::vector<SequenceRunner::Piece> SequenceRunner::next_pieces(std::span<const I
   return pieces;
 }
 
-void SequenceRunner::read_pieces(std::span<const Input> inputs, const VisitPieces& visit,
-                                 const CausalLm::OnLayer& on_layer) {
+void SequenceRunner::check(std::span<const Input> inputs, int64_t width) {
   SSM_CHECK(!inputs.empty(), "no sequence to read");
   for (const Input& input : inputs) {
     SSM_CHECK(!input.ids.empty(), "slot {} has no token to read", input.slot);
@@ -70,10 +69,15 @@ void SequenceRunner::read_pieces(std::span<const Input> inputs, const VisitPiece
               "slot {}: ids and embeddings in one batch", input.slot);
     if (!input.embeddings.defined()) continue;
     SSM_CHECK(input.embeddings.dtype() == DType::f32 && input.embeddings.contiguous() &&
-                  input.embeddings.shape() == Shape({std::ssize(input.ids), model_.hidden_size()}),
+                  input.embeddings.shape() == Shape({std::ssize(input.ids), width}),
               "embeddings {} of {} for {} tokens of width {}", input.embeddings.shape(),
-              name_of(input.embeddings.dtype()), input.ids.size(), model_.hidden_size());
+              name_of(input.embeddings.dtype()), input.ids.size(), width);
   }
+}
+
+void SequenceRunner::read_pieces(std::span<const Input> inputs, const VisitPieces& visit,
+                                 const CausalLm::OnLayer& on_layer) {
+  check(inputs, model_.hidden_size());
   ArenaScope scope(&arena_);
   std::vector<int64_t> read(inputs.size());
   for (;;) {
@@ -84,21 +88,17 @@ void SequenceRunner::read_pieces(std::span<const Input> inputs, const VisitPiece
   }
 }
 
-Tensor SequenceRunner::read(std::span<const Input> inputs) {
-  ArenaScope scope(&arena_);
-  Tensor last;  // [B, M]
-  read_pieces(inputs, [&](std::span<const Piece> pieces, const Tensor& h) {
-    if (!last.defined()) last = Tensor::empty({std::ssize(inputs), h.size(1)}, h.dtype(), h.device());
-    int64_t row = 0;
-    for (const Piece& piece : pieces) {
-      row += piece.length;
-      if (piece.begin + piece.length < std::ssize(inputs[piece.input].ids)) continue;
-      const Tensor from = h.select(0, row - 1);
-      const Tensor to = last.select(0, static_cast<int64_t>(piece.input));
-      copy_bytes(to.raw(), to.device(), from.raw(), from.device(), from.bytes());
-    }
-  });
-  return model_.logits(last);
+Tensor SequenceRunner::hidden(std::span<const Input> inputs) {
+  check(inputs, model_.hidden_size());
+  const ArenaScope scope(&arena_);
+  std::vector<Piece> whole;
+  for (size_t i = 0; i < inputs.size(); ++i) whole.push_back({i, 0, std::ssize(inputs[i].ids)});
+  return hidden(inputs, whole, {});
+}
+
+Tensor SequenceRunner::logits(const Tensor& hidden) {
+  const ArenaScope scope(&arena_);
+  return model_.logits(hidden);
 }
 
 void SequenceRunner::read_all(const Input& input, const Visit& visit) {

@@ -1,6 +1,6 @@
-// SequenceRunner: feeds tokens of many sequences through a model and their slots, in bounded memory. Prompts
-// of unequal length are read together, in pieces cut at multiples of the scan chunk from where each began, so
-// that neither the batch nor the piece changes a result (docs/numerics.md).
+// SequenceRunner: feeds tokens of many sequences through a model and their slots, in bounded memory. Inputs
+// of unequal length are read together. A text may be cut, here or between calls, at multiples of kSsdChunk
+// from where it began; then neither the batch nor the cut changes a result (docs/numerics.md).
 #pragma once
 
 #include <functional>
@@ -24,10 +24,12 @@ class SequenceRunner {
     Tensor embeddings = {};        // [T, M] f32 of the ids' number, read instead of theirs; or undefined
   };
 
-  // Reads every input; returns the logits after each one's last token, [B, V].
-  Tensor read(std::span<const Input> inputs);
+  // Reads every input in one pass; returns the hidden states of all their tokens, one after another, [T, M].
+  Tensor hidden(std::span<const Input> inputs);
+  Tensor logits(const Tensor& hidden);  // [T, V] f32
 
-  // The same for one input, giving each piece's hidden states [T, M] to `visit(first position, hidden)`.
+  // Reads one input of any length, giving each piece's hidden states [T, M] to `visit(first position,
+  // hidden)`.
   using Visit = std::function<void(int64_t, const Tensor&)>;
   void read_all(const Input& input, const Visit& visit);
 
@@ -43,6 +45,7 @@ class SequenceRunner {
 
  private:
   std::vector<Piece> next_pieces(std::span<const Input> inputs, std::span<const int64_t> read) const;
+  static void check(std::span<const Input> inputs, int64_t width);
   Tensor hidden(std::span<const Input> inputs, std::span<const Piece> pieces,
                 const CausalLm::OnLayer& on_layer);
 

@@ -1,6 +1,7 @@
 #include "ssm/runtime/state_file.h"
 
 #include <cmath>
+#include <cstring>
 
 namespace ssm {
 namespace {
@@ -37,31 +38,50 @@ StateNote parse_note(const std::string& text, int64_t vocab, const std::string& 
 
 }  // namespace
 
-void save_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
-                int32_t slot, const StateNote& note) {
-  std::vector<io::NamedTensor> tensors;
-  pool.for_each_row(slot, [&](size_t layer, std::string_view name, const Tensor& row) {
-    tensors.push_back({tensor_name(layer, name), row.to(kCpu).to(DType::f32)});
+StateLayout state_layout(const StatePool& pool) {
+  StateLayout layout;
+  pool.for_each_row(0, [&](size_t layer, std::string_view name, const Tensor& row) {
+    layout.push_back({tensor_name(layer, name), row.shape(), row.dtype()});
   });
+  return layout;
+}
+
+size_t bytes_of(const StateLayout& layout) {
+  size_t bytes = 0;
+  for (const StateRow& row : layout) bytes += static_cast<size_t>(row.shape.numel()) * size_of(row.dtype);
+  return bytes;
+}
+
+void save_text(const std::filesystem::path& path, const LoadedModel& model, const StateLayout& layout,
+               const TextCopy& text, const io::Metadata& more) {
+  const StateNote& note = text.note;
   SSM_CHECK(!note.pending.empty() && note.pending.size() <= kMaxPending,
             "{}: {} tokens are not read yet, a state file holds 1 to {}", path.string(), note.pending.size(),
             kMaxPending);
+  std::vector<io::NamedTensor> tensors;
+  const std::byte* from = text.state.raw();
+  for (const StateRow& row : layout) {
+    const Tensor t = Tensor::empty(row.shape, row.dtype);
+    std::memcpy(t.raw(), from, t.bytes());
+    from += t.bytes();
+    tensors.push_back({row.name, t.to(DType::f32)});
+  }
+  if (note.seen.defined()) tensors.push_back({kSeen, note.seen});
   const nlohmann::json about{{"tokens", note.tokens}, {"pending", note.pending}};
-  if (note.seen.defined()) tensors.push_back({kSeen, note.seen.to(kCpu)});
-  io::write_safetensors(path, tensors,
-                        {{"format", kFormat},
-                         {"version", std::to_string(kStateFileVersion)},
-                         {"model_type", model.config.at("model_type")},
-                         {"note", about.dump()}});
+  io::Metadata metadata = more;
+  metadata.insert({{"format", kFormat},
+                   {"version", std::to_string(kStateFileVersion)},
+                   {"model_type", model.config.at("model_type")},
+                   {"note", about.dump()}});
+  io::write_safetensors(path, tensors, metadata);
 }
 
-StateNote load_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
-                     int32_t slot) {
-  return read_state(*io::SafetensorsFile::open(path), path.string(), model, pool, slot);
+TextCopy load_text(const std::filesystem::path& path, const LoadedModel& model, const StateLayout& layout) {
+  return read_text(*io::SafetensorsFile::open(path), path.string(), model, layout);
 }
 
-StateNote read_state(const io::SafetensorsFile& source, const std::string& file, const LoadedModel& model,
-                     const StatePool& pool, int32_t slot) {
+TextCopy read_text(const io::SafetensorsFile& source, const std::string& file, const LoadedModel& model,
+                   const StateLayout& layout) {
   const io::Metadata& metadata = source.metadata();
   SSM_CHECK(field(metadata, "format", file) == kFormat, "{}: not a state file: format is \"{}\"", file,
             field(metadata, "format", file));
@@ -72,31 +92,31 @@ StateNote read_state(const io::SafetensorsFile& source, const std::string& file,
   SSM_CHECK(field(metadata, "model_type", file) == type, "{}: the state of a {} model, not of a {} one", file,
             field(metadata, "model_type", file), type);
   const int64_t vocab = model.model->vocab_size();
-  StateNote note = parse_note(field(metadata, "note", file), vocab, file);
-
-  std::vector<std::pair<Tensor, Tensor>>
-      copies;  // (from, to): nothing is written before everything was checked
-  pool.for_each_row(slot, [&](size_t layer, std::string_view name, const Tensor& row) {
-    const std::string key = tensor_name(layer, name);
-    const std::optional<Tensor> t = source.find(key);
-    SSM_CHECK(t.has_value(), "{}: tensor {} is missing", file, key);
-    SSM_CHECK(t->shape() == row.shape() && t->dtype() == DType::f32,
-              "{}: tensor {} is {} {}, this model's state is f32 {}", file, key, name_of(t->dtype()),
-              t->shape(), row.shape());
+  TextCopy text;
+  text.note = parse_note(field(metadata, "note", file), vocab, file);
+  text.state = Tensor::empty({static_cast<int64_t>(bytes_of(layout))}, DType::u8);
+  std::byte* to = text.state.raw();
+  for (const StateRow& row : layout) {
+    const std::optional<Tensor> t = source.find(row.name);
+    SSM_CHECK(t.has_value(), "{}: tensor {} is missing", file, row.name);
+    SSM_CHECK(t->shape() == row.shape && t->dtype() == DType::f32,
+              "{}: tensor {} is {} {}, this model's state is f32 {}", file, row.name, name_of(t->dtype()),
+              t->shape(), row.shape);
     for (const float x : t->values<float>())
-      SSM_CHECK(std::isfinite(x), "{}: tensor {} is not finite", file, key);
-    copies.emplace_back(t->to(row.dtype()), row);
-  });
+      SSM_CHECK(std::isfinite(x), "{}: tensor {} is not finite", file, row.name);
+    const Tensor stored = t->to(row.dtype);
+    std::memcpy(to, stored.raw(), stored.bytes());
+    to += stored.bytes();
+  }
   if (const std::optional<Tensor> seen = source.find(kSeen)) {
     SSM_CHECK(seen->shape() == Shape{vocab} && seen->dtype() == DType::u8, "{}: tensor {} is not u8 [{}]",
               file, kSeen, vocab);
-    note.seen = seen->clone();
+    text.note.seen = seen->clone();
   }
-  const size_t known = copies.size() + (note.seen.defined() ? 1 : 0);
+  const size_t known = layout.size() + (text.note.seen.defined() ? 1 : 0);
   SSM_CHECK(source.names().size() == known, "{}: {} tensors, this model's state has {}", file,
             source.names().size(), known);
-  for (const auto& [from, to] : copies) copy_bytes(to.raw(), to.device(), from.raw(), kCpu, to.bytes());
-  return note;
+  return text;
 }
 
 }  // namespace ssm

@@ -1,4 +1,4 @@
-// A slot on disk: a safetensors file with one tensor a layer and state, and what it belongs to in its
+// A text on disk: a safetensors file with one tensor a layer and state, and what it belongs to in its
 // metadata. Portable between devices, versioned, written atomically.
 #pragma once
 
@@ -20,15 +20,29 @@ struct StateNote {
   Tensor seen;  // [V] u8, 1 where the text holds the token; undefined when nothing asked for it
 };
 
-void save_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
-                int32_t slot, const StateNote& note);
-// Into an acquired slot. Throws Error naming the file and the field when the file is damaged or belongs to a
-// model of another shape; the slot is then as it was.
-StateNote load_state(const std::filesystem::path& path, const LoadedModel& model, const StatePool& pool,
-                     int32_t slot);
+// A text outside of its pool, in host memory: to be kept, or begun from any number of times.
+struct TextCopy {
+  Tensor state;  // as StatePool::copy_out gives it
+  StateNote note;
+};
 
-// The same from an opened file; `file` is the name that errors begin with.
-StateNote read_state(const io::SafetensorsFile& source, const std::string& file, const LoadedModel& model,
-                     const StatePool& pool, int32_t slot);
+// What a pool's states are made of, in the order of copy_out's bytes.
+struct StateRow {
+  std::string name;
+  Shape shape;
+  DType dtype;
+};
+using StateLayout = std::vector<StateRow>;
+StateLayout state_layout(const StatePool& pool);
+size_t bytes_of(const StateLayout& layout);
+
+// `more` is added to the file's metadata.
+void save_text(const std::filesystem::path& path, const LoadedModel& model, const StateLayout& layout,
+               const TextCopy& text, const io::Metadata& more = {});
+// Throw Error naming the file and the field when the file is damaged or belongs to a model of another shape.
+// `file` is the name that errors begin with.
+TextCopy load_text(const std::filesystem::path& path, const LoadedModel& model, const StateLayout& layout);
+TextCopy read_text(const io::SafetensorsFile& source, const std::string& file, const LoadedModel& model,
+                   const StateLayout& layout);
 
 }  // namespace ssm

@@ -23,9 +23,37 @@ void StatePool::release(int32_t slot) {
 
 int32_t StatePool::fork(int32_t slot) {
   check_used(slot);
-  const int32_t copy = acquire();
-  copy_slot(state_, slot, state_, copy);
-  return copy;
+  const int32_t made = acquire();
+  copy(slot, made);
+  return made;
+}
+
+void StatePool::copy(int32_t from, int32_t to) {
+  check_used(from);
+  check_used(to);
+  copy_slot(state_, from, state_, to);
+}
+
+Tensor StatePool::copy_out(int32_t slot) const {
+  check_used(slot);
+  Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_per_slot())}, DType::u8);
+  std::byte* to = bytes.raw();
+  for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
+    copy_bytes(to, kCpu, row.raw(), device_, row.bytes());
+    to += row.bytes();
+  });
+  return bytes;
+}
+
+void StatePool::copy_in(int32_t slot, const Tensor& state) {
+  check_used(slot);
+  SSM_CHECK(state.bytes() == bytes_per_slot(), "a state of {} bytes for a slot of {}", state.bytes(),
+            bytes_per_slot());
+  const std::byte* from = state.raw();
+  for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
+    copy_bytes(row.raw(), device_, from, kCpu, row.bytes());
+    from += row.bytes();
+  });
 }
 
 void StatePool::reset(int32_t slot) {

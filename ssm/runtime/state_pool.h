@@ -18,6 +18,11 @@ class StatePool {
   void release(int32_t slot);
   int32_t fork(int32_t slot);  // a new slot with the same state
   void reset(int32_t slot);    // back to zeros
+  void copy(int32_t from, int32_t to);
+
+  // A slot's state in host memory, u8 [bytes_per_slot()], and back.
+  Tensor copy_out(int32_t slot) const;
+  void copy_in(int32_t slot, const Tensor& state);
 
   const ModelState& state() const { return state_; }
   int64_t capacity() const { return static_cast<int64_t>(used_.size()); }

@@ -58,57 +58,63 @@ void ChatHistory::find_closing(const Tokenizer& tokenizer) {
 }
 
 void ChatHistory::reset() {
-  messages_ = Json::array();
-  if (!system_.empty()) messages_.push_back(message("system", system_));
-  prompt_.clear();
-  read_.clear();
+  past_ = {.messages = Json::array(), .prompt = {}, .read = {}};
+  if (!system_.empty()) past_.messages.push_back(message("system", system_));
+  known_ = true;
+}
+
+void ChatHistory::go_on(Past past) {
+  past_ = std::move(past);
   known_ = true;
 }
 
 ChatHistory::Turn ChatHistory::say(const std::string& text) {
-  Json messages = messages_;
-  messages.push_back(message("user", text));
+  return say_all(Json::array({message("user", text)}));
+}
+
+ChatHistory::Turn ChatHistory::say_all(const Json& said) {
+  Json messages = past_.messages;
+  const size_t answer = messages.size() - 1;  // where there is one
+  for (const Json& one : said) messages.push_back(one);
   std::string prompt = chat_.render(messages, options_);
   Turn turn{prompt, true};
-  if (!prompt_.empty() || !known_) {
-    messages[messages.size() - 2]["content"] = kAnswer;
+  if (!past_.prompt.empty() || !known_) {
+    const Json kept = std::exchange(messages[answer]["content"], kAnswer);
     const std::string whole = chat_.render(messages, options_);
-    messages[messages.size() - 2] = messages_.back();
+    messages[answer]["content"] = kept;
     const size_t at = whole.rfind(kAnswer);
     const std::string_view before = std::string_view(whole).substr(0, at);
     const std::string_view after =
         at == whole.npos ? std::string_view() : std::string_view(whole).substr(at + kAnswer.size());
-    const bool goes_on = at != whole.npos && after.starts_with(read_) &&
-                         (prompt_.empty() || without_end(before) == without_end(prompt_));
+    const bool goes_on = at != whole.npos && after.starts_with(past_.read) &&
+                         (past_.prompt.empty() || without_end(before) == without_end(past_.prompt));
     SSM_CHECK(
         goes_on || known_,
         "{}: this template writes earlier messages otherwise once a later one is there, so it cannot go "
         "on from a state that was loaded",
         chat_.name());
-    if (goes_on) turn = {std::string(after.substr(read_.size())), false};
+    if (goes_on) turn = {std::string(after.substr(past_.read.size())), false};
   }
-  messages_ = std::move(messages);
-  prompt_ = std::move(prompt);
-  read_.clear();
+  past_ = {.messages = std::move(messages), .prompt = std::move(prompt), .read = {}};
   return turn;
 }
 
-void ChatHistory::answered(const std::string& text, bool stopped) {
-  messages_.push_back(message("assistant", jinja::strip(text, std::nullopt)));
-  if (stopped) read_ = stop_;
+void ChatHistory::answered(const std::string& text, std::string behind) {
+  past_.messages.push_back(message("assistant", jinja::strip(text, std::nullopt)));
+  past_.read = std::move(behind);
 }
 
 std::string ChatHistory::close() {
-  std::string rest = closing_.substr(std::min(read_.size(), closing_.size()));
-  read_ = closing_;
+  std::string rest = closing_.substr(std::min(past_.read.size(), closing_.size()));
+  past_.read = closing_;
   return rest;
 }
 
 void ChatHistory::resume() {
   reset();
-  messages_.push_back(message("user", kMessage));
-  messages_.push_back(message("assistant", kAnswer));
-  read_ = closing_;
+  past_.messages.push_back(message("user", kMessage));
+  past_.messages.push_back(message("assistant", kAnswer));
+  past_.read = closing_;
   known_ = false;
 }
 

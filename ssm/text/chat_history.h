@@ -22,11 +22,22 @@ class ChatHistory {
     std::string text;   // to be read, then the answer is written
     bool anew = false;  // by a state that has read nothing
   };
-  // Throws Error where the template refuses the message; nothing has changed then.
+  // A user's message, or more than one message; none of them is the assistant's last word. Throws Error where
+  // the template refuses them; nothing has changed then.
   Turn say(const std::string& message);
+  Turn say_all(const nlohmann::ordered_json& messages);
 
-  // The answer to the last say(). `stopped`: the model itself has written stop() behind it.
-  void answered(const std::string& text, bool stopped);
+  // The answer to the last say(). `behind`: what the model itself has written behind it, stop() say.
+  void answered(const std::string& text, std::string behind = "");
+
+  // What there is to remember after an answer, and how to go on from it with the same template.
+  struct Past {
+    nlohmann::ordered_json messages;
+    std::string prompt;  // of the last turn; empty: none yet, or not known
+    std::string read;    // of what stands behind the last answer
+  };
+  const Past& past() const { return past_; }
+  void go_on(Past past);
 
   // What always stands behind an answer, as far as it was not read yet: a state that is kept for later reads
   // it first, so that all kept states end alike.
@@ -47,10 +58,8 @@ class ChatHistory {
   std::string system_;
   ChatOptions options_;
   std::string closing_, stop_;
-  nlohmann::ordered_json messages_;
-  std::string prompt_;  // of the last turn; empty: none yet, or not known
-  std::string read_;    // of what stands behind the last answer
-  bool known_ = true;   // every message is
+  Past past_;
+  bool known_ = true;  // every message is
 };
 
 }  // namespace ssm::text

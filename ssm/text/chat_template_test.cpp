@@ -302,13 +302,30 @@ TEST(ChatHistory, ATurnReadsOnlyWhatIsNew) {
   EXPECT_TRUE(turn.anew);
   EXPECT_EQ(turn.text,
             "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
-  history.answered(" b \n", false);
+  history.answered(" b \n");
   turn = history.say("c");
   EXPECT_FALSE(turn.anew);
   EXPECT_EQ(turn.text, "<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n");
-  history.answered("d", true);  // it wrote <|im_end|> itself
+  history.answered("d", history.stop());  // it wrote <|im_end|> itself
   EXPECT_EQ(history.close(), "\n<|im_start|>user");
   EXPECT_EQ(history.say("e").text, "\ne<|im_end|>\n<|im_start|>assistant\n");
+}
+
+TEST(ChatHistory, GoesOnFromWhatWasRemembered) {
+  const auto tokenizer = byte_tokenizer();
+  const ChatTemplate chat = built_in_chat_template("chatml", {});
+  ChatHistory first(chat, *tokenizer);
+  EXPECT_TRUE(
+      first.say_all({{{"role", "system"}, {"content", "S"}}, {{"role", "user"}, {"content", "a"}}}).anew);
+  first.answered("b", "<|im_end|>");
+  ChatHistory later(chat, *tokenizer);
+  later.go_on(first.past());
+  const ChatHistory::Turn turn = later.say("c");
+  EXPECT_FALSE(turn.anew);
+  EXPECT_EQ(turn.text, first.say("c").text);
+  EXPECT_EQ(turn.text, "\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n");
+  later.answered("d", "!");  // which no template writes there: the state is of no use
+  EXPECT_TRUE(later.say("e").anew);
 }
 
 TEST(ChatHistory, PlainAnswersEndWithTheNextName) {
@@ -317,14 +334,14 @@ TEST(ChatHistory, PlainAnswersEndWithTheNextName) {
   ChatHistory history(chat, *tokenizer);
   EXPECT_EQ(history.stop(), "\nUser:");
   EXPECT_EQ(history.say("a").text, "User: a\nAssistant:");
-  history.answered(" b", true);
+  history.answered(" b", history.stop());
   EXPECT_EQ(history.say("c").text, " c\nAssistant:");
-  history.answered(" d", false);
+  history.answered(" d");
   EXPECT_EQ(history.close(), "\nUser:");
   ChatHistory other(chat, *tokenizer);
   other.resume();
   EXPECT_EQ(other.say("e").text, " e\nAssistant:");
-  other.answered(" f", false);
+  other.answered(" f");
   const ChatHistory::Turn turn = other.say("g");
   EXPECT_FALSE(turn.anew);
   EXPECT_EQ(turn.text, "\nUser: g\nAssistant:");
@@ -336,13 +353,13 @@ TEST(ChatHistory, ATemplateThatRewritesTheBeginningIsReadAnew) {
                           {{"bos_token", "<s>"}, {"eos_token", "</s>"}});
   ChatHistory history(chat, *tokenizer, "S");
   EXPECT_EQ(history.say("a").text, "<s>[INST] S\n\na[/INST]");
-  history.answered(" b", false);
+  history.answered(" b");
   const ChatHistory::Turn turn = history.say("c");
   EXPECT_TRUE(turn.anew);
   EXPECT_EQ(turn.text, "<s>[INST] a[/INST] b</s>[INST] S\n\nc[/INST]");
   ChatHistory without(chat, *tokenizer);
   without.say("a");
-  without.answered(" b", false);
+  without.answered(" b");
   EXPECT_EQ(without.say("c").text, "</s>[INST] c[/INST]");
   without.resume();
   EXPECT_EQ(without.say("c").text, " c[/INST]");
@@ -357,7 +374,7 @@ TEST(ChatHistory, AMessageThatIsRefusedChangesNothing) {
   ChatHistory history(chat, *tokenizer);
   EXPECT_NE(error_of([&] { history.say("bad"); }), "");
   EXPECT_EQ(history.say("a").text, "[a][");
-  history.answered("b", false);
+  history.answered("b");
   EXPECT_NE(error_of([&] { history.say("bad"); }), "");
   EXPECT_EQ(history.say("c").text, "][c][");
 }

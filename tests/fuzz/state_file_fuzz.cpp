@@ -25,19 +25,20 @@ const ssm::LoadedModel& tiny_model() {
 }
 
 void read(std::span<const std::byte> file) {
-  ssm::StatePool pool(*tiny_model().model, 1);
-  const int32_t slot = pool.acquire();
+  static const ssm::StateLayout layout = ssm::state_layout(ssm::StatePool(*tiny_model().model, 1));
   const ssm::io::SafetensorsFile source({file, nullptr, "fuzz"});
-  const ssm::StateNote note = ssm::read_state(source, "fuzz", tiny_model(), pool, slot);
+  const ssm::TextCopy text = ssm::read_text(source, "fuzz", tiny_model(), layout);
+  const ssm::StateNote& note = text.note;
   if (note.tokens < 0 || note.tokens > int64_t{1} << 62 || note.pending.empty()) __builtin_trap();
   for (const int32_t id : note.pending) {
     if (id < 0 || id >= tiny_model().model->vocab_size()) __builtin_trap();
   }
-  pool.for_each_row(slot, [](size_t, std::string_view, const ssm::Tensor& row) {
-    for (const float x : row.values<float>()) {
-      if (!std::isfinite(x)) __builtin_trap();
-    }
-  });
+  if (text.state.bytes() != ssm::bytes_of(layout)) __builtin_trap();
+  for (size_t at = 0; at < text.state.bytes(); at += sizeof(float)) {
+    float x = 0;
+    std::memcpy(&x, text.state.raw() + at, sizeof x);
+    if (!std::isfinite(x)) __builtin_trap();
+  }
 }
 
 void read_with_header(std::string_view header, size_t data_bytes) {
