@@ -7,6 +7,7 @@ comment in front of a block, <!-- not run: REASON -->, leaves it out. Commands o
 what CI itself is made of and are not run again.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -93,6 +94,8 @@ def prepare(folder: pathlib.Path) -> dict:
     for name in ("book.txt", "other.txt", "stories.txt", "notes/a.txt"):
         (folder / name).write_text("\n".join(sentences) + "\n")
     (folder / "quotes.csv").write_text("quote,author\n" + "".join(f'"{s}",nobody\n' for s in sentences))
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+    (folder / "chats.jsonl").write_text(json.dumps({"messages": said}) + "\n")
     (folder / "models").symlink_to(ROOT / "models")
     made = shell(shortened(f"ssm train book.txt --out made {TINY}"), folder, environment)
     if made.returncode:
