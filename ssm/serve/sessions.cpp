@@ -222,7 +222,7 @@ void Sessions::remove(const std::string& name) {
     std::error_code error;
     fs::remove(file_of(name), error);
     SSM_CHECK(!error, "{}: cannot remove: {}", file_of(name).string(), error.message());
-    io::sync_folder(options_.session_dir);
+    sync_folder(options_.session_dir);
   }
   entries_.erase(at);
 }
