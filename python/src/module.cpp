@@ -50,7 +50,7 @@ NB_MODULE(_core, m) {
   using namespace ssm::python;
   nb::set_leak_warnings(false);  // what is alive at the end of a program is no fault of it
   m.attr("__version__") = SSM_VERSION;
-  nb::exception<ssm::Error>(m, "Error", PyExc_ValueError);
+  const nb::exception<ssm::Error> error(m, "Error", PyExc_ValueError);
   m.def("num_threads", &ssm::num_threads);
   m.def("set_num_threads", &ssm::set_num_threads, nb::arg("n"),
         "0: OMP_NUM_THREADS, or the number of CPUs the process may use.");
