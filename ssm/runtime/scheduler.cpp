@@ -118,7 +118,7 @@ void Scheduler::cancel(uint64_t id) {
 
 void Scheduler::wait(std::stop_token stop) {
   std::unique_lock lock(mutex_);
-  wake_.wait(lock, stop, [&] { return outstanding_ > 0; });
+  wake_.wait(lock, std::move(stop), [&] { return outstanding_ > 0; });
 }
 
 SchedulerStats Scheduler::stats() const {

@@ -44,6 +44,7 @@ class Page(unittest.TestCase):
 
     def say(self, page, text, tokens=24):
         page.evaluate(f"document.getElementById('max_tokens').value = {tokens}")
+        page.evaluate("document.getElementById('seed').value = 1")
         page.locator("#input").fill(text)
         page.locator("#input").press("Enter")
         expect(page.locator("#stop")).to_be_hidden()
@@ -61,7 +62,7 @@ class Page(unittest.TestCase):
         page = self.open()
         self.say(page, "Tell me of the sea.")
         expect(page.locator("#log .assistant .token").first).to_be_visible()
-        expect(page.locator("#status")).to_contain_text(re.compile(r"24 tokens, [\d.]+ tokens/s"))
+        expect(page.locator("#status")).to_contain_text(re.compile(r"\d+ tokens, [\d.]+ tokens/s"))
         self.say(page, "And then?")
         expect(page.locator("#log .assistant")).to_have_count(2)
         expect(page.locator("#status")).to_contain_text(re.compile(r"[1-9]\d* of \d+ tokens known"))
@@ -95,10 +96,8 @@ class Page(unittest.TestCase):
         self.assertEqual(len(re.findall(r"[\d.]+ %", page.locator("#tip").inner_text())) >= 5, True)
         self.shoot(page, "text-dark")
         page.locator("#log").focus()
-        first = page.locator(".token.at").inner_text()
         page.keyboard.press("ArrowRight")
-        expect(page.locator(".token.at")).to_have_count(1)
-        self.assertEqual(page.locator("#log .token").nth(4).get_attribute("class"), "token at", first)
+        expect(page.locator("#log .token").nth(4)).to_have_class("token at")
         page.keyboard.press("Escape")
         expect(page.locator("#tip")).to_be_hidden()
 
