@@ -35,8 +35,11 @@ struct Induction {
     for (int64_t i = 0; i < long_tests; ++i) {
       const paper::Sequence s = sequence(seed, fmt::format("length {}", n), n, i);
       const int32_t slot = pool.acquire();
-      const ssm::SequenceRunner::Input input{slot, s.ids};
-      const ssm::Tensor logits = runner.read({&input, 1}).to(ssm::kCpu);
+      ssm::Tensor last;  // [1, M]: the last piece's last token
+      runner.read_all({slot, s.ids}, [&](int64_t, const ssm::Tensor& hidden) {
+        last = hidden.slice(0, hidden.size(0) - 1, hidden.size(0));
+      });
+      const ssm::Tensor logits = runner.logits(last).to(ssm::kCpu);
       const auto row = logits.select(0, 0).values<float>().subspan(0, static_cast<size_t>(vocab));
       right += std::max_element(row.begin(), row.end()) - row.begin() == s.targets.back();
       pool.release(slot);
