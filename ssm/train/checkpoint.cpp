@@ -24,6 +24,7 @@ constexpr std::string_view kPrefix = "step-";
 constexpr const char* kInfo = "training.json";
 constexpr const char* kFormat = "ssm-training";
 constexpr int kVersion = 1;
+constexpr const char* kChecksum = "crc32c";
 constexpr const char* kModel = "model.safetensors";
 constexpr const char* kAdapter = "adapter_model.safetensors";
 constexpr const char* kMoments = "training.safetensors";
@@ -55,15 +56,22 @@ json facts_of(const fs::path& file) {
   return {{"bytes", bytes.size()}, {"crc32c", crc32c(bytes.data)}};
 }
 
+// Of all of training.json but this number.
+uint32_t checksum_of(json info) {
+  info.erase(kChecksum);
+  return crc32c(info.dump());
+}
+
 json read_info(const fs::path& checkpoint) {
   const io::Bytes text = io::map_file(checkpoint / kInfo);
   const json info = io::parse_json(text.text(), text.name);
   SSM_CHECK(info.is_object() && info.value("format", "") == kFormat, "{}: not a checkpoint's", text.name);
   SSM_CHECK(info.value("version", 0) == kVersion, "{}: version {}, this program reads version {}", text.name,
             io::shown(info.value("version", json())), kVersion);
-  for (const char* key : {"steps", "position", "run", "files"}) {
+  for (const char* key : {"steps", "position", "run", "files", kChecksum}) {
     SSM_CHECK(info.contains(key), "{}: {} is missing", text.name, key);
   }
+  SSM_CHECK(info[kChecksum] == checksum_of(info), "{}: {} is not that of the rest", text.name, kChecksum);
   SSM_CHECK(info["steps"].is_number_unsigned() && info["steps"] <= uint64_t{1} << 62, "{}: steps is {}",
             text.name, io::shown(info["steps"]));
   return info;
@@ -127,14 +135,10 @@ void save_checkpoint(const fs::path& folder, Trainer& trainer, const LoadedModel
   io::write_safetensors(made.path() / kMoments, tensors);
   json files;
   for (const char* file : {adapter ? kAdapter : kModel, kMoments}) files[file] = facts_of(made.path() / file);
-  write_whole(made.path() / kInfo, json{{"format", kFormat},
-                                        {"version", kVersion},
-                                        {"steps", info.steps},
-                                        {"position", info.position},
-                                        {"run", info.run},
-                                        {"files", files}}
-                                           .dump(2) +
-                                       "\n");
+  json written{{"format", kFormat},         {"version", kVersion}, {"steps", info.steps},
+               {"position", info.position}, {"run", info.run},     {"files", files}};
+  written[kChecksum] = checksum_of(written);
+  write_whole(made.path() / kInfo, written.dump(2) + "\n");
   made.commit();
   remove_old(folder, keep);
 }
