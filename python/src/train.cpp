@@ -205,7 +205,7 @@ class Training {
   // The model is one to run again: no dropout, no gradients, what is derived from parameters made anew.
   void settle() {
     trainer_->parameters().clear_gradients();
-    set_dropout(*model_->model, std::nullopt);
+    Dropout(*model_->model).set(std::nullopt);
     model_->model->prepare();
   }
 
@@ -277,7 +277,7 @@ nb::tuple gradients(const ModelPtr& model, const InArray& ids, const InArray& ta
       const Tensor gradient = gradient_of(p.used);
       if (gradient.defined()) found.emplace_back(p.name, gradient.to(kCpu).to(DType::f32).clone());
     }
-    set_dropout(*model->model, std::nullopt);
+    Dropout(*model->model).set(std::nullopt);
   }
   nb::dict out;
   for (const auto& [name, gradient] : found) out[name.c_str()] = array_of(gradient);
