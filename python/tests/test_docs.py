@@ -1,5 +1,5 @@
 """Every Python block of the README and of docs/, and every notebook, run as they stand in a folder that has the clone's
-models/."""
+models/. A comment in front of a block, <!-- not run: REASON -->, leaves it out, as in scripts/test_docs.py."""
 
 import importlib.util
 import json
@@ -13,8 +13,10 @@ from conftest import ROOT
 def blocks() -> list:
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for i, match in enumerate(re.finditer(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)):
-            found.append(pytest.param(match.group(1), id=f"{path.stem}-{i}"))
+        block = r"^(?:<!-- not run: (.*?) -->\n)?```python\n(.*?)^```"
+        for i, (reason, code) in enumerate(re.findall(block, path.read_text(), re.M | re.S)):
+            marks = [pytest.mark.skip(reason=reason)] if reason else []
+            found.append(pytest.param(code, id=f"{path.stem}-{i}", marks=marks))
     return found
 
 
