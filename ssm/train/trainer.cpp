@@ -22,6 +22,21 @@ Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
   return Tensor::from_values<int32_t>(ids, {std::ssize(ids)}).to(device);
 }
 
+// The tokens with a target.
+struct Learned {
+  std::vector<int32_t> places, targets;
+};
+
+Learned learned_of(const Batch& batch) {
+  Learned learned;
+  for (size_t t = 0; t < batch.targets.size(); ++t) {
+    if (batch.targets[t] < 0) continue;
+    learned.places.push_back(static_cast<int32_t>(t));
+    learned.targets.push_back(batch.targets[t]);
+  }
+  return learned;
+}
+
 bool any(const std::vector<uint8_t>& flags) {
   return std::any_of(flags.begin(), flags.end(), [](uint8_t flag) { return flag != 0; });
 }
@@ -119,13 +134,18 @@ double Trainer::evaluate(const Batch& batch) {
 
 double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
   const SequenceBatch sequences = SequenceBatch::in_order(batch.lengths);
-  const Tensor ids = ids_on(batch.ids, device_), targets = ids_on(batch.targets, device_);
+  const Tensor ids = ids_on(batch.ids, device_);
+  const bool few =
+      4 * batch.learned <= 3 * std::ssize(batch.ids);  // answers, say: the head is for them alone
+  const Learned learned = few ? learned_of(batch) : Learned{{}, batch.targets};
+  const Tensor targets = ids_on(learned.targets, device_);
   Tape tape;
   Tensor hidden;
   {
     const RecordScope recording(gradient ? &tape : nullptr);
     model_.prepare();
     hidden = model_.hidden(ids, sequences, state);
+    if (few) hidden = take_rows(hidden, ids_on(learned.places, device_));
   }
   return value_of(head_loss(model_, hidden, targets, scale, vocab_, compute_, gradient ? &tape : nullptr));
 }
