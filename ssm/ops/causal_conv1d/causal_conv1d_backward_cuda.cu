@@ -15,10 +15,9 @@ namespace ssm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTaps = 4;        // the width of every known model
-constexpr int kAhead = 4;       // rows under way while those before them are used
-constexpr int64_t kChunk = 64;  // rows
-constexpr int kSlices = 8;      // of the chunks, summed by a thread each
+constexpr int kTaps = 4;    // the width of every known model
+constexpr int kAhead = 4;   // rows under way while those before them are used
+constexpr int kSlices = 8;  // of the chunks, summed by a thread each
 
 struct ConvBackwardArgs {
   const void *x, *dy;
@@ -28,7 +27,7 @@ struct ConvBackwardArgs {
   float* sums;                           // [chunk numbers, K + 1, C], or null
   int64_t x_stride, dy_stride, dx_stride;
   int64_t tap_stride, channel_stride;  // of weight
-  int64_t C, channel_blocks;
+  int64_t C, channel_blocks, chunk_length;
   int K;
   bool silu;
   Batch batch;
@@ -53,13 +52,14 @@ __device__ __forceinline__ void read_input(const ConvBackwardArgs& a, int64_t b,
 }
 
 template <int V, class T>
-__global__ void __launch_bounds__(kThreads) causal_conv1d_backward_kernel(const ConvBackwardArgs a) {
+__global__ void __launch_bounds__(kThreads, V == 4 ? 4 : 5)
+    causal_conv1d_backward_kernel(const ConvBackwardArgs a) {
   grid_dependency_wait();
   let_next_start();
   const int64_t number = blockIdx.x / a.channel_blocks;
   const int64_t c = (blockIdx.x % a.channel_blocks * kThreads + threadIdx.x) * V;
   if (c >= a.C) return;
-  const Chunk chunk = chunk_of(a.batch, number, kChunk);
+  const Chunk chunk = chunk_of(a.batch, number, a.chunk_length);
   float dweight[kTaps][V] = {}, dbias[V] = {};
   if (chunk.sequence >= 0) {
     const int64_t b = chunk.sequence, begin = a.batch.offsets[b], length = a.batch.offsets[b + 1] - begin;
@@ -79,12 +79,15 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_backward_kernel(const 
     }
 #pragma unroll
     for (int k = 0; k < kTaps - 1; ++k) read_input<V, T>(a, b, row0 - (kTaps - 1) + k, c, x[k]);
-    Pack<T, V> next_x[kAhead], next_dy[kAhead];
+    Pack<T, V> next_x[kAhead]{}, next_dy[kAhead]{};
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      const int r = min(j, rows - 1);
-      next_x[j] = load_pack<V>(x_rows + r * a.x_stride), next_dy[j] = load_pack<V>(dy_rows + r * a.dy_stride);
+      if (j < rows) next_x[j] = load_pack<V>(x_rows + j * a.x_stride);
+      if (j < rows) next_dy[j] = load_pack<V>(dy_rows + j * a.dy_stride);
     }
+    const T* x_ahead = x_rows + kAhead * a.x_stride;
+    const T* dy_ahead = dy_rows + kAhead * a.dy_stride;
+    T* dx_row = dx_rows;
     for (int r0 = 0; r0 < first + kTaps - 1; r0 += kAhead) {
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
@@ -93,9 +96,11 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_backward_kernel(const 
         float dy[V];
         widen<V>(x[kTaps - 1], next_x[j]);
         widen<V>(dy, next_dy[j]);
-        const int ahead = min(r + kAhead, rows - 1);
-        next_x[j] = load_pack<V>(x_rows + ahead * a.x_stride);
-        next_dy[j] = load_pack<V>(dy_rows + ahead * a.dy_stride);
+        if (r + kAhead < rows) {
+          next_x[j] = load_pack<V>(x_ahead);
+          next_dy[j] = load_pack<V>(dy_ahead);
+        }
+        x_ahead += a.x_stride, dy_ahead += a.dy_stride;
 #pragma unroll
         for (int i = 0; i < V; ++i) {
 #pragma unroll
@@ -119,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_backward_kernel(const 
 #pragma unroll
             for (int i = 0; i < V; ++i) dx[i] = fmaf(w[k][i], ds[k][i], dx[i]);
           }
-          store<V>(dx_rows + (r - (kTaps - 1)) * a.dx_stride, dx);
+          store<V>(dx_row, dx);
+          dx_row += a.dx_stride;
         }
       }
     }
@@ -140,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_slope_kernel(const Con
   grid_dependency_wait();
   let_next_start();
   const int64_t c = blockIdx.x % a.channel_blocks * kThreads + threadIdx.x;
-  const Chunk chunk = chunk_of(a.batch, blockIdx.x / a.channel_blocks, kChunk);
+  const Chunk chunk = chunk_of(a.batch, blockIdx.x / a.channel_blocks, a.chunk_length);
   if (c >= a.C || chunk.sequence < 0) return;
   const int64_t begin = a.batch.offsets[chunk.sequence];
   for (int64_t t = chunk.begin; t < chunk.end; ++t) {
@@ -162,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_any_backward_kernel(co
   let_next_start();
   const int64_t c = blockIdx.x % a.channel_blocks * kThreads + threadIdx.x,
                 number = blockIdx.x / a.channel_blocks;
-  const Chunk chunk = chunk_of(a.batch, number, kChunk);
+  const Chunk chunk = chunk_of(a.batch, number, a.chunk_length);
   if (c >= a.C) return;
   const bool there = chunk.sequence >= 0;
   const int64_t begin = there ? a.batch.offsets[chunk.sequence] : 0;
@@ -214,19 +220,26 @@ __global__ void __launch_bounds__(32 * kSlices) causal_conv1d_backward_sum_kerne
 
 template <class T>
 void backward(ConvBackwardArgs& a, int64_t numbers) {
-  constexpr int V = 4;
-  const auto fits = [](const void* p, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(p) % (V * sizeof(T)) == 0 && stride % V == 0;
+  const auto fits = [&](int V) {
+    const auto rows = [V](const void* p, int64_t stride) {
+      return reinterpret_cast<uintptr_t>(p) % (static_cast<size_t>(V) * sizeof(T)) == 0 && stride % V == 0;
+    };
+    return a.C % V == 0 && rows(a.x, a.x_stride) && rows(a.dy, a.dy_stride) && rows(a.dx, a.dx_stride);
   };
-  const bool wide = a.K == kTaps && a.C % V == 0 && fits(a.x, a.x_stride) && fits(a.dy, a.dy_stride) &&
-                    fits(a.dx, a.dx_stride);
-  const int64_t channels = kThreads * (wide ? V : 1);
+  // Four channels a thread where their blocks still fill the card.
+  const bool many = numbers * a.C >= int64_t{8} * 4 * kThreads * properties().multiprocessors;
+  const int V = a.K != kTaps ? 1 : many && fits(4) ? 4 : fits(2) ? 2 : 1;
+  const int64_t channels = kThreads * V;
   a.channel_blocks = (a.C + channels - 1) / channels;
   const Launch how{.grid = dim3(static_cast<unsigned>(numbers * a.channel_blocks)),
                    .block = dim3(kThreads),
                    .overlaps_previous = true};
   if (a.K == kTaps) {
-    launch(how, wide ? causal_conv1d_backward_kernel<V, T> : causal_conv1d_backward_kernel<1, T>, a);
+    launch(how,
+           V == 4   ? causal_conv1d_backward_kernel<4, T>
+           : V == 2 ? causal_conv1d_backward_kernel<2, T>
+                    : causal_conv1d_backward_kernel<1, T>,
+           a);
   } else {
     launch(how, causal_conv1d_slope_kernel<T>, a);
     launch(how, causal_conv1d_any_backward_kernel<T>, a);
@@ -247,7 +260,10 @@ void causal_conv1d_backward(const Tensor& x, const Tensor& weight, const Tensor&
   a.tap_stride = weight.stride(1), a.channel_stride = weight.stride(0);
   a.C = C, a.K = static_cast<int>(K), a.silu = activation == Activation::silu;
   a.batch = view_of(batch, x.device());
-  const int64_t numbers = chunk_numbers(a.batch, kChunk);
+  // Long chunks read few rows twice and leave few sums, short ones fill a card.
+  const int64_t fill = T * ((C + 2 * kThreads - 1) / (2 * kThreads)) / (6 * properties().multiprocessors);
+  a.chunk_length = std::clamp<int64_t>(fill / kAhead * kAhead, 16, 96);
+  const int64_t numbers = chunk_numbers(a.batch, a.chunk_length);
   Tensor ds, sums;
   if (K != kTaps) ds = Tensor::empty({T, C}, DType::f32, kCuda);
   if (grads.dweight.defined() || grads.dbias.defined())

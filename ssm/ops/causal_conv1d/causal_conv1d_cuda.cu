@@ -16,8 +16,7 @@ namespace ssm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTaps = 4;   // the width with kernels of its own: that of every known model
-constexpr int kAhead = 2;  // rows under way while those before them are used; more cost registers
+constexpr int kTaps = 4;  // the width with kernels of its own: that of every known model
 
 struct ConvArgs {
   const void* x;
@@ -121,8 +120,9 @@ __device__ __forceinline__ void copy(float (&to)[V], const float (&from)[V]) {
   for (int i = 0; i < V; ++i) to[i] = from[i];
 }
 
-// kK taps, or with kK = 0 any number, read again for each row.
-template <int kK, int V, class T>
+// kK taps, or with kK = 0 any number, read again for each row. kAhead rows are under way while those before
+// them are used; more cost registers.
+template <int kK, int V, int kAhead, class T>
 __global__ void __launch_bounds__(kThreads) causal_conv1d_forward_kernel(const ConvArgs a) {
   const int64_t c = (blockIdx.x % a.channel_blocks * kThreads + threadIdx.x) * V;
   const bool idle = c >= a.C;
@@ -260,10 +260,14 @@ void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Ac
   const int V = vectors ? wide : 1;
   a.channel_blocks = (C + int64_t{kThreads} * V - 1) / (int64_t{kThreads} * V);
   int64_t rows = batch.size();
+  bool few = false;  // rows: what counts is how soon a block is done
   if (!step) {
-    // Long chunks read few rows twice, short ones fill a card: at least some 4 blocks a multiprocessor.
-    const int64_t fill = batch.total() * a.channel_blocks / (4 * properties().multiprocessors);
-    a.chunk_length = std::clamp<int64_t>(fill / kAhead * kAhead, 8, 64);
+    // Long chunks read few rows twice, short ones fill a card: some 4 blocks a multiprocessor.
+    const int64_t slots = 4 * properties().multiprocessors;
+    const auto rows_to_fill = [&] { return (batch.total() * a.channel_blocks + slots - 1) / slots; };
+    few = vectors && K == kTaps && rows_to_fill() < 16;
+    if (few) a.channel_blocks = (C + kThreads * 4 - 1) / (kThreads * 4);
+    a.chunk_length = std::clamp<int64_t>((rows_to_fill() + 3) / 4 * 4, 8, 64);
     a.chunk_length = std::max(a.chunk_length, K - 1);  // so that only a first chunk looks into the state
     rows = chunk_numbers(a.batch, a.chunk_length);
   }
@@ -279,13 +283,16 @@ void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Ac
     } else if (step) {
       launch(how, vectors ? causal_conv1d_step_kernel<0, 4, T> : causal_conv1d_step_kernel<0, 1, T>, a);
     } else if (K == kTaps) {
+      launch(how,
+             few       ? causal_conv1d_forward_kernel<kTaps, 4, 4, T>
+             : vectors ? causal_conv1d_forward_kernel<kTaps, kWide, 2, T>
+                       : causal_conv1d_forward_kernel<kTaps, 1, 2, T>,
+             a);
+    } else {
       launch(
           how,
-          vectors ? causal_conv1d_forward_kernel<kTaps, kWide, T> : causal_conv1d_forward_kernel<kTaps, 1, T>,
+          vectors ? causal_conv1d_forward_kernel<0, kWide, 2, T> : causal_conv1d_forward_kernel<0, 1, 2, T>,
           a);
-    } else {
-      launch(how, vectors ? causal_conv1d_forward_kernel<0, kWide, T> : causal_conv1d_forward_kernel<0, 1, T>,
-             a);
     }
   });
 }

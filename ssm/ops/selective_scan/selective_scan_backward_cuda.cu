@@ -55,7 +55,7 @@ struct Walk {
       block.template copy_in<false>(tile(k), stage(k));
     }
   }
-  __device__ __forceinline__ void prepare(int k, const float2& BC) const {
+  __device__ __forceinline__ void prepare(int k, const typename Block<T>::BC& BC) const {
     if (k >= steps()) return;
     if (back(k)) {
       block.template prepare<true>(tile(k), stage(k), k & 1, BC);
@@ -63,7 +63,7 @@ struct Walk {
       block.template prepare<false>(tile(k), stage(k), k & 1, BC);
     }
   }
-  __device__ __forceinline__ float2 fetch_BC(int k) const {
+  __device__ __forceinline__ typename Block<T>::BC fetch_BC(int k) const {
     return block.fetch_BC(k < steps() ? tile(k) : -1);
   }
 };
@@ -73,7 +73,7 @@ template <class T>
 __device__ __forceinline__ void help(const BackwardArgs& a, const Block<T>& block) {
   const Walk<T> walk{block};
   for (int k = 0; k < 3; ++k) walk.copy_in(k);
-  float2 BC = walk.fetch_BC(0);
+  typename Block<T>::BC BC = walk.fetch_BC(0);
   wait_for_copies<2>();
   __syncthreads();
   walk.prepare(0, BC);
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int i = 0; i < 2 * kOwn; ++i) P[i / kOwn][i % kOwn] = 1.0f;
   block.template copy_in<true>(0, 0);
-  float2 BC = block.fetch_BC(0);
+  typename Block<T>::BC BC = block.fetch_BC(0);
   constexpr int side = 0;
   for (int i = 0; i < block.tiles; ++i) {
     wait_for_copies<0>();

@@ -5,8 +5,8 @@
 
 namespace ssm::cuda::selective_backward {
 
-// The values x of a lane and of lane ^ kMask are added and shared out: the lane with that bit ends with the
-// sums of the upper half in x[0 .. kCount / 2), the other with those of the lower.
+// x[i] of lanes i, i ^ kMask .. are summed pairwise and shared out: the lane with the bit set ends with the
+// upper half of its values in x[0 .. kCount / 2].
 template <int kMask, int kCount>
 __device__ __forceinline__ void fold(float* x) {
   const bool upper = threadIdx.x & kMask;
@@ -184,10 +184,12 @@ struct Scanner {
 #pragma unroll
     for (int i = 0; i < 2 * kOwn; ++i) begin[i / kOwn][i % kOwn] = h[i / kOwn][i % kOwn];
     advance(side, 0, kGroup);
-    group(side, kGroup);
+#pragma unroll 1
+    for (int first = kGroup; first >= 0; first -= kGroup) {
+      group(side, first);
 #pragma unroll
-    for (int i = 0; i < 2 * kOwn; ++i) h[i / kOwn][i % kOwn] = begin[i / kOwn][i % kOwn];
-    group(side, 0);
+      for (int i = 0; i < 2 * kOwn; ++i) h[i / kOwn][i % kOwn] = begin[i / kOwn][i % kOwn];
+    }
   }
 };
 

@@ -129,19 +129,25 @@ struct Block {
     commit_copies();
   }
 
-  // B and C of a tile, one element each a thread.
-  __device__ __forceinline__ float2 fetch_BC(int tile) const {
+  // B and C of a tile, one element each a thread; not yet widened, which would wait for them.
+  struct BC {
+    T B, C;
+  };
+  __device__ __forceinline__ BC fetch_BC(int tile) const {
     const int r = thread / kStates, n = a.n0 + thread % kStates;
-    if (tile < 0 || tile >= tiles || r >= rows_of(tile) || n >= a.s.N) return {0.0f, 0.0f};
-    const int64_t t = first_row(tile) + r;
-    return {to_f32(static_cast<const T*>(a.s.B)[t * a.s.B_stride + n]),
-            to_f32(static_cast<const T*>(a.s.C)[t * a.s.C_stride + n])};
+    BC x{from_f32<T>(0.0f), from_f32<T>(0.0f)};
+    if (tile >= 0 && tile < tiles && r < rows_of(tile) && n < a.s.N) {
+      const int64_t t = first_row(tile) + r;
+      x.B = static_cast<const T*>(a.s.B)[t * a.s.B_stride + n];
+      x.C = static_cast<const T*>(a.s.C)[t * a.s.C_stride + n];
+    }
+    return x;
   }
 
   // Past the sequence's end delta', delta' u and dy' are 0, which leaves h and dh as they are and adds
   // nothing.
   template <bool kBack>
-  __device__ __forceinline__ void prepare(int tile, int stage, int side, const float2& BC) const {
+  __device__ __forceinline__ void prepare(int tile, int stage, int side, const BC& of) const {
     const bool there = row < rows_of(tile);
     float u[4], delta[4], steps[8];
     load<4>(u, &shared.raw[stage][0][row][c]);
@@ -169,10 +175,11 @@ struct Block {
       store<4>(&shared.dy[side][row][c], dy);
     }
     const int t = thread / kStates, n = thread % kStates;
+    const float B = to_f32(of.B), C = to_f32(of.C);
 #pragma unroll
     for (int o = 0; o < kOwn; ++o) {
-      shared.BC[side][0][t][o][n ^ o] = BC.x;
-      if constexpr (kBack) shared.BC[side][1][t][o][n ^ o] = BC.y;
+      shared.BC[side][0][t][o][n ^ o] = B;
+      if constexpr (kBack) shared.BC[side][1][t][o][n ^ o] = C;
     }
   }
 

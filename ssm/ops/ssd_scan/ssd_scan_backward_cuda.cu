@@ -26,6 +26,10 @@ __device__ __forceinline__ int64_t state_at(const BackwardArgs& a, int64_t numbe
   return ((number * a.H + head) * a.N + n * kTile) * a.P + p * kTile;
 }
 __device__ __forceinline__ int group_of(const BackwardArgs& a, int head) { return head / (a.H / a.G); }
+// [T, G*N]: dC or dB of a block of heads, and last of `groups`.
+__device__ __forceinline__ float* sums_of(const BackwardArgs& a, int which, int block) {
+  return a.BC + (which * (a.blocks + 1) + block) * a.batch.total * a.G * a.N;
+}
 __device__ __forceinline__ float& token(const BackwardArgs& a, int which, int64_t t, int head) {
   return a.tokens[(which * a.batch.total + t) * a.H + head];
 }
@@ -71,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(256)
     ssd_scan_backward_passing_kernel(const __grid_constant__ BackwardArgs a) {
-  constexpr int kAhead = 16;
+  constexpr int kAhead = 8;
   grid_dependency_wait();
   let_next_start();
   const bool back = blockIdx.z == 1;
@@ -103,8 +107,8 @@ __global__ void __launch_bounds__(256)
 struct InputTiles {
   Tile x, dy, M, B, dh;
   Decays decays;
-  float halves[3][2][kTile];
-  float over_tokens[2][kTile];
+  float parts[3][kParts][kTile];
+  float over_tokens[kParts][kTile];
 };
 
 // x and dy of a tile of P, unless they are there already.
@@ -116,6 +120,10 @@ __device__ __forceinline__ void load_inputs(const BackwardArgs& a, const Chunk& 
   load_tile<T>(t.dy, a.dy, chunk.begin * a.dy_stride + column, a.dy_stride, length_of(chunk), rest(a.P, p));
 }
 
+__device__ __forceinline__ float sum_parts(const float (&parts)[kParts][kTile], int i) {
+  return (parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]);
+}
+
 // M^T into shared memory, dS^T, and the parts of ddt from within the chunk. `dM` is transposed like all of
 // them: rows are j, columns i.
 template <class T>
@@ -124,13 +132,13 @@ __device__ __forceinline__ void attention_backward(const BackwardArgs& a, const 
   const Decays& d = t.decays;
   Part direct;
 #pragma unroll
-  for (int e = 0; e < 32; ++e) direct.v[e / 16][e / 4 % 4][e % 4] = S.v[e / 16][e / 4 % 4][e % 4];
+  for (int e = 0; e < 16; ++e) direct.element(e) = S.element(e);
   const int L = length_of(chunk);
   // `direct` holds S until its element is due.
   int e = 0;
   dM.for_each([&](int j, int i, float& of_M) {
-    float& s = direct.v[e / 16][e / 4 % 4][e % 4];
-    float& to_S = dS.v[e / 16][e / 4 % 4][e % 4];
+    float& s = direct.element(e);
+    float& to_S = dS.element(e);
     ++e;
     const float E = j <= i && i < L ? (j == i ? 1.0f : d.between(i, j)) : 0.0f;
     const float m = s * E;
@@ -139,31 +147,31 @@ __device__ __forceinline__ void attention_backward(const BackwardArgs& a, const 
     s = of_M * m;
     t.B[j][i] = j < i ? s * d.dt[j] : 0.0f;
   });
-  direct.sum_rows(t.halves[0], [](int, int, float x) { return x; });
+  direct.sum_rows(t.parts[0], [](int, int, float x) { return x; });
   __syncthreads();
   // What the tokens before k give to those from k on.
   Part before;
   before.zero();
   before.add_product<T>([](int k, int j) { return j < k ? 1.0f : 0.0f; },
                         [&](int j, int i) { return t.B[j][i]; });
-  before.sum_rows(t.halves[1], [](int k, int i, float x) { return i >= k ? x : 0.0f; });
+  before.sum_rows(t.parts[1], [](int k, int i, float x) { return i >= k ? x : 0.0f; });
   __syncthreads();
   const int i = threadIdx.x;
   if (i >= L) return;
-  token(a, kDirect, chunk.begin + i, head) = t.halves[0][0][i] + t.halves[0][1][i];
-  token(a, kWithin, chunk.begin + i, head) = t.halves[1][0][i] + t.halves[1][1][i];
+  token(a, kDirect, chunk.begin + i, head) = sum_parts(t.parts[0], i);
+  token(a, kWithin, chunk.begin + i, head) = sum_parts(t.parts[1], i);
 }
 
-// Sums over the rows of f(row, column) for every column, of a head's D.
+// Sums over the rows of f(row, column) for every column; a barrier.
 template <class F>
-__device__ __forceinline__ void sum_columns(float (&scratch)[2][kTile], float* to, int columns, F&& f) {
-  const int c = threadIdx.x % kTile, half = threadIdx.x / kTile;
+__device__ __forceinline__ void sum_columns(float (&scratch)[kParts][kTile], float* to, int columns, F&& f) {
+  const int c = threadIdx.x % kTile, part = threadIdx.x / kTile;
   float sum = 0.0f;
-#pragma unroll 8
-  for (int r = half * 32; r < half * 32 + 32; ++r) sum += f(r, c);
-  scratch[half][c] = sum;
+#pragma unroll
+  for (int r = part * (kTile / kParts); r < (part + 1) * (kTile / kParts); ++r) sum += f(r, c);
+  scratch[part][c] = sum;
   __syncthreads();
-  if (half == 0 && c < columns) to[c] = scratch[0][c] + scratch[1][c];
+  if (part == 0 && c < columns) to[c] = sum_parts(scratch, c);
 }
 
 // A block is a chunk and a block of heads of one group.
@@ -224,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         __syncthreads();
         dx.add_product<T>([&](int j, int k) { return t.B[j][k]; }, [&](int k, int c) { return t.dh[k][c]; });
       }
-      dx.sum_rows(t.halves[2], [&](int j, int c, float x) { return x * t.x[j][c]; });
+      dx.sum_rows(t.parts[2], [&](int j, int c, float x) { return x * t.x[j][c]; });
       dx.for_each([&](int j, int, float& x) { x *= t.decays.to_end[j]; });
       dx.add_product<T>([&](int j, int k) { return t.M[j][k]; }, [&](int k, int c) { return t.dy[k][c]; });
       const int64_t column = int64_t{head} * a.P + p * kTile;
@@ -235,8 +243,8 @@ __global__ void __launch_bounds__(kThreads, 2)
             from_f32<T>(fmaf(D, t.dy[j][c], x));
       });
       sum_columns(t.over_tokens, a.D_sums + number * a.H * a.P + column, P,
-                  [&](int r, int c) { return t.x[r][c] * t.dy[r][c]; });  // and a barrier
-      if (threadIdx.x < kTile) to_state += t.halves[2][0][threadIdx.x] + t.halves[2][1][threadIdx.x];
+                  [&](int r, int c) { return t.x[r][c] * t.dy[r][c]; });
+      if (threadIdx.x < kTile) to_state += sum_parts(t.parts[2], threadIdx.x);
     }
     if (static_cast<int>(threadIdx.x) < L)
       token(a, kToState, chunk.begin + threadIdx.x, head) = to_state * t.decays.end[threadIdx.x];
@@ -248,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 struct StateTiles {
   Tile x, dy, h, dh, C;
   Decays decays;
-  float halves[2][kTile];
+  float parts[kParts][kTile];
   float scratch[32];
 };
 
@@ -293,24 +301,24 @@ __global__ void __launch_bounds__(kThreads, 2)
     of_C.for_each([&](int i, int, float& x) { x *= t.decays.from_start[i]; });
     of_B.for_each([&](int j, int, float& x) { x *= t.decays.to_end[j]; });
 #pragma unroll
-    for (int e = 0; e < 32; ++e) {
-      dC.v[e / 16][e / 4 % 4][e % 4] += of_C.v[e / 16][e / 4 % 4][e % 4];
-      dB.v[e / 16][e / 4 % 4][e % 4] += of_B.v[e / 16][e / 4 % 4][e % 4];
+    for (int e = 0; e < 16; ++e) {
+      dC.element(e) += of_C.element(e);
+      dB.element(e) += of_B.element(e);
     }
-    of_C.sum_rows(t.halves, [&](int i, int c, float x) { return x * t.C[i][c]; });
+    of_C.sum_rows(t.parts, [&](int i, int c, float x) { return x * t.C[i][c]; });
     through = warp_sum(through);
     if (threadIdx.x % 32 == 0) t.scratch[threadIdx.x / 32] = through;
     __syncthreads();
     const int i = static_cast<int>(threadIdx.x);
-    if (i < L) token(a, kFromState + n, chunk.begin + i, head) = t.halves[0][i] + t.halves[1][i];
+    if (i < L) token(a, kFromState + n, chunk.begin + i, head) = sum_parts(t.parts, i);
     if (i == 0) {
-      a.through[(number * a.n_tiles + n) * a.H + head] =
-          t.scratch[0] + t.scratch[1] + t.scratch[2] + t.scratch[3];
+      float sum = 0.0f;
+      for (int w = 0; w < kThreads / 32; ++w) sum += t.scratch[w];
+      a.through[(number * a.n_tiles + n) * a.H + head] = sum;
     }
   }
   const auto write = [&](Part& part, int which) {
-    float* const to = a.BC + ((which * a.blocks + block) * a.batch.total + chunk.begin) * a.G * a.N +
-                      int64_t{g} * a.N + n * kTile;
+    float* const to = sums_of(a, which, block) + (chunk.begin * a.G + g) * a.N + n * kTile;
     part.for_each([&](int i, int c, float x) {
       if (i < L && c < N) to[int64_t{i} * a.G * a.N + c] = x;
     });
@@ -356,8 +364,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 #pragma unroll 1
   for (int which = 0; which < 2; ++which) {
-    void* const out = which ? a.dB : a.dC;
-    if (out == nullptr) continue;
+    if ((which ? a.dB : a.dC) == nullptr) continue;
     Part part;
     part.zero();
     if (which) {
@@ -365,18 +372,27 @@ __global__ void __launch_bounds__(kThreads)
     } else {
       part.add_product<T>([&](int i, int k) { return dS[k][i]; }, [&](int k, int c) { return B[k][c]; });
     }
-    for (int block = 0; block < a.blocks; ++block) {
-      const float* const from =
-          a.BC + ((which * a.blocks + block) * a.batch.total + chunk.begin) * a.G * a.N + column;
-      part.for_each([&](int r, int c, float& x) {
-        if (r < L && c < N) x += from[int64_t{r} * a.G * a.N + c];
-      });
-    }
-    T* const to = static_cast<T*>(out) + chunk.begin * (which ? a.dB_stride : a.dC_stride) + column;
+    float* const to = sums_of(a, which, a.blocks) + chunk.begin * a.G * a.N + column;
     part.for_each([&](int r, int c, float x) {
-      if (r < L && c < N) to[r * (which ? a.dB_stride : a.dC_stride) + c] = from_f32<T>(x);
+      if (r < L && c < N) to[int64_t{r} * a.G * a.N + c] = x;
     });
   }
+}
+
+// dC and dB from the sums of the blocks of heads and of `groups`, in their order.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    ssd_scan_backward_rows_kernel(const __grid_constant__ BackwardArgs a) {
+  grid_dependency_wait();
+  let_next_start();
+  const int which = static_cast<int>(blockIdx.y);
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, width = int64_t{a.G} * a.N;
+  void* const out = which ? a.dB : a.dC;
+  if (out == nullptr || i >= a.batch.total * width) return;
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int block = 0; block <= a.blocks; ++block) sum += sums_of(a, which, block)[i];
+  static_cast<T*>(out)[i / width * (which ? a.dB_stride : a.dC_stride) + i % width] = from_f32<T>(sum);
 }
 
 // A warp is a chunk and a head, a lane two of its tokens.
@@ -492,8 +508,15 @@ void launch_all(const BackwardArgs& a) {
          ssd_scan_backward_passing_kernel<T>, a);
   launch(how(a.G * a.blocks, 1, sizeof(InputTiles)), ssd_scan_backward_inputs_kernel<T>, a);
   launch(how(a.G * a.blocks, a.n_tiles, sizeof(StateTiles)), ssd_scan_backward_states_kernel<T>, a);
-  if (a.dB || a.dC) launch(how(a.G, a.n_tiles, 3 * sizeof(Tile)), ssd_scan_backward_groups_kernel<T>, a);
-  launch(how((a.H + 3) / 4, 1, 0), ssd_scan_backward_steps_kernel<T>, a);
+  if (a.dB || a.dC) {
+    launch(how(a.G, a.n_tiles, 3 * sizeof(Tile)), ssd_scan_backward_groups_kernel<T>, a);
+    const int64_t sums = a.batch.total * a.G * a.N;
+    launch({.grid = dim3(u((sums + kThreads - 1) / kThreads), 2),
+            .block = dim3(kThreads),
+            .overlaps_previous = true},
+           ssd_scan_backward_rows_kernel<T>, a);
+  }
+  launch(how((a.H + kThreads / 32 - 1) / (kThreads / 32), 1, 0), ssd_scan_backward_steps_kernel<T>, a);
 }
 
 }  // namespace
@@ -531,7 +554,7 @@ void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, cons
   const Tensor whole = workspace({a.numbers, H}), tokens = workspace({3 + a.n_tiles, T, H});
   const Tensor through = workspace({a.numbers, a.n_tiles, H}), D_sums = workspace({a.numbers, H * P});
   const Tensor scores = workspace({a.numbers, G, a.blocks, kTile * kTile}),
-               BC = workspace({2, a.blocks, T, G * N});
+               BC = workspace({2, a.blocks + 1, T, G * N});
   const Tensor sums = workspace({2, a.numbers, H});
   a.h = h.raw(), a.dh = dh.raw(), a.whole = floats(whole), a.tokens = floats(tokens),
   a.through = floats(through);

@@ -2,7 +2,7 @@
 // products on the tensor cores in TF32. 16-bit operands fit TF32 exactly; what is computed is rounded to it
 // (2^-11). With f32 activations each factor is split in two, and three products give f32's accuracy.
 //
-// A block is kWarps warps, each with a 32 x 32 part of a product. Tiles have kPitch columns, so that the rows
+// A block is eight warps, each with a 32 x 16 part of a product. Tiles have kPitch columns, so that the rows
 // of a fragment lie in different banks.
 #pragma once
 
@@ -13,7 +13,8 @@ namespace ssm::cuda::ssd_backward {
 
 inline constexpr int kTile = 64;  // tokens of a chunk, states and head dims of a tile
 inline constexpr int kPitch = kTile + 4;
-inline constexpr int kThreads = 128;
+inline constexpr int kThreads = 256;
+inline constexpr int kParts = 4;  // of a tile's columns
 
 using Tile = float[kTile][kPitch];
 
@@ -34,7 +35,7 @@ struct BackwardArgs {
   float* tokens;   // [3 + n_tiles, T, H]: Token, and by tile of N what the state gives to y
   float* through;  // [numbers, n_tiles, H]: <h, dh>
   float* scores;   // [numbers, G, blocks, kTile, kTile]: of dS^T
-  float* BC;       // [2, blocks, T, G*N]: of dC and dB
+  float* BC;       // [2, blocks + 1, T, G*N]: of dC and dB
   float* D_sums;   // [numbers, H*P]
   float* sums;     // [2, numbers, H]: of dA and ddt_bias
 };
@@ -57,30 +58,31 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], con
 
 // A warp's part of a kTile x kTile matrix.
 struct Part {
-  float v[2][4][4];
+  float v[2][2][4];
 
+  __device__ __forceinline__ float& element(int i) { return v[i / 8][i / 4 % 2][i % 4]; }
   __device__ __forceinline__ void zero() {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) v[i / 16][i / 4 % 4][i % 4] = 0.0f;
+    for (int i = 0; i < 16; ++i) element(i) = 0.0f;
   }
-  static __device__ __forceinline__ int first_row() { return threadIdx.x / 64 * 32; }
-  static __device__ __forceinline__ int first_column() { return threadIdx.x / 32 % 2 * 32; }
+  static __device__ __forceinline__ int first_row() { return threadIdx.x / 128 * 32; }
+  static __device__ __forceinline__ int first_column() { return threadIdx.x / 32 % kParts * 16; }
 
-  // f(row, column, element). A thread's elements lie in four rows, (slot = 0 .. 3) of eight columns.
+  // f(row, column, element). A thread's elements lie in four rows, (slot = 0 .. 3) of four columns.
   template <class F>
   __device__ __forceinline__ void for_each(F&& f) {
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           f(first_row() + i * 16 + g + e / 2 * 8, first_column() + j * 8 + q * 2 + e % 2, v[i][j][e]);
       }
     }
   }
-  // sums[column half][row] of f(row, column, element) over a row's columns in this warp.
+  // sums[part of the columns][row] of f(row, column, element) over a row's columns in this warp.
   template <class F>
   __device__ __forceinline__ void sum_rows(float (*sums)[kTile], F&& f) {
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
@@ -89,14 +91,14 @@ struct Part {
       const int row = first_row() + slot / 2 * 16 + g + slot % 2 * 8;
       float sum = 0.0f;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 2; ++e)
           sum += f(row, first_column() + j * 8 + q * 2 + e, v[slot / 2][j][slot % 2 * 2 + e]);
       }
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (q == 0) sums[threadIdx.x / 32 % 2][row] = sum;
+      if (q == 0) sums[threadIdx.x / 32 % kParts][row] = sum;
     }
   }
 
@@ -118,7 +120,7 @@ struct Part {
         }
       }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 2; ++j) {
         float high_b[2], low_b[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {

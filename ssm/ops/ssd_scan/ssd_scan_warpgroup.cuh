@@ -2,7 +2,7 @@
 //
 // A block walks a segment in tiles of kSsdTile tokens for two units of 64 channels, which share B and C. Its
 // warp groups have three trades, which barriers in shared memory let run apart by as much as there is room:
-// - the producer copies tiles some stages ahead and makes the factors of dt and A;
+// - the producer's warps copy tiles some stages ahead, or make the factors of dt and A;
 // - a keeper a unit has the transposed state h^T [64, N] in f32 registers, and leaves it, rounded, in shared
 //   memory before each tile:  h^T = decay h^T + (x left)^T B
 // - a writer a unit makes y:  S = C B^T,  Y = reached (C h) + M x + D x, with
@@ -19,6 +19,7 @@ namespace ssm::cuda::ssd_warpgroup {
 inline constexpr int kGroup = 128;     // threads of a warp group
 inline constexpr int kUnits = 2;       // of a block
 inline constexpr int kUnitWidth = 64;  // channels
+inline constexpr int kCopyWarps = 2;   // of the producer; its others, one a head, make factors
 enum class Pass { state, scan };
 
 // A block's threads and shared memory.
@@ -72,6 +73,7 @@ struct Piece {
     tiles = (length + kSsdTile - 1) / kSsdTile;
   }
   __device__ int head(int unit) const { return (first + unit) / units.per_head; }
+  __device__ int heads() const { return head(count - 1) - first_head + 1; }
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -80,35 +82,40 @@ __device__ __forceinline__ SsdFactors& factors_of(unsigned char* factors, int st
   return reinterpret_cast<SsdFactors*>(factors)[stage * kUnits + head];
 }
 
-// The first warp group: tiles and factors, as many stages ahead as there are.
+// Tiles of B, C and x, as many stages ahead as there are.
 template <class X, int kN, Pass kPass>
-__device__ __forceinline__ void produce(const SsdView& a, const Piece& piece, unsigned char* shared) {
+__device__ __forceinline__ void copy_tiles(const SsdView& a, const Piece& piece, uint32_t base, int thread) {
   using L = Layout<kN, kPass>;
-  const int row = threadIdx.x / 8, vector = threadIdx.x % 8;
-  const uint32_t base = shared_address(shared), own = panel_offset(row, vector);
-  const X* x = static_cast<const X*>(a.x) + (piece.segment.begin + row) * a.x_stride +
-               piece.first * kUnitWidth + vector * 8;
-  const X* B =
-      static_cast<const X*>(a.B) + (piece.segment.begin + row) * a.B_stride + piece.group * a.N + vector * 8;
-  const X* C =
-      static_cast<const X*>(a.C) + (piece.segment.begin + row) * a.C_stride + piece.group * a.N + vector * 8;
-  SsdFactorMaker<X> maker(a, piece.segment.begin, piece.first_head,
-                          piece.head(piece.count - 1) - piece.first_head + 1);
-  maker.fetch(a, 0, piece.length);
+  constexpr int kRowsAtOnce = 32 * kCopyWarps / 8;
+  const int row = thread / 8, vector = thread % 8;
+  const auto first = [&](const void* from, int64_t stride, int column) {
+    return static_cast<const X*>(from) + (piece.segment.begin + row) * stride + column + vector * 8;
+  };
+  const X* x = first(a.x, a.x_stride, piece.first * kUnitWidth);
+  const X* B = first(a.B, a.B_stride, piece.group * a.N);
+  const X* C = first(a.C, a.C_stride, piece.group * a.N);
   const auto publish = [&](int tile) {
     publish_to_products();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(base + L::kFull + tile % L::kStages * 8);
+    if (thread % 32 == 0) arrive(base + L::kFull + tile % L::kStages * 8);
   };
   for (int tile = 0; tile < piece.tiles; ++tile) {
-    const int stage = tile % L::kStages, rows = min(kSsdTile, piece.length - tile * kSsdTile) - row;
+    const int stage = tile % L::kStages, rows = min(kSsdTile, piece.length - tile * kSsdTile);
     if (tile >= L::kStages) wait_for_phase(base + L::kEmpty + stage * 8, (tile / L::kStages + 1) & 1);
-    const uint32_t to = base + stage * L::kStage + own;
+    const uint32_t to = base + stage * L::kStage + panel_offset(row, vector);
+    // Unrolled little: the producer has few registers.
     const auto copy = [&](uint32_t panel, const X* from, int64_t stride) {
-#pragma unroll
-      for (int i = 0; i < kSsdTile; i += kGroup / 8) copy_async(panel + i * 128, from + i * stride, i < rows);
+      if (rows == kSsdTile) {
+#pragma unroll 4
+        for (int i = 0; i < kSsdTile; i += kRowsAtOnce, from += kRowsAtOnce * stride)
+          copy_async(panel + i * 128, from, true);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < kSsdTile; i += kRowsAtOnce, from += kRowsAtOnce * stride)
+          copy_async(panel + i * 128, from, row + i < rows);
+      }
     };
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kN / 64; ++i) {
       copy(to + L::kB + i * kPanelBytes, B + i * 64, a.B_stride);
       if (kPass == Pass::scan) copy(to + L::kC + i * kPanelBytes, C + i * 64, a.C_stride);
@@ -116,8 +123,6 @@ __device__ __forceinline__ void produce(const SsdView& a, const Piece& piece, un
     for (int i = 0; i < piece.count; ++i) copy(to + L::kX + i * kPanelBytes, x + i * kUnitWidth, a.x_stride);
     commit_copies();
     x += kSsdTile * a.x_stride, B += kSsdTile * a.B_stride, C += kSsdTile * a.C_stride;
-    maker.make(a, &factors_of(shared + L::kFactors, stage, 0));
-    if ((tile + 1) * kSsdTile < piece.length) maker.fetch(a, (tile + 1) * kSsdTile, piece.length);
     if (tile > 0) {
       wait_for_copies<1>();
       publish(tile - 1);
@@ -125,6 +130,24 @@ __device__ __forceinline__ void produce(const SsdView& a, const Piece& piece, un
   }
   wait_for_copies<0>();
   publish(piece.tiles - 1);
+}
+
+// The factors of dt and A, a warp a head.
+template <class X, int kN, Pass kPass>
+__device__ __forceinline__ void make_factors(const SsdView& a, const Piece& piece, unsigned char* shared) {
+  using L = Layout<kN, kPass>;
+  const uint32_t base = shared_address(shared);
+  SsdFactorMaker<X> maker(a, piece.segment.begin, piece.first_head, piece.heads());
+  if (!maker.active) return;
+  maker.fetch(a, 0, piece.length);
+  for (int tile = 0; tile < piece.tiles; ++tile) {
+    const int stage = tile % L::kStages;
+    if (tile >= L::kStages) wait_for_phase(base + L::kEmpty + stage * 8, (tile / L::kStages + 1) & 1);
+    maker.make(a, &factors_of(shared + L::kFactors, stage, 0));
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(base + L::kFull + stage * 8);
+    if ((tile + 1) * kSsdTile < piece.length) maker.fetch(a, (tile + 1) * kSsdTile, piece.length);
+  }
 }
 
 // What keepers and writers know of their unit. Lanes have rows g, g + 8 of their warp's 16 and columns 2q, 2q

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(Layout<kN, kPass>::kThreads, 1)
   constexpr int kWarps = kGroup / 32;
   const uint32_t base = shared_address(shared);
   if (threadIdx.x < L::kStages) {
-    init_barrier(base + L::kFull + threadIdx.x * 8, kWarps);
+    init_barrier(base + L::kFull + threadIdx.x * 8, kCopyWarps + piece.heads());
     init_barrier(base + L::kEmpty + threadIdx.x * 8, piece.count * (L::kScan ? 2 : 1) * kWarps);
   }
   if (threadIdx.x < kUnits) {
@@ -33,7 +33,12 @@ __global__ void __launch_bounds__(Layout<kN, kPass>::kThreads, 1)
   const int trade = static_cast<int>(threadIdx.x) / kGroup, unit = (trade - 1) % kUnits;
   if (trade == 0) {
     give_registers<L::kOfProducer>();
-    produce<X, kN, kPass>(a, piece, shared);
+    constexpr int kOthers = kGroup - 32 * kCopyWarps;
+    if (threadIdx.x < kOthers) {
+      make_factors<X, kN, kPass>(a, piece, shared);
+    } else {
+      copy_tiles<X, kN, kPass>(a, piece, base, static_cast<int>(threadIdx.x) - kOthers);
+    }
   } else if (trade <= kUnits) {
     take_registers<L::kOfKeeper>();
     if (unit >= piece.count) return;
