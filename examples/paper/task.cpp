@@ -12,6 +12,7 @@
 #include "ssm/io/config.h"
 #include "ssm/models/registry.h"
 #include "ssm/ops/elementwise/elementwise.h"
+#include "ssm/ops/sampling/sampling.h"
 #include "ssm/train/checkpoint.h"
 #include "ssm/train/init.h"
 
@@ -193,14 +194,13 @@ double Study::accuracy(const std::function<Sequence(int64_t)>& test, int64_t cou
     for (size_t at = 0; at < places.size(); at += kRows) {
       const auto some = std::span(places).subspan(at, count_of(at));
       const Tensor rows = Tensor::from_values<int32_t>(some, {std::ssize(some)}).to(loaded_.device);
-      const Tensor logits = model.logits(ssm::take_rows(hidden, rows)).to(ssm::kCpu);
-      for (size_t i = 0; i < some.size(); ++i) {
-        const auto row = logits.select(0, static_cast<int64_t>(i))
-                             .values<float>()
-                             .subspan(0, static_cast<size_t>(task_.vocab));
-        right += std::max_element(row.begin(), row.end()) - row.begin() == targets[at + i];
-        ++asked;
-      }
+      const std::vector<ssm::SamplingParams> greedy(some.size(), {.temperature = 0});
+      const std::vector<int64_t> positions(some.size(), 0);
+      const Tensor said =
+          ssm::sample(model.logits(ssm::take_rows(hidden, rows)), task_.vocab, greedy, {}, {}, positions)
+              .to(ssm::kCpu);
+      for (size_t i = 0; i < some.size(); ++i) right += said.values<int32_t>()[i] == targets[at + i];
+      asked += std::ssize(some);
     }
   }
   return static_cast<double>(right) / static_cast<double>(std::max<int64_t>(asked, 1));
