@@ -6,10 +6,10 @@
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
-#include <chrono>
 #include <random>
 
 #include "ssm/core/atomic_file.h"
+#include "ssm/core/clock.h"
 
 namespace ssm::serve {
 
@@ -33,11 +33,6 @@ bool is_name(std::string_view name) {
 std::string random_name() {
   static thread_local std::mt19937_64 source{std::random_device{}()};
   return fmt::format("session-{:016x}", source());
-}
-
-int64_t now() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
-      .count();
 }
 
 StateLayout layout_of(const LoadedModel& model) {
@@ -125,7 +120,7 @@ Sessions::Entry& Sessions::make(const std::string& name) {
     throw ApiError(409, fmt::format("the file of session {} is damaged, or of another model", name));
   }
   Entry& entry = entries_[name];
-  entry.about.created = entry.about.updated = now();
+  entry.about.created = entry.about.updated = unix_seconds();
   entry.busy = true;
   return entry;
 }
