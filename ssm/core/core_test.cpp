@@ -7,6 +7,7 @@
 
 #include "ssm/core/crc32c.h"
 #include "ssm/core/parallel.h"
+#include "ssm/core/plain_name.h"
 #include "ssm/core/rng.h"
 #include "ssm/core/tensor.h"
 
@@ -144,6 +145,14 @@ TEST(Rng, MatchesThePublishedPhiloxVectors) {
   const uint64_t ones = ~uint64_t{0};
   EXPECT_EQ(philox4x32(ones, ones, ones),
             (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+}
+
+TEST(PlainName, CannotLeaveAFolder) {
+  for (const char* name : {"a", "Model-2.8b_v1", "a..b", "12345678"})
+    EXPECT_TRUE(is_plain_name(name, 13)) << name;
+  for (const char* name : {"", ".", "..", "-a", ".a", "a/b", "a b", "a\n", "\xC3\xA4", "fourteen-bytes"}) {
+    EXPECT_FALSE(is_plain_name(name, 13)) << name;
+  }
 }
 
 TEST(Crc32c, TheVectorsOfItsRfc) {
