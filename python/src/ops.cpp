@@ -22,13 +22,6 @@ SequenceBatch batch_of(const Lengths& lengths) {  // sequence b has slot b
 
 Tensor state_of(const OptionalInOut& state) { return state ? tensor_of(*state, "state") : Tensor(); }
 
-Tensor empty_like(const Tensor& t) {
-  return t.defined() ? Tensor::empty(t.shape(), t.dtype(), t.device()) : Tensor();
-}
-Tensor zeros_like(const Tensor& t) {
-  return t.defined() ? Tensor::zeros(t.shape(), DType::f32, t.device()) : Tensor();
-}
-
 template <class... Tensors>
 nb::tuple arrays_of(const Tensors&... tensors) {
   return nb::make_tuple(array_of(tensors)...);
@@ -70,14 +63,14 @@ nb::tuple scan_backward(const InArray& u, const InArray& delta, const InArray& A
   SelectiveScanGrads g;
   {
     const nb::gil_scoped_release unlocked;
-    g = {.du = empty_like(args.u),
-         .ddelta = empty_like(args.delta),
-         .dA = zeros_like(args.A),
-         .dB = empty_like(args.B),
-         .dC = empty_like(args.C),
-         .dD = zeros_like(args.D),
-         .dz = empty_like(args.z),
-         .ddelta_bias = zeros_like(args.delta_bias)};
+    g = {.du = Tensor::empty_like(args.u),
+         .ddelta = Tensor::empty_like(args.delta),
+         .dA = Tensor::zeros_like(args.A, DType::f32),
+         .dB = Tensor::empty_like(args.B),
+         .dC = Tensor::empty_like(args.C),
+         .dD = Tensor::zeros_like(args.D, DType::f32),
+         .dz = Tensor::empty_like(args.z),
+         .ddelta_bias = Tensor::zeros_like(args.delta_bias, DType::f32)};
     selective_scan_backward(args, batch_of(lengths), h, from, g);
   }
   return arrays_of(g.du, g.ddelta, g.dA, g.dB, g.dC, g.dD, g.dz, g.ddelta_bias);
@@ -121,13 +114,13 @@ nb::tuple ssd_backward(const InArray& x, const InArray& dt, const InArray& A, co
   SsdScanGrads g;
   {
     const nb::gil_scoped_release unlocked;
-    g = {.dx = empty_like(args.x),
-         .ddt = empty_like(args.dt),
-         .dA = zeros_like(args.A),
-         .dB = empty_like(args.B),
-         .dC = empty_like(args.C),
-         .dD = zeros_like(args.D),
-         .ddt_bias = zeros_like(args.dt_bias)};
+    g = {.dx = Tensor::empty_like(args.x),
+         .ddt = Tensor::empty_like(args.dt),
+         .dA = Tensor::zeros_like(args.A, DType::f32),
+         .dB = Tensor::empty_like(args.B),
+         .dC = Tensor::empty_like(args.C),
+         .dD = Tensor::zeros_like(args.D, DType::f32),
+         .ddt_bias = Tensor::zeros_like(args.dt_bias, DType::f32)};
     ssd_scan_backward(args, batch_of(lengths), h, from, g);
   }
   return arrays_of(g.dx, g.ddt, g.dA, g.dB, g.dC, g.dD, g.ddt_bias);
@@ -152,7 +145,9 @@ nb::tuple conv_backward(const InArray& x, const InArray& weight, const OptionalI
   CausalConv1dGrads g;
   {
     const nb::gil_scoped_release unlocked;
-    g = {.dx = empty_like(in), .dweight = zeros_like(w), .dbias = zeros_like(b)};
+    g = {.dx = Tensor::empty_like(in),
+         .dweight = Tensor::zeros_like(w, DType::f32),
+         .dbias = Tensor::zeros_like(b, DType::f32)};
     causal_conv1d_backward(in, w, b, silu ? Activation::silu : Activation::none, batch_of(lengths), before,
                            from, g);
   }

@@ -57,6 +57,15 @@ TEST(Tensor, ViewsShareStorage) {
   EXPECT_THROW(t.data<double>(), Error);
 }
 
+TEST(Tensor, OneLikeAnotherLiesAsItDoes) {
+  const Tensor t = Tensor::zeros({3, 4});
+  EXPECT_EQ(Tensor::empty_like(t.transpose(0, 1)).strides(), (Shape{1, 4}));
+  const Tensor zeros = Tensor::zeros_like(t.to(DType::bf16).slice(1, 1, 3), DType::f32);
+  EXPECT_EQ(zeros.strides(), (Shape{2, 1}));
+  for (const float x : zeros.values<float>()) EXPECT_EQ(x, 0);
+  EXPECT_FALSE(Tensor::zeros_like(Tensor(), DType::f32).defined());
+}
+
 TEST(Arena, ReplaysTheSameAddressesAndHoldsNoMore) {
   Arena arena;
   std::vector<std::byte*> first;
