@@ -4,6 +4,7 @@
 #include "python/src/bindings.h"
 #include "python/src/model.h"
 #include "ssm/autograd/tape.h"
+#include "ssm/io/adapter.h"
 #include "ssm/load/adapter.h"
 #include "ssm/load/save_model.h"
 #include "ssm/train/adapter.h"
@@ -15,21 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-// By PEFT's names.
-io::AdapterConfig adapter_of(const json& fields) {
-  io::AdapterConfig config;
-  config.r = fields.at("r");
-  config.alpha = fields.at("lora_alpha");
-  config.dropout = fields.at("lora_dropout");
-  config.use_rslora = fields.at("use_rslora");
-  config.bias = fields.at("bias");
-  config.target_modules = fields.at("target_modules");
-  config.modules_to_save = fields.at("modules_to_save");
-  config.alpha_pattern = fields.at("alpha_pattern");
-  config.base_model = fields.at("base_model_name_or_path");
-  return config;
-}
 
 train::BatchMode mode_of(const std::string& name) {
   if (name == "packed") return train::BatchMode::packed;
@@ -97,8 +83,8 @@ nb::dict dict_of(const train::Metrics& metrics) {
 
 class Training {
  public:
-  // `options` and `adapter` as JSON with every field; without an adapter the whole model is trained. The
-  // model changes in place.
+  // `options` as JSON with every field, `adapter` as PEFT's adapter_config.json; without an adapter the whole
+  // model is trained. The model changes in place.
   Training(ModelPtr model, const std::vector<std::string>& data, const std::vector<std::string>& held_out,
            const std::string& options, const std::optional<std::string>& adapter)
       : model_(std::move(model)) {
@@ -128,7 +114,7 @@ class Training {
     if (adapter) {
       SSM_CHECK(!has_lora(*model_->model),
                 "the model has an adapter already: merge it, or train from its base");
-      run_.adapter = adapter_of(json::parse(*adapter));
+      run_.adapter = io::parse_adapter_config(json::parse(*adapter), "LoraConfig");
       train::begin_adapter(*model_->model, *run_.adapter, trainer.seed);
       trainer.trained = train::trained_by(*run_.adapter);
     }

@@ -47,6 +47,7 @@ class LoraConfig:
         elif isinstance(targets, str):
             raise ValueError(f"LoraConfig: target_modules {targets!r}: give a list of names, or 'all-linear'")
         return {
+            "peft_type": "LORA",
             "r": int(self.r),
             "lora_alpha": float(self.lora_alpha),
             "lora_dropout": float(self.lora_dropout),

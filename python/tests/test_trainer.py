@@ -132,6 +132,8 @@ def test_kinds_of_data(bundled, tmp_path):
         SFTConfig(learning_rat=1.0)
     with pytest.raises(ValueError, match="fp16=True is not supported"):
         SFTConfig(fp16=True)
+    with pytest.raises(ssm_cpp.Error, match="LoraConfig: bias is some"):
+        SFTTrainer(bundled, SFTConfig(str(tmp_path / "z")), ["a"], peft_config=LoraConfig(bias="some"))
     with pytest.raises(ssm_cpp.Error, match="x_proj"):
         SFTTrainer(bundled, SFTConfig(str(tmp_path / "y")), ["a"], peft_config=LoraConfig(target_modules=["x_proj"]))
 
