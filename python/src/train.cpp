@@ -253,15 +253,12 @@ nb::tuple gradients(const ModelPtr& model, const InArray& ids, const InArray& ta
   std::vector<std::pair<std::string, Tensor>> found;
   {
     const nb::gil_scoped_release unlocked;
-    train::TrainerOptions options;
-    options.schedule.warmup = 1;  // whose first step has the rate 0: nothing changes
-    options.clip = 0;
     const Originals kept(*model->model);
-    train::Trainer trainer(*model->model, model->model->vocab_size(), model->device, model->compute, options);
-    loss = trainer.step(std::span(&batch, 1)).loss;
-    for (const train::TrainedParameter& p : trainer.parameters().all()) {
-      const Tensor gradient = gradient_of(p.used);
-      if (gradient.defined()) found.emplace_back(p.name, gradient.to(kCpu).to(DType::f32).clone());
+    train::Trainer trainer(*model->model, model->model->vocab_size(), model->device, model->compute, {});
+    const train::Gradients g = trainer.gradients(std::span(&batch, 1));
+    loss = g.loss;
+    for (size_t i = 0; i < g.parameters.size(); ++i) {
+      found.emplace_back(g.parameters[i]->name, g.gradients[i].to(kCpu).to(DType::f32).clone());
     }
     Dropout(*model->model).set(std::nullopt);
   }
