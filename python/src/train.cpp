@@ -3,7 +3,6 @@
 
 #include "python/src/bindings.h"
 #include "python/src/model.h"
-#include "ssm/autograd/tape.h"
 #include "ssm/io/adapter.h"
 #include "ssm/load/adapter.h"
 #include "ssm/load/save_model.h"
