@@ -2,9 +2,8 @@
 """Runs every `ssm` command that README.md and docs/ show in a block of sh or console, page by page.
 
 A page's commands run in one folder, in order, with a home of its own. There the models and texts that pages speak of
-stand ready, small; training takes two steps. Output that a page shows must come, numbers within a thousandth. A
-comment in front of a block, <!-- not run: REASON -->, leaves it out. Commands of the source tree (scripts/, cmake) are
-what CI itself is made of and are not run again.
+stand ready, small; training takes two steps. Output that a page shows must come, numbers within a thousandth. Commands
+of the source tree (scripts/, cmake) are what CI itself is made of and are not run again.
 """
 
 import json
@@ -16,29 +15,13 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from doc_blocks import PAGES, ROOT, blocks
+
 SSM = ROOT / "build/release/bin/ssm"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = r"(^|[|;&] *)ssm "
 HUB_MODEL = "models--state-spaces--mamba-130m-hf"
 SHORT = {"--steps": "2", "--batch": "2", "--length": "32"}
 TINY = "--family mamba --layers 2 --width 64"
-
-
-def blocks(page: pathlib.Path):
-    """(line, language, reason not to run or None, lines) of each fenced block."""
-    lines = page.read_text().splitlines()
-    at = 0
-    while at < len(lines):
-        fence = re.match(r"```(\w+)$", lines[at])
-        if not fence:
-            at += 1
-            continue
-        end = lines.index("```", at)
-        before = next((line for line in reversed(lines[:at]) if line.strip()), "")
-        skipped = re.fullmatch(r"<!-- not run: (.*) -->", before)
-        yield at + 1, fence[1], skipped and skipped[1], lines[at + 1 : end]
-        at = end + 1
 
 
 def commands(language: str, lines: list[str]):
@@ -125,7 +108,7 @@ def shortened(command: str) -> str:
 def main() -> None:
     ran = failed = 0
     for page in PAGES:
-        wanted = [b for b in blocks(page) if b[1] in ("sh", "console")]
+        wanted = list(blocks(page, "sh", "console"))
         if not wanted:
             continue
         with tempfile.TemporaryDirectory(prefix="ssm-docs-") as name:
