@@ -29,6 +29,11 @@ def _on_host(x):
         raise ValueError("this op takes tensors of the CPU; on a card use the language models")
 
 
+def _gradients(ctx, dout):
+    """Of a function's tensors, in their types, from the call that its forward has kept."""
+    return [_tensor(g, t) for g, t in zip(ctx.call.backward(_array(dout)), ctx.tensors, strict=True)]
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, softplus, initial, *tensors):
@@ -42,8 +47,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout, _):
-        grads = ctx.call.backward(_array(dout))
-        return None, None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))
+        return None, None, *_gradients(ctx, dout)
 
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, softplus, initial):
@@ -64,8 +68,7 @@ class _Ssd(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout, *_):
-        grads = ctx.call.backward(_array(dout))
-        return None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))
+        return None, *_gradients(ctx, dout)
 
 
 def chunk_scan(x, dt, A, B, C, D, z, dt_bias, initial, seq_idx, cu_seqlens, softplus, limit):
@@ -86,8 +89,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout, _):
-        grads = ctx.call.backward(_array(dout))
-        return None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))
+        return None, *_gradients(ctx, dout)
 
 
 def conv1d(x, weight, bias, seq_idx, initial, silu):
