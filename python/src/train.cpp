@@ -58,12 +58,13 @@ train::TrainerOptions trainer_of(const json& o, int64_t steps) {
   return options;
 }
 
-std::shared_ptr<const train::TokenFile> open_data(const LoadedModel& loaded,
+std::shared_ptr<const train::TokenFile> open_data(LoadedModel& loaded,
                                                   const std::vector<std::string>& sources, const json& o) {
   train::DatasetOptions options;
   options.tokenizer = o.at("tokenizer").get<std::string>();
   if (options.tokenizer.empty()) options.tokenizer = loaded.folder;
   options.records.column = o.at("column");
+  train::set_chat_template(options.records, loaded, "", o.at("chat_template"));
   options.eos = loaded.eos.empty() ? loaded.need_tokenizer().eos() : loaded.eos.front();
   options.cache = o.at("cache").get<std::string>();
   options.progress = [](double) { check_interrupt(); };
@@ -166,6 +167,29 @@ class Training {
     const double loss = train::validation_loss(*trainer_, *held_out_, run_.batches, run_.validate_tokens);
     settle();
     return loss;
+  }
+
+  // (ids, targets) of each sequence that evaluate() reads; a target is the next id, -1 where none is learned.
+  nb::list held_out() const {
+    std::vector<std::pair<Tensor, Tensor>> sequences;
+    if (held_out_) {
+      const nb::gil_scoped_release unlocked;
+      train::for_each_held_out(
+          *held_out_, run_.batches, run_.validate_tokens, [&](const train::Batch& batch) {
+            size_t begin = 0;
+            for (const int64_t length : batch.lengths) {
+              const auto piece = [&](const std::vector<int32_t>& all) {
+                return Tensor::from_values(std::span(all).subspan(begin, static_cast<size_t>(length)),
+                                           {length});
+              };
+              sequences.emplace_back(piece(batch.ids), piece(batch.targets));
+              begin += static_cast<size_t>(length);
+            }
+          });
+    }
+    nb::list out;
+    for (const auto& [ids, targets] : sequences) out.append(nb::make_tuple(array_of(ids), array_of(targets)));
+    return out;
   }
 
   // The adapter, or the model, as it is now.
@@ -277,6 +301,7 @@ void bind_train(nb::module_& m) {
       .def("run", &Training::run, arg("on_step") = nb::none(), arg("resume") = false,
            "on_step(metrics, seconds left) -> False ends it. {steps, finished, loss, validation_loss}")
       .def("evaluate", &Training::evaluate, "The held-out loss, or None without such data.")
+      .def("held_out", &Training::held_out, "[(ids, targets)] of each sequence that evaluate() reads.")
       .def("save", &Training::save, arg("folder"))
       .def_prop_ro("steps", &Training::steps)
       .def_prop_ro("steps_per_epoch", &Training::steps_per_epoch)

@@ -60,7 +60,8 @@ class SFTTrainer:
     """model: a name or folder, or a model of this package, which then changes in place (a new one is read from its
     folder where it cannot be trained as it is: packed, 16-bit products on a CPU, on a card).
     train_dataset, eval_dataset: files (.jsonl, .csv, .txt) or rows, as of datasets or a list: {"text": ...} (or
-    another field: dataset_text_field), or {"prompt": ..., "completion": ...}, of which the completion is learned."""
+    another field: dataset_text_field), {"prompt": ..., "completion": ...}, of which the completion is learned, or
+    {"messages": [{"role": ..., "content": ...}, ...]}, of which the assistant's turns are."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class SFTTrainer:
         family = self.model.config.model_type
         self.peft_config = None if lora is None else lora.to_core(family, self._name)
         field = dataset_text_field or getattr(self.args, "dataset_text_field", "text")
-        self._folder = pathlib.Path(self.args.output_dir) / "data"
+        self._folder, self._conversations = pathlib.Path(self.args.output_dir) / "data", False
         train = self._sources("train", train_dataset, field, formatting_func)
         held_out = [] if eval_dataset is None else self._sources("eval", eval_dataset, field, formatting_func)
         pack = packing if packing is not None else getattr(self.args, "packing", False)
@@ -101,13 +102,13 @@ class SFTTrainer:
             "length": int(max_seq_length or getattr(self.args, "max_length", None) or 1024),
             "tokenizer": self._tokenizer_folder(),
             "column": self._column,
+            "chat_template": self._chat_template(),
             "cache": str(self._folder),
             "held_out_fraction": 0.0,
             "about": {"name": self.args.run_name or pathlib.Path(self.args.output_dir).name, "from": self._name},
         }
         adapter = None if self.peft_config is None else json.dumps(self.peft_config)
         self._run = _core.Training(self.model._core, train, held_out, json.dumps(options), adapter)
-        self._has_eval = bool(held_out)
         self.state.max_steps = self._run.steps
         self._losses: list = []
 
@@ -115,6 +116,16 @@ class SFTTrainer:
         tokenizer = self.processing_class
         folder = getattr(tokenizer, "_folder", None) or getattr(tokenizer, "name_or_path", None)
         return hub.resolve(folder, weights=False) if folder else ""
+
+    def _chat_template(self) -> str:
+        """The name or file of what writes conversations; empty: the model's own."""
+        named = getattr(self.args, "chat_template_path", None)
+        template = getattr(self.processing_class, "chat_template", None)
+        if named or not self._conversations or not isinstance(template, str):
+            return str(named or "")
+        path = self._folder / "chat_template.jinja"
+        path.write_text(template, encoding="utf-8")
+        return str(path)
 
     def _sources(self, name, dataset, field, formatting_func) -> list:
         """Paths of the data, rows written into a file first."""
@@ -129,7 +140,9 @@ class SFTTrainer:
             return [str(d) for d in dataset]
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.jsonl"
-        text = "".join(json.dumps(_row(row, field, formatting_func)) + "\n" for row in dataset)
+        rows = [_row(row, field, formatting_func) for row in dataset]
+        self._conversations |= any("messages" in row for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         if not path.exists() or path.read_text() != text:  # the same file is tokenised once
             path.write_text(text)
         return [str(path)]
@@ -207,10 +220,13 @@ def _row(row, field, formatting_func) -> dict:
         return {"text": formatting_func(row)}
     if isinstance(row, str):
         return {"text": row}
-    for names in ([field], ["prompt", "completion"]):
-        if all(n in row for n in names):
-            return {"text": row[field]} if names == [field] else {n: row[n] for n in names}
-    raise ValueError(f"a row of the data has {', '.join(row)}: expected {field}, or prompt and completion")
+    if field in row:
+        return {"text": row[field]}
+    if "messages" in row:
+        return {n: row[n] for n in ("messages", "tools") if row.get(n) is not None}
+    if "prompt" in row and "completion" in row:
+        return {n: row[n] for n in ("prompt", "completion")}
+    raise ValueError(f"a row of the data has {', '.join(row)}: expected {field}, messages, or prompt and completion")
 
 
 def _trainable(model, args):

@@ -138,6 +138,35 @@ def test_kinds_of_data(bundled, tmp_path):
         SFTTrainer(bundled, SFTConfig(str(tmp_path / "y")), ["a"], peft_config=LoraConfig(target_modules=["x_proj"]))
 
 
+def test_conversations(bundled, tmp_path):
+    def run(name, rows, **more):
+        model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype="float32")
+        args = SFTConfig(str(tmp_path / name), max_steps=1, **more)
+        trainer = SFTTrainer(model, args, rows, rows, peft_config=LoraConfig())
+        return trainer, trainer.evaluate()["eval_loss"]
+
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because the sea is wide."}]
+    trainer, loss = run("own", [{"messages": said}] * 4)
+    trainer.train()
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    [(ids, targets)] = trainer._run.held_out()[:1]
+    read = tokenizer.decode(ids)
+    assert "Why?" in read and "Because" in read
+    learned = tokenizer.decode(targets[targets >= 0])
+    assert "Because the sea is wide." in learned and "Why?" not in learned
+    # A named template, and a tokenizer's own.
+    named, other = run("chatml", [{"messages": said}] * 4, chat_template_path="chatml")
+    assert "<|im_start|>" in tokenizer.decode(named._run.held_out()[0][0]) and other != loss
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype="float32")
+    args = SFTConfig(str(tmp_path / "jinja"), max_steps=1)
+    data = [{"messages": said}] * 4
+    trainer = SFTTrainer(model, args, data, data, processing_class=tokenizer, peft_config=LoraConfig())
+    assert "<user>Why?<assistant>Because" in tokenizer.decode(trainer._run.held_out()[0][0])
+    with pytest.raises(ssm_cpp.Error, match="role"):
+        run("bad", [{"messages": [{"role": 1}]}])
+
+
 @pytest.mark.parametrize("kind", ["mamba"])
 def test_stopped_and_resumed(folder, kind, tmp_path):
     class Stop(TrainerCallback):
