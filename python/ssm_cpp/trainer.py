@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import time
 
-from . import _core, hub
+from . import _core, evaluation, hub
 from .modeling import AutoModelForCausalLM
 from .train_config import LoraConfig, SFTConfig, TrainingArguments
 
@@ -61,7 +61,9 @@ class SFTTrainer:
     folder where it cannot be trained as it is: packed, 16-bit products on a CPU, on a card).
     train_dataset, eval_dataset: files (.jsonl, .csv, .txt) or rows, as of datasets or a list: {"text": ...} (or
     another field: dataset_text_field), {"prompt": ..., "completion": ...}, of which the completion is learned, or
-    {"messages": [{"role": ..., "content": ...}, ...]}, of which the assistant's turns are."""
+    {"messages": [{"role": ..., "content": ...}, ...]}, of which the assistant's turns are.
+    compute_metrics(EvalPrediction) -> {name: number}, at every evaluation; preprocess_logits_for_metrics(logits
+    [B, L, V], labels [B, L]) says what is kept of each batch's logits, all of which are held otherwise."""
 
     def __init__(
         self,
@@ -77,12 +79,15 @@ class SFTTrainer:
         dataset_text_field=None,
         max_seq_length=None,
         packing=None,
+        compute_metrics=None,
+        preprocess_logits_for_metrics=None,
     ):
         self.args = args if args is not None else SFTConfig()
         if not isinstance(self.args, TrainingArguments):
             raise TypeError(f"args: expected ssm_cpp's TrainingArguments or SFTConfig, not {type(args).__name__}")
         self.processing_class = processing_class if processing_class is not None else tokenizer
         self.callbacks = [c() if isinstance(c, type) else c for c in callbacks or []]
+        self.compute_metrics, self._preprocess = compute_metrics, preprocess_logits_for_metrics
         self.state, self.control = TrainerState(), TrainerControl()
         if train_dataset is None:
             raise ValueError("SFTTrainer: train_dataset is missing")
@@ -111,6 +116,7 @@ class SFTTrainer:
         self._run = _core.Training(self.model._core, train, held_out, json.dumps(options), adapter)
         self.state.max_steps = self._run.steps
         self._losses: list = []
+        self._computed: dict = {}  # by compute_metrics, lately
 
     def _tokenizer_folder(self) -> str:
         tokenizer = self.processing_class
@@ -167,7 +173,7 @@ class SFTTrainer:
         mean = sum(self._losses) / len(self._losses) if self._losses else result["loss"]
         metrics = {"train_runtime": time.monotonic() - begin, "train_loss": mean, "epoch": self.state.epoch}
         if result["validation_loss"] is not None:
-            metrics["eval_loss"] = result["validation_loss"]
+            metrics.update({"eval_loss": result["validation_loss"], **self._computed})
         self._log(metrics)
         self._call("on_train_end")
         return TrainOutput(result["steps"], mean, metrics)
@@ -176,7 +182,15 @@ class SFTTrainer:
         loss = self._run.evaluate()
         if loss is None:
             raise ValueError("evaluate: the trainer was given no eval_dataset")
-        metrics = {"eval_loss": loss, "epoch": self.state.epoch}
+        return self._evaluated(loss)
+
+    def _evaluated(self, loss) -> dict:
+        """Logs an evaluation: its loss, and what compute_metrics says of the same texts."""
+        if self.compute_metrics is not None:
+            rows = int(self.args.per_device_eval_batch_size)
+            prediction = evaluation.predict(self.model, self._run.held_out(), rows, self._preprocess)
+            self._computed = evaluation.named(self.compute_metrics(prediction))
+        metrics = {"eval_loss": loss, **self._computed, "epoch": self.state.epoch}
         self._log(metrics)
         self._call("on_evaluate", metrics=metrics)
         return metrics
@@ -198,9 +212,7 @@ class SFTTrainer:
             logs = {"loss": loss, "grad_norm": metrics["grad_norm"], "learning_rate": metrics["lr"]}
             self._log({**logs, "tokens_per_second": metrics["tokens_per_second"], "epoch": state.epoch})
         if "validation_loss" in metrics:
-            evaluated = {"eval_loss": metrics["validation_loss"], "epoch": state.epoch}
-            self._log(evaluated)
-            self._call("on_evaluate", metrics=evaluated)
+            self._evaluated(metrics["validation_loss"])
         self._call("on_step_end")
         return not self.control.should_training_stop
 

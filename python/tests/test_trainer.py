@@ -167,6 +167,42 @@ def test_conversations(bundled, tmp_path):
         run("bad", [{"messages": [{"role": 1}]}])
 
 
+def test_metrics(folder, tmp_path):
+    seen = []
+
+    def accuracy(prediction):
+        logits, labels = prediction
+        assert logits.shape[:2] == labels.shape == prediction.label_ids.shape
+        seen.append(labels)
+        learned = labels[:, 1:] != -100
+        scores = logits[:, :-1][learned].astype(np.float64)
+        scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+        found = np.take_along_axis(scores, labels[:, 1:][learned][:, None], 1)
+        return {"nll": -found.mean(), "eval_right": (logits[:, :-1].argmax(-1) == labels[:, 1:])[learned].mean()}
+
+    def trainer(name, **more):
+        args = arguments(tmp_path, output_dir=str(tmp_path / name), eval_strategy="epoch", per_device_eval_batch_size=3)
+        data = [{"quote": q["quote"] * (1 + i % 3)} for i, q in enumerate(QUOTES)]
+        return SFTTrainer(folder, args, data, data[:7], peft_config=LoraConfig(), **more)
+
+    whole = trainer("whole", compute_metrics=accuracy)
+    before = whole.evaluate()
+    assert before["eval_nll"] == pytest.approx(before["eval_loss"], abs=1e-5)
+    assert seen[0].shape[0] == 7 and (seen[0][:, 0] == -100).all()
+    output = whole.train()
+    assert output.metrics["eval_nll"] == pytest.approx(output.metrics["eval_loss"], abs=1e-5)
+    assert output.metrics["eval_right"] > before["eval_right"]
+    logged = [entry for entry in whole.state.log_history if "eval_nll" in entry and "train_loss" not in entry]
+    assert len(logged) == 4 and isinstance(logged[0]["eval_right"], float)
+
+    def right(prediction):
+        chosen, labels = prediction.predictions[:, :-1], prediction.label_ids[:, 1:]
+        return {"right": (chosen == labels)[labels >= 0].mean()}
+
+    best = trainer("best", compute_metrics=right, preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1))
+    assert best.evaluate()["eval_right"] == pytest.approx(before["eval_right"])
+
+
 @pytest.mark.parametrize("kind", ["mamba"])
 def test_stopped_and_resumed(folder, kind, tmp_path):
     class Stop(TrainerCallback):
