@@ -65,9 +65,9 @@ Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, T
   model_.recompute_layers(options_.recompute_layers);
 }
 
-StepResult Trainer::step(std::span<const Batch> batches) {
+Gradients Trainer::gradients(std::span<const Batch> batches) {
   const ArenaScope scope(&arena_);
-  StepResult result;
+  Gradients result;
   for (const Batch& batch : batches) {
     result.inputs += std::ssize(batch.ids);
     result.targets += batch.learned;
@@ -81,41 +81,46 @@ StepResult Trainer::step(std::span<const Batch> batches) {
     result.loss += forward_backward(batches[i], scale);
   }
 
-  std::vector<Tensor> gradients;
-  std::vector<TrainedParameter*> changed;
   for (TrainedParameter& p : parameters_.all()) {
     const Tensor gradient = gradient_of(p.used);
     if (!gradient.defined()) continue;
-    gradients.push_back(gradient);
-    changed.push_back(&p);
+    result.gradients.push_back(gradient);
+    result.parameters.push_back(&p);
   }
-  const GradientNorm norm = gradient_norm(gradients, static_cast<float>(options_.clip));
-  result.grad_norm = value_of(norm.norm);
-  check_finite(result.loss, result.grad_norm);
-  result.lr = options_.schedule.at(done_);
+  const GradientNorm norm = gradient_norm(result.gradients, static_cast<float>(options_.clip));
+  result.norm = value_of(norm.norm);
+  result.scale = norm.scale;
+  check_finite(result.loss, result.norm);
+  return result;
+}
+
+StepResult Trainer::step(std::span<const Batch> batches) {
+  const ArenaScope scope(&arena_);
+  const Gradients g = gradients(batches);
+  const double lr = options_.schedule.at(done_);
   for (const bool decayed : {true, false}) {
     std::vector<AdamWParameter> group;
-    for (size_t i = 0; i < changed.size(); ++i) {
-      const TrainedParameter& p = *changed[i];
+    for (size_t i = 0; i < g.parameters.size(); ++i) {
+      const TrainedParameter& p = *g.parameters[i];
       if (p.decays != decayed) continue;
       const bool copied = p.used.raw() != p.value.raw();
-      group.push_back({p.value, gradients[i], p.m, p.v, copied ? p.used : Tensor()});
+      group.push_back({p.value, g.gradients[i], p.m, p.v, copied ? p.used : Tensor()});
     }
-    adamw({.lr = static_cast<float>(result.lr),
+    adamw({.lr = static_cast<float>(lr),
            .beta1 = static_cast<float>(options_.beta1),
            .beta2 = static_cast<float>(options_.beta2),
            .eps = static_cast<float>(options_.eps),
            .weight_decay = static_cast<float>(decayed ? options_.weight_decay : 0.0),
            .step = done_ + 1},
-          group, norm.scale);
+          group, g.scale);
   }
   if (options_.average > 0) {
-    for (const TrainedParameter* p : changed) {
+    for (const TrainedParameter* p : g.parameters) {
       move_average(p->average, p->value, static_cast<float>(1.0 - options_.average));
     }
   }
   ++done_;
-  return result;
+  return {.loss = g.loss, .grad_norm = g.norm, .lr = lr, .inputs = g.inputs, .targets = g.targets};
 }
 
 double Trainer::forward_backward(const Batch& batch, float scale) {

@@ -32,15 +32,26 @@ struct StepResult {
   int64_t inputs = 0, targets = 0;
 };
 
+struct Gradients {
+  double loss = 0;  // mean over the targets
+  double norm = 0;  // of all of them together
+  int64_t inputs = 0, targets = 0;
+  std::vector<TrainedParameter*> parameters;  // those that the loss depends on
+  std::vector<Tensor> gradients;              // of each, valid until the next call
+  Tensor scale;                               // [1], on the device: what clips them (gradient_norm.h)
+};
+
 class Trainer {
  public:
   // `model` is one made for `device` and `compute` (its Precision), with its parameters on the host; `vocab`:
   // ids below it are real. Steps count from `step`.
   Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, TrainerOptions options);
 
-  // One update by the gradient of the mean over the targets of all of `batches` (gradient accumulation).
-  // Throws Error naming the step and the parameter where loss or gradient is not finite, and changes nothing
-  // then.
+  // The mean over the targets of all of `batches` (gradient accumulation) and its gradients. Throws Error
+  // naming the step and the parameter where one is not finite. Parameters stay; the states that streams carry
+  // move on.
+  Gradients gradients(std::span<const Batch> batches);
+  // One update by them; none where they are not finite.
   StepResult step(std::span<const Batch> batches);
   // The sum of the targets' negative log-likelihoods in nats; sequences begin without a state. Nothing
   // changes.
