@@ -44,8 +44,24 @@ def peak_bytes(process: subprocess.Popen) -> int:
     return 0
 
 
+class Listener(asyncio.Protocol):
+    """Keeps what comes, and when: it is read once all is over, since this process shares the server's cores."""
+
+    def __init__(self, request: bytes, done: asyncio.Future) -> None:
+        self.request, self.done, self.pieces = request, done, []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.pieces.append((time.monotonic(), data))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.done.set_result(None)
+
+
 async def stream(port: int, index: int, tokens: int) -> dict:
-    """One text: when it was asked for, and when each piece of it came: a token, or more where one shows nothing."""
+    """One text: when it was asked for, and what came when."""
     body = {
         "prompt": START.format(index),
         "max_tokens": tokens,
@@ -55,21 +71,30 @@ async def stream(port: int, index: int, tokens: int) -> dict:
         "stream_options": {"include_usage": True},
     }
     data = json.dumps(body).encode()
-    asked = time.monotonic()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    writer.write(head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
-    status = int((await reader.readline()).split()[1])
-    times, count = [], 0
-    while line := await reader.readline():
-        if line.startswith(b"data: {"):
+    request = head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data
+    loop = asyncio.get_running_loop()
+    done, asked = loop.create_future(), time.monotonic()
+    _, listener = await loop.create_connection(lambda: Listener(request, done), "127.0.0.1", port)
+    await done
+    return {"asked": asked, "pieces": listener.pieces, "tokens": tokens}
+
+
+def read(text: dict) -> dict:
+    """When each piece of a text came, a token, or more where one shows nothing; and whether it was whole."""
+    times, count, rest = [], 0, b""
+    for at, data in text["pieces"]:
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data: {"):
+                continue
             event = json.loads(line[6:])
             if event["choices"] and event["choices"][0]["text"]:
-                times.append(time.monotonic())
+                times.append(at)
             count = (event["usage"] or {}).get("completion_tokens", count)
-    writer.close()
-    whole = status == 200 and count == tokens and len(times) > 1
-    return {"status": status, "asked": asked, "times": times, "whole": whole}
+    status = int(text["pieces"][0][1].split()[1]) if text["pieces"] else 0
+    whole = status == 200 and count == text["tokens"] and len(times) > 1
+    return {"status": status, "asked": text["asked"], "times": times, "whole": whole}
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -96,7 +121,7 @@ def streams(args: argparse.Namespace) -> bool:
     needed = info["weight_bytes"] + args.streams * info["state_bytes_per_sequence"]
     table()
     with serve(args, args.streams) as server:
-        texts = asyncio.run(all_at_once(args, server.port))
+        texts = [read(t) for t in asyncio.run(all_at_once(args, server.port))]
         peak = peak_bytes(server.process)
     whole = [t for t in texts if t["whole"]]
     ok = say("streams that were whole", f"{len(whole)} of {args.streams}", len(whole) == args.streams)
@@ -145,7 +170,7 @@ def users(args: argparse.Namespace) -> bool:
         bench = json.loads(run)["decode_tokens_per_second"]
         with serve(args, args.users, args.users) as server:  # who is done asks again at once
             asyncio.run(one_after_another(argparse.Namespace(**{**vars(args), "seconds": 3}), server.port))  # warm
-            texts = asyncio.run(one_after_another(args, server.port))
+            texts = [read(t) for t in asyncio.run(one_after_another(args, server.port))]
         whole &= all(t["whole"] for t in texts)
         first += [t["times"][0] - t["asked"] for t in texts if t["times"]]
         begin = min(t["asked"] for t in texts)
@@ -165,7 +190,7 @@ def overhead(args: argparse.Namespace) -> bool:
     ours, theirs = [], []
     with serve(args, 1) as server:
         for i in range(args.rounds):
-            text = asyncio.run(stream(server.port, i, args.tokens))
+            text = read(asyncio.run(stream(server.port, i, args.tokens)))
             ours.append((text["times"][-1] - text["times"][0]) / (args.tokens - 1) * 1e6)
             command = [args.ssm, "bench", *args.model, "--batch", 1, "--promptlen", 16, "--genlen", args.tokens]
             run = subprocess.check_output([str(c) for c in command + args.flags + ["--temperature", 1, "--json"]])

@@ -153,6 +153,7 @@ class Scheduler {
   const SchedulerOptions options_;
   TextPool texts_;
   SequenceRunner runner_;
+  Arena cache_memory_;  // of its states: what one left the next takes
   PrefixCache cache_;
 #ifdef SSM_CUDA
   std::unique_ptr<Stepper> stepper_;  // of a model on a card

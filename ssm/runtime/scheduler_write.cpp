@@ -39,8 +39,14 @@ void Scheduler::prompt_done(Job& job) {
 
 void Scheduler::remember(std::span<const int32_t> ids, int32_t slot, const Tensor& hidden) {
   if (ids.empty() || cache_.budget() < texts_.states().bytes_per_slot() || cache_.contains(ids)) return;
-  const ArenaScope heap(nullptr);  // outlives the step
-  cache_.insert(ids, {texts_.states().copy_out(slot), hidden.defined() ? hidden.to(kCpu).clone() : Tensor()});
+  PrefixCache::Entry entry;  // outlives the step
+  {
+    const ArenaScope reused(&cache_memory_);
+    entry.state = texts_.states().copy_out(slot);
+  }
+  const ArenaScope heap(nullptr);
+  if (hidden.defined()) entry.hidden = hidden.to(kCpu).clone();
+  cache_.insert(ids, std::move(entry));
 }
 
 // Chooses the next token of every row.

@@ -230,12 +230,29 @@ ordered_json TextAnswer::chunk_of(size_t index, Choice& choice) {
   return chunk;
 }
 
+// Most events differ in their text alone: the JSON around it is made once, of an event whose text is a mark.
+std::string TextAnswer::event_of_text(size_t index, Choice& choice) {
+  const std::string text = std::exchange(choice.text, "\x01");
+  if (choice.before.empty()) {
+    const std::string mark = dump(choice.text), whole = event(chunk_of(index, choice));
+    const size_t at = whole.rfind(mark);  // the model's name may hold one too, and stands before
+    choice.before = whole.substr(0, at);
+    choice.after = whole.substr(at + mark.size());
+  }
+  choice.text.clear();
+  return fmt::format("{}{}{}", choice.before, dump(text), choice.after);
+}
+
 std::string TextAnswer::events() {
   std::string text;
   for (size_t i = 0; i < choices_.size(); ++i) {
     Choice& choice = choices_[i];
-    const bool news = !choice.text.empty() || !choice.tokens.empty() || choice.ended;
-    if (news && !choice.told_end) text += event(chunk_of(i, choice));
+    if (choice.told_end) continue;
+    if (choice.begun && !choice.text.empty() && choice.tokens.empty() && !choice.ended) {
+      text += event_of_text(i, choice);
+    } else if (!choice.text.empty() || !choice.tokens.empty() || choice.ended) {
+      text += event(chunk_of(i, choice));
+    }
   }
   return text;
 }

@@ -38,7 +38,8 @@ class TextAnswer {
     std::vector<Token> tokens;  // likewise, where logprobs were asked for
     bool begun = false, ended = false, told_end = false;
     StopReason reason = StopReason::length;
-    int64_t offset = 0;  // of the next token's text in the choice's
+    int64_t offset = 0;         // of the next token's text in the choice's
+    std::string before, after;  // what stands around the text in an event that has no other news
   };
 
   void echo(size_t request, const std::vector<TokenScores>& scores);
@@ -50,6 +51,7 @@ class TextAnswer {
   nlohmann::ordered_json usage() const;
   nlohmann::ordered_json finish_reason(const Choice& choice) const;
   nlohmann::ordered_json chunk_of(size_t index, Choice& choice);
+  std::string event_of_text(size_t index, Choice& choice);
 
   const TextRequest& request_;
   const LoadedModel& model_;
