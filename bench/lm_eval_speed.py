@@ -58,7 +58,7 @@ def task(folder: str, rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default=str(ROOT / "models/tale-8m"))
+    parser.add_argument("model", nargs="?", default=str(ROOT / "models/tale-10m"))
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

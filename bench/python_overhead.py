@@ -59,7 +59,7 @@ def main() -> None:
     tiny = ssm_cpp.MambaForCausalLM(
         ssm_cpp.MambaConfig(vocab_size=16, hidden_size=16, num_hidden_layers=1, state_size=4, time_step_rank=1)
     )
-    whole = ssm_cpp.AutoModelForCausalLM.from_pretrained(ROOT / "models/tale-8m")
+    whole = ssm_cpp.AutoModelForCausalLM.from_pretrained(ROOT / "models/tale-10m")
     rounds = [[per_call(c, a.steps) for c in (*calls(whole), *calls(tiny))] for _ in range(a.rounds)]
     step, user_step, call, user_call = (statistics.median(column) * 1e6 for column in zip(*rounds, strict=True))
     print(f"{'decode step, bundled model':28} binding {step:8.1f} us   model(...) {user_step:8.1f} us")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Facts of the bundled model in float32 -> tests/goldens/tale-8m.json.
+"""Facts of the bundled model in float32 -> tests/goldens/tale-10m.json.
 
-    python scripts/make_tale_golden.py TEXT [--out tests/goldens/tale-8m.json]
+    python scripts/make_tale_golden.py TEXT [--out tests/goldens/tale-10m.json]
 
 TEXT is any UTF-8 text, scored as one sequence. The text itself is not kept, only its hash and its scores are.
 """
@@ -75,10 +75,10 @@ def windowed(model, tokens, length, batch=8):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "goldens" / "tale-8m.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "goldens" / "tale-10m.json")
     parser.add_argument("--windows", type=int, nargs="*", default=[1024], help="lengths of independent windows")
     arguments = parser.parse_args()
-    folder = ROOT / "models" / "tale-8m"
+    folder = ROOT / "models" / "tale-10m"
     model, tokenizer = hf.load(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def ids(text):
@@ -93,7 +93,7 @@ def main() -> None:
         logits = model(sentence[None]).logits[0]
     first = logits[-1].log_softmax(-1)
     result = {
-        "model": "tale-8m",
+        "model": "tale-10m",
         "how": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, CPU, float32 "
         "activations over the bf16 file",
         "greedy": {

@@ -321,7 +321,7 @@ def named_pre_tokenizers():
         "llama-bpe": (None, sequence(split(LLAMA3_SPLIT % "{1,3}"), rest)),
         "qwen2": (nfc, sequence(split(LLAMA3_SPLIT % ""), rest)),
     }
-    base = json.loads((ROOT / "models" / "tale-8m" / "tokenizer.json").read_text())
+    base = json.loads((ROOT / "models" / "tale-10m" / "tokenizer.json").read_text())
     ids = {}
     for name, (normalizer, pre_tokenizer) in parts.items():
         patch = {
@@ -421,7 +421,7 @@ def main():
     bpe_trainer()
     small_sentencepiece("bpe")
     small_sentencepiece("unigram")
-    dump("bundled.json", of_tokenizer_json(ROOT / "models" / "tale-8m" / "tokenizer.json"))
+    dump("bundled.json", of_tokenizer_json(ROOT / "models" / "tale-10m" / "tokenizer.json"))
     if len(sys.argv) > 1:
         folder = Path(sys.argv[1])
         dump("gpt-neox-20b.json", of_tokenizer_json(folder / "gpt-neox-20b" / "tokenizer.json"))

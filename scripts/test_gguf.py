@@ -21,7 +21,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "tests" / "goldens" / "models"
-TALE = ROOT / "models" / "tale-8m"
+TALE = ROOT / "models" / "tale-10m"
 PROMPTS = ["Once upon a time", "The little dog was very", "\n\nTom and Anna", "  It's 3 o'clock, they've"]
 # llama.cpp takes an expansion of 2 only, and FalconMamba's norms with another epsilon.
 DENSE = [

@@ -1,4 +1,4 @@
-// The bundled model against Transformers (tests/goldens/tale-8m.json), and texts of a million tokens.
+// The bundled model against Transformers (tests/goldens/tale-10m.json), and texts of a million tokens.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -23,8 +23,8 @@ std::string read_file(const fs::path& path) {
 
 class Bundled : public testing::Test {
  protected:
-  const LoadedModel model_ = load_model(kRoot / "models/tale-8m", {.compute = DType::f32, .tokenizer = {}});
-  const nlohmann::json golden_ = nlohmann::json::parse(read_file(kRoot / "tests/goldens/tale-8m.json"));
+  const LoadedModel model_ = load_model(kRoot / "models/tale-10m", {.compute = DType::f32, .tokenizer = {}});
+  const nlohmann::json golden_ = nlohmann::json::parse(read_file(kRoot / "tests/goldens/tale-10m.json"));
 };
 
 TEST_F(Bundled, GreedyTextIsTransformers) {

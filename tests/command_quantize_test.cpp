@@ -29,7 +29,7 @@ TEST(CommandQuantize, MakesAFolderThatEveryVerbReads) {
   EXPECT_EQ(json, nlohmann::json::parse(read(report)));
   EXPECT_EQ(json["type"], "int4 group 128");
   EXPECT_TRUE(json["calibrated"].get<bool>());
-  EXPECT_LT(json["bits_per_weight"].get<double>(), 7);
+  EXPECT_LT(json["bits_per_weight"].get<double>(), 8);  // a quarter of the layers in 16
   for (const nlohmann::json& tensor : json["tensors"]) {
     const std::string name = tensor["name"], type = tensor["type"];
     if (name == "backbone.embeddings.weight") {
@@ -60,10 +60,10 @@ TEST(CommandQuantize, PrintsATable) {
   const CommandResult made =
       ssm({"quantize", kBundled, folder / "a.gguf", "--type", "q4_k", "--report", "-"});
   ASSERT_EQ(made.code, 0) << made.err;
-  EXPECT_NE(made.out.find("q5_0"), std::string::npos) << made.out;  // rows of 320: q4_k's blocks do not fit
+  EXPECT_NE(made.out.find("q5_k"), std::string::npos) << made.out;  // the embedding
   EXPECT_NE(made.out.find("bits a weight"), std::string::npos);
   EXPECT_EQ(made.out.find("perplexity"), std::string::npos);
-  EXPECT_EQ(ssm({"info", folder / "a.gguf", "--json"}).json()["stored_dtype"], "q5_0");
+  EXPECT_EQ(ssm({"info", folder / "a.gguf", "--json"}).json()["stored_dtype"], "q4_k");
 }
 
 TEST(CommandQuantize, QuantizesWhileLoading) {

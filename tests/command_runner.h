@@ -118,7 +118,7 @@ inline std::string joined(const std::vector<int32_t>& ids) {
 }
 
 inline const std::filesystem::path kSource = SSM_SOURCE_DIR;
-inline const std::string kBundled = kSource / "models/tale-8m";
+inline const std::string kBundled = kSource / "models/tale-10m";
 inline const std::string kTiny = kSource / "tests/goldens/models/mamba-default";  // no tokenizer
 
 }  // namespace ssm::test

@@ -116,7 +116,7 @@ TEST(CommandScore, FileEqualsTokensAndStandardInput) {
 // Against the score that Transformers gives a held-out text, where both are at hand.
 TEST(CommandScore, BundledModelsPerplexityIsTheGoldens) {
   const fs::path text = kSource / "../shared/corpus/valid.txt",
-                 golden = kSource / "tests/goldens/tale-8m.json";
+                 golden = kSource / "tests/goldens/tale-10m.json";
   if (!fs::exists(text) || !fs::exists(golden))
     GTEST_SKIP() << "NOT CHECKED: needs " << text << " and " << golden;
   std::ifstream file(golden);
@@ -132,7 +132,7 @@ TEST(CommandScore, BundledModelsPerplexityIsTheGoldens) {
 
 // What the golden of the bundled model says without that text.
 TEST(CommandScore, BundledModelEqualsItsGolden) {
-  std::ifstream file(kSource / "tests/goldens/tale-8m.json");
+  std::ifstream file(kSource / "tests/goldens/tale-10m.json");
   const Json facts = Json::parse(file), sentence = facts["score"], greedy = facts["greedy"];
   const Json score =
       json_of({"score", kBundled, "--tokens", joined(sentence["ids"].get<Ids>()), "--dtype", "f32"});
@@ -178,7 +178,7 @@ TEST(CommandGenerate, PromptsComeFromEverywhere) {
   std::ofstream(folder / "ids") << "[" << ids << "]\n";
   std::ofstream(folder / "prompts") << prompt << "\n";
   EXPECT_EQ(json_of(with({"generate", prompt})), expected);
-  EXPECT_EQ(json_of(with({"generate", "tale-8m", prompt})), expected);
+  EXPECT_EQ(json_of(with({"generate", "tale-10m", prompt})), expected);
   EXPECT_EQ(json_of(with({"generate", "--prompt", prompt})), expected);
   EXPECT_EQ(json_of(with({"generate", kBundled, "--prompts-file", folder / "prompts"})), expected);
   EXPECT_EQ(json_of(with({"generate"}), prompt), expected);
@@ -269,10 +269,10 @@ TEST(CommandGenerate, AnInterruptEndsTheTextAndKeepsTheState) {
 TEST(CommandInfo, NamesWhatAModelIs) {
   const Json info = json_of({"info"});
   EXPECT_EQ(info["family"], "mamba2");
-  EXPECT_EQ(info["parameters"], 8600300);
-  EXPECT_EQ(info["layers"], 10);
+  EXPECT_EQ(info["parameters"], 9761984);
+  EXPECT_EQ(info["layers"], 4);
   EXPECT_EQ(info["stored_dtype"], "bf16");
-  EXPECT_EQ(info["state_bytes_per_sequence"], 4 * 10 * (10 * 64 * 64 + 3 * (640 + 128)));
+  EXPECT_EQ(info["state_bytes_per_sequence"], 4 * 4 * (16 * 64 * 64 + 3 * (1024 + 128)));
   EXPECT_EQ(info["tokenizer"]["size"], 6144);
   const Json tiny = json_of({"info", kTiny, "--dtype", "bf16", "--threads", "1"});
   EXPECT_TRUE(tiny["tokenizer"].is_null());

@@ -23,7 +23,7 @@ using test::expect_error;
 
 const fs::path kModels = fs::path(SSM_SOURCE_DIR) / "tests/goldens/models";
 const fs::path kGguf = fs::path(SSM_SOURCE_DIR) / "tests/goldens/gguf";
-const fs::path kBundled = fs::path(SSM_SOURCE_DIR) / "models/tale-8m";
+const fs::path kBundled = fs::path(SSM_SOURCE_DIR) / "models/tale-10m";
 const std::vector<std::string> kDense{"mamba-default",  "mamba-untied",   "mamba-f16",    "falcon-default",
                                       "mamba2-default", "mamba2-groups2", "mamba2-head12"};
 

@@ -24,7 +24,7 @@ LoadedModel golden_model(const std::string& name, Device device, DType compute =
                     {.compute = compute, .device = device, .state = state});
 }
 LoadedModel bundled_model(Device device, DType compute = DType::f32) {
-  return load_model(kRoot / "models/tale-8m", {.compute = compute, .device = device});
+  return load_model(kRoot / "models/tale-10m", {.compute = compute, .device = device});
 }
 
 std::vector<int32_t> random_ids(const LoadedModel& model, int64_t n, Rng& rng) {
@@ -95,10 +95,10 @@ double norm_error(const Tensor& a, const std::vector<double>& b) {
 TEST(ModelCuda, LogitsAreTheCpusWithinTheBounds) {
   SSM_NEED_CUDA();
   Rng rng(1);
-  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "tale-8m"}) {
+  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "tale-10m"}) {
     const auto open = [&](Device device, DType compute) {
-      return name == std::string_view("tale-8m") ? bundled_model(device, compute)
-                                                 : golden_model(name, device, compute);
+      return name == std::string_view("tale-10m") ? bundled_model(device, compute)
+                                                  : golden_model(name, device, compute);
     };
     const LoadedModel cpu = open(kCpu, DType::f32);
     const auto ids = random_ids(cpu, 700, rng);
@@ -125,7 +125,7 @@ TEST(ModelCuda, NarrowStatesCostLittle) {
   const std::vector<int64_t> ones(ids.size(), 1);
   const auto logits_with = [&](DType state) {
     const LoadedModel narrow =
-        load_model(kRoot / "models/tale-8m", {.compute = DType::f32, .device = kCuda, .state = state});
+        load_model(kRoot / "models/tale-10m", {.compute = DType::f32, .device = kCuda, .state = state});
     return logits_of(narrow, ids, ones);
   };
   const Tensor wide = logits_with(DType::f32);
@@ -159,8 +159,8 @@ TEST(ModelCuda, ReadInAnyPieces) {
 TEST(ModelCuda, StepsOfAnyBatchIn16Bits) {
   SSM_NEED_CUDA();
   Rng rng(5);
-  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "tale-8m"}) {
-    const bool bundled = name == std::string_view("tale-8m");
+  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "tale-10m"}) {
+    const bool bundled = name == std::string_view("tale-10m");
     const LoadedModel cpu = bundled ? bundled_model(kCpu) : golden_model(name, kCpu);
     const LoadedModel card =
         bundled ? bundled_model(kCuda, DType::f16) : golden_model(name, kCuda, DType::f16);
@@ -191,7 +191,7 @@ TEST(ModelCuda, StepsOfAnyBatchIn16Bits) {
 
 TEST(ModelCuda, GreedyTextIsTransformers) {
   SSM_NEED_CUDA();
-  std::ifstream in(kRoot / "tests/goldens/tale-8m.json");
+  std::ifstream in(kRoot / "tests/goldens/tale-10m.json");
   const nlohmann::json golden = nlohmann::json::parse(in);
   const LoadedModel model = bundled_model(kCuda);
   const auto ids = golden.at("greedy").at("ids").get<std::vector<int32_t>>();

@@ -20,7 +20,7 @@ using namespace std::chrono_literals;
 inline LoadedModel bundled_model() {
   LoadOptions options;
   options.compute = DType::f32;
-  return load_model(std::filesystem::path(SSM_SOURCE_DIR) / "models/tale-8m", options);
+  return load_model(std::filesystem::path(SSM_SOURCE_DIR) / "models/tale-10m", options);
 }
 
 inline const LoadedModel& model() {

@@ -25,7 +25,7 @@ struct Arguments {
 };
 
 std::string name_of_model(const std::string& model) {
-  if (model.empty()) return "tale-8m";
+  if (model.empty()) return "tale-10m";
   const std::filesystem::path path(model);
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return model;  // a name of the cache

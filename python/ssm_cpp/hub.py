@@ -7,7 +7,7 @@ import time
 
 from . import _core
 
-BUNDLED = "tale-8m"
+BUNDLED = "tale-10m"
 
 
 def resolve(name, revision=None, *, weights=True, local_files_only=False, token=None, subfolder=None) -> str:

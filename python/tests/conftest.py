@@ -13,7 +13,7 @@ import ssm_cpp
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub of this machine is the only one that tests ask
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUNDLED = ROOT / "models" / "tale-8m"
+BUNDLED = ROOT / "models" / "tale-10m"
 
 SMALL = {"num_hidden_layers": 3, "hidden_size": 32, "state_size": 8, "vocab_size": 100}
 CONFIGS = {

@@ -10,7 +10,7 @@ do not edit by hand.
 
     python scripts/make_goldens.py                      # all models and this page; byte for byte the same again
     python scripts/make_goldens.py mamba-eps            # one
-    python scripts/make_tale_golden.py TEXT             # tale-8m.json: the bundled model, and its score of a text
+    python scripts/make_tale_golden.py TEXT             # tale-10m.json: the bundled model, and its score of a text
 
 Made with {versions}.
 

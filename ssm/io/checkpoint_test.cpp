@@ -42,9 +42,9 @@ TEST(Checkpoint, OpensTransformersShards) {
 }
 
 TEST(Checkpoint, OpensTheBundledModel) {
-  const Checkpoint c = open_checkpoint(fs::path(SSM_SOURCE_DIR) / "models" / "tale-8m");
-  EXPECT_EQ(c.config["num_heads"], 10);
-  EXPECT_EQ(c.weights->find("backbone.embeddings.weight")->shape(), (Shape{6144, 320}));
+  const Checkpoint c = open_checkpoint(fs::path(SSM_SOURCE_DIR) / "models" / "tale-10m");
+  EXPECT_EQ(c.config["num_heads"], 16);
+  EXPECT_EQ(c.weights->find("backbone.embeddings.weight")->shape(), (Shape{6144, 512}));
 }
 
 TEST(Checkpoint, OpensTheMistralLayout) {

@@ -20,7 +20,7 @@ LoadedModel golden_model(const std::string& name) {
                     {.compute = DType::f32, .tokenizer = {}});
 }
 LoadedModel bundled_model() {
-  return load_model(fs::path(SSM_SOURCE_DIR) / "models/tale-8m", {.compute = DType::f32, .tokenizer = {}});
+  return load_model(fs::path(SSM_SOURCE_DIR) / "models/tale-10m", {.compute = DType::f32, .tokenizer = {}});
 }
 
 std::string error_of(const std::function<void()>& f) {

@@ -20,7 +20,7 @@ using test::expect_error;
 
 const fs::path kGoldens = fs::path(SSM_SOURCE_DIR) / "tests/goldens/tokenizers";
 const fs::path kShared = fs::path(SSM_SOURCE_DIR) / "../shared/tokenizers";
-const fs::path kBundled = fs::path(SSM_SOURCE_DIR) / "models/tale-8m";
+const fs::path kBundled = fs::path(SSM_SOURCE_DIR) / "models/tale-10m";
 
 json golden(const std::string& name) {
   std::ifstream file(kGoldens / name);

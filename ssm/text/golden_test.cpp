@@ -38,7 +38,7 @@ void expect_round_trips(const Tokenizer& tokenizer, const json& texts) {
 }
 
 TEST(Golden, BundledTokenizer) {
-  const auto tokenizer = open_tokenizer(kRoot / "models/tale-8m");
+  const auto tokenizer = open_tokenizer(kRoot / "models/tale-10m");
   ASSERT_TRUE(tokenizer);
   const json expected = golden("bundled.json");
   expect_ids(*tokenizer, expected["texts"], expected["ids"]);

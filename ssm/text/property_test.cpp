@@ -21,7 +21,7 @@ const fs::path kRoot = SSM_SOURCE_DIR;
 const fs::path kCodestral = kRoot / "../shared/tokenizers/codestral-mamba";
 
 const Tokenizer& bundled() {
-  static const auto tokenizer = open_tokenizer(kRoot / "models/tale-8m");
+  static const auto tokenizer = open_tokenizer(kRoot / "models/tale-10m");
   return *tokenizer;
 }
 
@@ -167,7 +167,7 @@ TEST(Decode, NamesAnUnknownId) {
 }
 
 TEST(Encode, LongRunsTakeNoMoreThanTheirLength) {
-  std::ifstream file(kRoot / "models/tale-8m/tokenizer.json");
+  std::ifstream file(kRoot / "models/tale-10m/tokenizer.json");
   auto json = nlohmann::json::parse(file);
   json["normalizer"] = {{"type", "NFC"}};
   const auto with_nfc = parse_tokenizer_json(json.dump(), "bundled with NFC");

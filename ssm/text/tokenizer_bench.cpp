@@ -33,7 +33,7 @@ struct Choice {
   const char* path;
 };
 constexpr std::array kChoices = {
-    Choice{"tale-8m", SSM_SOURCE_DIR "/models/tale-8m"},
+    Choice{"tale-10m", SSM_SOURCE_DIR "/models/tale-10m"},
     Choice{"gpt-neox-20b", SSM_SOURCE_DIR "/../shared/tokenizers/gpt-neox-20b/tokenizer.json"},
     Choice{"codestral", SSM_SOURCE_DIR "/../shared/tokenizers/codestral-mamba/tokenizer.model.v3"}};
 

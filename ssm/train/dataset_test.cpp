@@ -13,7 +13,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kTokenizer = fs::path(SSM_SOURCE_DIR) / "models/tale-8m";
+const fs::path kTokenizer = fs::path(SSM_SOURCE_DIR) / "models/tale-10m";
 
 std::vector<int32_t> ids_of(const TokenFile& file, int64_t document) {
   std::vector<int32_t> ids(static_cast<size_t>(file.length(document)));

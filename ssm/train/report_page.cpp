@@ -123,7 +123,7 @@ function duration(s) {
   if (s < 86400) return Math.floor(s / 3600) + 'h' + (s % 3600 >= 60 ? pad(Math.floor(s / 60) % 60) + 'm' : '');
   return Math.floor(s / 86400) + 'd' + (s % 86400 >= 3600 ? pad(Math.floor(s / 3600) % 24) + 'h' : '');
 }
-const bytes = x => x === 0 ? '0' : x >= 2 ** 30 ? trim((x / 2 ** 30).toPrecision(3)) + ' GiB' : trim((x / 2 ** 20).toPrecision(3)) + ' MiB';
+const bytes = x => x === 0 ? '0' : x >= 2 ** 30 ? trim((x / 2 ** 30).toPrecision(3)) + ' GiB' : trim((x / 2 ** 20).toPrecision(x >= 1000 * 2 ** 20 ? 4 : 3)) + ' MiB';
 
 const axes = {
   step: {name: 'steps', label: 'step', show: whole, tick: x => x >= 1e4 ? count(x) : whole(x), bases: [1, 2, 5]},

@@ -39,7 +39,7 @@ class Page(unittest.TestCase):
         page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(self.server.url)
-        expect(page.locator("#title")).to_have_text("tale-8m")
+        expect(page.locator("#title")).to_have_text("tale-10m")
         return page
 
     def say(self, page, text, tokens=24):
