@@ -22,6 +22,16 @@ Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
   return Tensor::from_values<int32_t>(ids, {std::ssize(ids)}).to(device);
 }
 
+// Makes the scale not finite where the loss, f64 on a CPU and f32 on a card, is not.
+void spoil(const Tensor& scale, const Tensor& loss) {
+  if (loss.dtype() == DType::f64) {
+    scale.data<float>()[0] += static_cast<float>(0.0 * loss.data<double>()[0]);
+    return;
+  }
+  const auto as_matrix = [](const Tensor& scalar) { return scalar.as_strided({1, 1}, {1, 1}, 0); };
+  add_scaled(as_matrix(scale), as_matrix(loss), 0.0f);
+}
+
 bool any(const std::vector<uint8_t>& flags) {
   return std::any_of(flags.begin(), flags.end(), [](uint8_t flag) { return flag != 0; });
 }
@@ -51,8 +61,15 @@ Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, T
 }
 
 StepResult Trainer::step(std::span<const Batch> batches) {
+  start(batches);
+  return finish();
+}
+
+void Trainer::start(std::span<const Batch> batches) {
+  SSM_CHECK(!started_, "step {} has been started", done_ + 1);
   const ArenaScope scope(&arena_);
-  StepResult result;
+  Started now;
+  StepResult& result = now.result;
   for (const Batch& batch : batches) {
     result.inputs += std::ssize(batch.ids);
     result.targets += batch.learned;
@@ -63,9 +80,15 @@ StepResult Trainer::step(std::span<const Batch> batches) {
   for (size_t i = 0; i < batches.size(); ++i) {
     const auto key = philox4x32(options_.seed, static_cast<uint64_t>(done_), i);
     dropout_.set(uint64_t{key[1]} << 32 | key[0]);
-    result.loss += forward_backward(batches[i], scale);
+    now.losses.push_back(forward_backward(batches[i], scale));
   }
+  result.lr = options_.schedule.at(done_);
+  now.norm = update(now.losses, result.lr);
+  started_ = std::move(now);
+}
 
+// Enqueued before anyone has seen the losses: with a scale that is not finite it changes nothing (adamw.h).
+Tensor Trainer::update(std::span<const Tensor> losses, double lr) {
   std::vector<Tensor> gradients;
   std::vector<TrainedParameter*> changed;
   for (TrainedParameter& p : parameters_.all()) {
@@ -75,9 +98,7 @@ StepResult Trainer::step(std::span<const Batch> batches) {
     changed.push_back(&p);
   }
   const GradientNorm norm = gradient_norm(gradients, static_cast<float>(options_.clip));
-  result.grad_norm = value_of(norm.norm);
-  check_finite(result.loss, result.grad_norm);
-  result.lr = options_.schedule.at(done_);
+  for (const Tensor& loss : losses) spoil(norm.scale, loss);
   for (const bool decayed : {true, false}) {
     std::vector<AdamWParameter> group;
     for (size_t i = 0; i < changed.size(); ++i) {
@@ -86,7 +107,7 @@ StepResult Trainer::step(std::span<const Batch> batches) {
       const bool copied = p.used.raw() != p.value.raw();
       group.push_back({p.value, gradients[i], p.m, p.v, copied ? p.used : Tensor()});
     }
-    adamw({.lr = static_cast<float>(result.lr),
+    adamw({.lr = static_cast<float>(lr),
            .beta1 = static_cast<float>(options_.beta1),
            .beta2 = static_cast<float>(options_.beta2),
            .eps = static_cast<float>(options_.eps),
@@ -94,19 +115,31 @@ StepResult Trainer::step(std::span<const Batch> batches) {
            .step = done_ + 1},
           group, norm.scale);
   }
+  return norm.norm;
+}
+
+StepResult Trainer::finish() {
+  SSM_CHECK(started_, "no step has been started");
+  const ArenaScope scope(&arena_);
+  const Started now = std::move(*std::exchange(started_, std::nullopt));
+  StepResult result = now.result;
+  for (const Tensor& loss : now.losses) result.loss += value_of(loss);
+  result.grad_norm = value_of(now.norm);
+  check_finite(result.loss, result.grad_norm);
   if (options_.average > 0) {
-    for (const TrainedParameter* p : changed) {
-      move_average(p->average, p->value, static_cast<float>(1.0 - options_.average));
+    for (const TrainedParameter& p : parameters_.all()) {
+      if (gradient_of(p.used).defined())
+        move_average(p.average, p.value, static_cast<float>(1.0 - options_.average));
     }
   }
   ++done_;
   return result;
 }
 
-double Trainer::forward_backward(const Batch& batch, float scale) {
+Tensor Trainer::forward_backward(const Batch& batch, float scale) {
   const bool carries = any(batch.continues) || any(batch.carries_on);
   const ModelState rows = carries ? begin_states(batch) : ModelState();
-  const double loss = loss_of(batch, rows, scale, true);
+  Tensor loss = loss_of(batch, rows, scale, true);
   if (carries) keep_states(batch, rows);
   return loss;
 }
@@ -114,10 +147,10 @@ double Trainer::forward_backward(const Batch& batch, float scale) {
 double Trainer::evaluate(const Batch& batch) {
   const ArenaScope scope(&arena_);
   dropout_.set(std::nullopt);
-  return loss_of(batch, {}, 1.0f, false);
+  return value_of(loss_of(batch, {}, 1.0f, false));
 }
 
-double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
+Tensor Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
   const SequenceBatch sequences = SequenceBatch::in_order(batch.lengths);
   const Tensor ids = ids_on(batch.ids, device_), targets = ids_on(batch.targets, device_);
   Tape tape;
@@ -127,7 +160,7 @@ double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale
     model_.prepare();
     hidden = model_.hidden(ids, sequences, state);
   }
-  return value_of(head_loss(model_, hidden, targets, scale, vocab_, compute_, gradient ? &tape : nullptr));
+  return head_loss(model_, hidden, targets, scale, vocab_, compute_, gradient ? &tape : nullptr);
 }
 
 // Rows of a state for this batch's sequences: those that go on take what their stream kept.

@@ -42,6 +42,9 @@ class Trainer {
   // Throws Error naming the step and the parameter where loss or gradient is not finite, and changes nothing
   // then.
   StepResult step(std::span<const Batch> batches);
+  // The same in two parts: what a card is to do is enqueued, and the host is free until it waits for the end.
+  void start(std::span<const Batch> batches);
+  StepResult finish();
   // The sum of the targets' negative log-likelihoods in nats; sequences begin without a state. Nothing
   // changes.
   double evaluate(const Batch& batch);
@@ -58,8 +61,9 @@ class Trainer {
   void restored(int64_t steps_done);    // after values and moments were filled
 
  private:
-  double forward_backward(const Batch& batch, float scale);
-  double loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient);
+  Tensor forward_backward(const Batch& batch, float scale);
+  Tensor loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient);
+  Tensor update(std::span<const Tensor> losses, double lr);  // the gradient's norm
   ModelState begin_states(const Batch& batch);
   void keep_states(const Batch& batch, const ModelState& rows);
   void check_finite(double loss, double norm);
@@ -74,6 +78,14 @@ class Trainer {
   ModelState carried_;  // a row a stream
   Arena arena_;
   int64_t done_ = 0;
+
+  // A step between start() and finish(), and what is still to be read from the device.
+  struct Started {
+    StepResult result;
+    std::vector<Tensor> losses;
+    Tensor norm;
+  };
+  std::optional<Started> started_;
 };
 
 }  // namespace ssm::train
