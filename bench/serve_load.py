@@ -19,36 +19,29 @@ import asyncio
 import json
 import os
 import pathlib
-import signal
 import statistics
 import subprocess
 import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests/server"))
+
+from process import COMMAND, Server  # noqa: E402 - beside the tests
+
 START = "Once upon a time there was a {} house by the sea, and in it"
 
 
-class Server:
-    def __init__(self, args: argparse.Namespace, sequences: int, waiting: int = 0) -> None:
-        command = [args.ssm, "serve", *args.model, "--port", 0, *args.flags]
-        command += ["--max-sequences", sequences, "--max-waiting", waiting]
-        self.process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True)
-        for line in self.process.stderr:
-            if "serving" in line:
-                self.port = int(line.rsplit(":", 1)[1])
-                return
-        sys.exit("the server did not start")
+def serve(args: argparse.Namespace, sequences: int, waiting: int = 0) -> Server:
+    flags = [*args.model, *args.flags, "--max-sequences", sequences, "--max-waiting", waiting]
+    return Server(*flags, command=args.ssm)
 
-    def peak_bytes(self) -> int:
-        for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        return 0
 
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+def peak_bytes(process: subprocess.Popen) -> int:
+    for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 async def stream(port: int, index: int, tokens: int) -> dict:
@@ -102,12 +95,9 @@ def streams(args: argparse.Namespace) -> bool:
     info = json.loads(subprocess.check_output([args.ssm, "info", *args.model, "--json"]))
     needed = info["weight_bytes"] + args.streams * info["state_bytes_per_sequence"]
     table()
-    server = Server(args, args.streams)
-    try:
+    with serve(args, args.streams) as server:
         texts = asyncio.run(all_at_once(args, server.port))
-        peak = server.peak_bytes()
-    finally:
-        server.stop()
+        peak = peak_bytes(server.process)
     whole = [t for t in texts if t["whole"]]
     ok = say("streams that were whole", f"{len(whole)} of {args.streams}", len(whole) == args.streams)
     if not whole:
@@ -153,12 +143,9 @@ def users(args: argparse.Namespace) -> bool:
         command = [args.ssm, "bench", *args.model, "--batch", args.users, "--promptlen", 16, "--genlen", args.tokens]
         run = subprocess.check_output([str(c) for c in command + args.flags + ["--temperature", 1, "--json"]])
         bench = json.loads(run)["decode_tokens_per_second"]
-        server = Server(args, args.users, args.users)  # who is done asks again at once
-        try:
+        with serve(args, args.users, args.users) as server:  # who is done asks again at once
             asyncio.run(one_after_another(argparse.Namespace(**{**vars(args), "seconds": 3}), server.port))  # warm
             texts = asyncio.run(one_after_another(args, server.port))
-        finally:
-            server.stop()
         whole &= all(t["whole"] for t in texts)
         first += [t["times"][0] - t["asked"] for t in texts if t["times"]]
         begin = min(t["asked"] for t in texts)
@@ -176,16 +163,13 @@ def overhead(args: argparse.Namespace) -> bool:
     """Both without the first token: the time from it to the last, by the token."""
     table()
     ours, theirs = [], []
-    server = Server(args, 1)
-    try:
+    with serve(args, 1) as server:
         for i in range(args.rounds):
             text = asyncio.run(stream(server.port, i, args.tokens))
             ours.append((text["times"][-1] - text["times"][0]) / (args.tokens - 1) * 1e6)
             command = [args.ssm, "bench", *args.model, "--batch", 1, "--promptlen", 16, "--genlen", args.tokens]
             run = subprocess.check_output([str(c) for c in command + args.flags + ["--temperature", 1, "--json"]])
             theirs.append(1e6 / json.loads(run)["decode_tokens_per_second"])
-    finally:
-        server.stop()
     difference = statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
     say("microseconds a token: server, alone", f"{statistics.median(ours):.0f}, {statistics.median(theirs):.0f}")
     bound = 60 if not args.model else 0.03 * statistics.median(theirs)
@@ -195,7 +179,7 @@ def overhead(args: argparse.Namespace) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("mode", choices=["streams", "users", "overhead"])
-    parser.add_argument("--ssm", default=str(ROOT / "build/release/bin/ssm"))
+    parser.add_argument("--ssm", default=COMMAND)
     parser.add_argument("--model", default=[], type=lambda model: [model])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

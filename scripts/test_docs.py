@@ -2,9 +2,8 @@
 """Runs every `ssm` command that README.md and docs/ show in a block of sh or console, page by page.
 
 A page's commands run in one folder, in order, with a home of its own. There the models and texts that pages speak of
-stand ready, small; training takes two steps. Output that a page shows must come, numbers within a thousandth. A
-comment in front of a block, <!-- not run: REASON -->, leaves it out. Commands of the source tree (scripts/, cmake) are
-what CI itself is made of and are not run again.
+stand ready, small; training takes two steps. Output that a page shows must come, numbers within a thousandth. Commands
+of the source tree (scripts/, cmake) are what CI itself is made of and are not run again.
 """
 
 import json
@@ -16,29 +15,13 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from doc_blocks import PAGES, ROOT, blocks
+
 SSM = ROOT / "build/release/bin/ssm"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = r"(^|[|;&] *)ssm "
 HUB_MODEL = "models--state-spaces--mamba-130m-hf"
 SHORT = {"--steps": "2", "--batch": "2", "--length": "32"}
 TINY = "--family mamba --layers 2 --width 64"
-
-
-def blocks(page: pathlib.Path):
-    """(line, language, reason not to run or None, lines) of each fenced block."""
-    lines = page.read_text().splitlines()
-    at = 0
-    while at < len(lines):
-        fence = re.match(r"```(\w+)$", lines[at])
-        if not fence:
-            at += 1
-            continue
-        end = lines.index("```", at)
-        before = next((line for line in reversed(lines[:at]) if line.strip()), "")
-        skipped = re.fullmatch(r"<!-- not run: (.*) -->", before)
-        yield at + 1, fence[1], skipped and skipped[1], lines[at + 1 : end]
-        at = end + 1
 
 
 def commands(language: str, lines: list[str]):
@@ -83,12 +66,16 @@ def shell(command: str, folder: pathlib.Path, environment: dict) -> subprocess.C
     )
 
 
-def prepare(folder: pathlib.Path) -> dict:
-    """What pages speak of: texts, a Mamba with a tokenizer under the names used, a hub's cache that holds it."""
+def environment_of(folder: pathlib.Path) -> dict:
     path = f"{SSM.parent}:{os.environ['PATH']}"
     environment = os.environ | {"HOME": str(folder), "PATH": path, "HF_HUB_OFFLINE": "1"}
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "XDG_CACHE_HOME"):
         environment.pop(name, None)
+    return environment
+
+
+def prepare(folder: pathlib.Path) -> None:
+    """What pages speak of: texts, a Mamba with a tokenizer under the names used, a hub's cache that holds it."""
     sentences = [f"The old king looked out of the window for the {n}th time." for n in range(60)]
     (folder / "notes").mkdir()
     for name in ("book.txt", "other.txt", "stories.txt", "notes/a.txt"):
@@ -97,7 +84,7 @@ def prepare(folder: pathlib.Path) -> dict:
     said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
     (folder / "chats.jsonl").write_text(json.dumps({"messages": said}) + "\n")
     (folder / "models").symlink_to(ROOT / "models")
-    made = shell(shortened(f"ssm train book.txt --out made {TINY}"), folder, environment)
+    made = shell(shortened(f"ssm train book.txt --out made {TINY}"), folder, environment_of(folder))
     if made.returncode:
         raise SystemExit(f"the models for the pages were not made: {made.stderr}")
     hub = folder / ".cache/huggingface/hub" / HUB_MODEL
@@ -110,7 +97,6 @@ def prepare(folder: pathlib.Path) -> dict:
         for name in files:
             if (folder / "made" / name).exists():
                 shutil.copy(folder / "made" / name, target)
-    return environment
 
 
 def shortened(command: str) -> str:
@@ -122,33 +108,41 @@ def shortened(command: str) -> str:
     return prefix + command
 
 
+def run_page(page: pathlib.Path, folder: pathlib.Path) -> tuple[int, int]:
+    """How many commands ran, and how many of them did not do what the page shows."""
+    ran = failed = 0
+    environment = environment_of(folder)
+    for line, language, reason, lines in blocks(page, "sh", "console"):
+        if reason:
+            print(f"test-docs: {page.relative_to(ROOT)}:{line}: not run: {reason}")
+            continue
+        for offset, command, shown in commands(language, lines):
+            if not re.search(OURS, command.split("#")[0]):
+                continue
+            run = shell(shortened(command), folder, environment)
+            ran += 1
+            problem = None
+            if run.returncode:
+                problem = f"exit status {run.returncode}: {run.stderr.strip()[-400:]}"
+            elif shown and not same("\n".join(shown).strip(), run.stdout.strip()):
+                problem = "\n".join(["printed", run.stdout.strip(), "where the page shows", *shown])
+            if problem:
+                failed += 1
+                print(f"test-docs: {page.relative_to(ROOT)}:{line + 1 + offset}: {command}\n{problem}")
+    return ran, failed
+
+
 def main() -> None:
     ran = failed = 0
-    for page in PAGES:
-        wanted = [b for b in blocks(page) if b[1] in ("sh", "console")]
-        if not wanted:
-            continue
-        with tempfile.TemporaryDirectory(prefix="ssm-docs-") as name:
-            folder = pathlib.Path(name)
-            environment = prepare(folder)
-            for line, language, reason, lines in wanted:
-                where = f"{page.relative_to(ROOT)}:{line}"
-                if reason:
-                    print(f"test-docs: {where}: not run: {reason}")
-                    continue
-                for offset, command, shown in commands(language, lines):
-                    if not re.search(OURS, command.split("#")[0]):
-                        continue
-                    run = shell(shortened(command), folder, environment)
-                    ran += 1
-                    problem = None
-                    if run.returncode:
-                        problem = f"exit status {run.returncode}: {run.stderr.strip()[-400:]}"
-                    elif shown and not same("\n".join(shown).strip(), run.stdout.strip()):
-                        problem = "\n".join(["printed", run.stdout.strip(), "where the page shows", *shown])
-                    if problem:
-                        failed += 1
-                        print(f"test-docs: {page.relative_to(ROOT)}:{line + 1 + offset}: {command}\n{problem}")
+    with tempfile.TemporaryDirectory(prefix="ssm-docs-") as name:
+        first = pathlib.Path(name) / "first"
+        first.mkdir()
+        prepare(first)
+        for page in PAGES:
+            folder = shutil.copytree(first, pathlib.Path(name) / page.stem, symlinks=True)
+            counts = run_page(page, folder)
+            ran, failed = ran + counts[0], failed + counts[1]
+            shutil.rmtree(folder)
     print(f"test-docs: {ran} commands, {failed} not as shown")
     sys.exit(1 if failed or not ran else 0)
 

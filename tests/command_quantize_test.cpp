@@ -37,7 +37,7 @@ TEST(CommandQuantize, MakesAFolderThatEveryVerbReads) {
     } else if (name.find("layers.1.") != name.npos && name.ends_with("in_proj.weight")) {
       EXPECT_EQ(type, "int4 group 128");
     } else if (name.find("layers.0.") != name.npos) {
-      EXPECT_EQ(type, tensor["stored"]) << name;
+      EXPECT_EQ(type, tensor["stored"].get<std::string>()) << name;
     }
   }
   EXPECT_GT(json["text"]["kl_divergence"].get<double>(), 0);

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "ssm/core/test_error.h"
 #include "ssm/core/test_folder.h"
 #include "ssm/io/safetensors.h"
 #include "ssm/load/chat.h"
@@ -18,6 +19,7 @@ namespace ssm {
 namespace {
 
 namespace fs = std::filesystem;
+using test::expect_error;
 
 const fs::path kModels = fs::path(SSM_SOURCE_DIR) / "tests/goldens/models";
 const fs::path kGguf = fs::path(SSM_SOURCE_DIR) / "tests/goldens/gguf";
@@ -82,15 +84,6 @@ void expect_same(const fs::path& a, const fs::path& b, bool through_gguf, float 
       const float bound = through_gguf && weights[i].name.ends_with("A_log") ? a_log_bound : 0.0f;
       ASSERT_NEAR(wide.data<float>()[k], other.data<float>()[k], bound) << weights[i].name;
     }
-  }
-}
-
-void expect_error(const std::function<void()>& f, const std::string& part) {
-  try {
-    f();
-    ADD_FAILURE() << "nothing was thrown; expected an error about " << part;
-  } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
   }
 }
 
@@ -185,7 +178,7 @@ TEST(Convert, TheTokenizerComesAlong) {
 TEST(Convert, NamesWhatALayoutCannotSay) {
   const test::TempFolder folder;
   const auto refuse = [&](const char* name, ModelFormat format, const std::string& part) {
-    expect_error([&] { convert_model(kModels / name, folder / "x", format); }, part);
+    expect_error([&] { convert_model(kModels / name, folder / "x", format); }, {part});
     EXPECT_FALSE(fs::exists(folder / "x"));
   };
   refuse("mamba-bias", ModelFormat::gguf, "use_bias is true");
@@ -195,9 +188,9 @@ TEST(Convert, NamesWhatALayoutCannotSay) {
   refuse("original-mamba2-hdim", ModelFormat::transformers, "D_has_hdim");
   refuse("mamba-eps", ModelFormat::original, "layer_norm_epsilon is 0.001");
   refuse("falcon-default", ModelFormat::original, "FalconMamba");
-  expect_error([&] { convert_model(kBundled, folder.path(), ModelFormat::gguf); }, "exists already");
+  expect_error([&] { convert_model(kBundled, folder.path(), ModelFormat::gguf); }, {"exists already"});
   expect_error([&] { convert_model(kGguf / "packed-mamba.gguf", folder / "x", ModelFormat::original); },
-               "is packed");
+               {"is packed"});
 }
 
 }  // namespace

@@ -83,10 +83,10 @@ std::vector<std::pair<std::string, Tensor>> first_gradients(const std::string& n
                                                             const TrainerOptions& options,
                                                             std::span<const Batch> batches) {
   TinyRun run(name, kCpu, options);
-  run.trainer.step(batches);
+  const Gradients g = run.trainer.gradients(batches);
   std::vector<std::pair<std::string, Tensor>> gradients;
-  for (const TrainedParameter& p : run.trainer.parameters().all()) {
-    gradients.emplace_back(p.name, gradient_of(p.used).clone());
+  for (size_t i = 0; i < g.parameters.size(); ++i) {
+    gradients.emplace_back(g.parameters[i]->name, g.gradients[i].clone());
   }
   return gradients;
 }

@@ -7,7 +7,6 @@
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/sampling_options.h"
-#include "ssm/load/chat.h"
 #include "ssm/train/dataset.h"
 
 namespace ssm::app {
@@ -116,17 +115,6 @@ std::string in_nats_and_perplexity(double loss) {
   return fmt::format("{:.4f} (perplexity {:.3f})", loss, std::exp(loss));
 }
 
-void set_chat_template(const TrainArguments& a, LoadedModel& loaded, train::RecordOptions& records) {
-  try {
-    records.chat = std::make_shared<const text::ChatTemplate>(
-        open_chat_template(loaded, a.model.adapter, a.chat_template));
-    if (!a.chat_template.empty()) loaded.chat_template = records.chat->source();
-  } catch (const Error& e) {
-    if (!a.chat_template.empty()) throw;
-    records.why_no_chat = e.what();  // it matters where a conversation is read only
-  }
-}
-
 // What stands behind each document.
 std::optional<int32_t> end_token(const LoadedModel& loaded) {
   if (!loaded.eos.empty()) return loaded.eos.front();
@@ -207,7 +195,7 @@ TrainData open_train_data(const TrainArguments& a, LoadedModel& loaded, const fs
   options.records.column = a.column;
   options.records.separator = a.separator;
   if (!a.no_eos) options.eos = end_token(loaded);
-  set_chat_template(a, loaded, options.records);
+  train::set_chat_template(options.records, loaded, a.model.adapter, a.chat_template);
   options.progress = [&](double fraction) {
     progress.show(fmt::format("tokenising: {:.0f} %", 100 * fraction));
   };

@@ -11,6 +11,8 @@
 #include "ssm/core/rng.h"
 #include "ssm/io/config.h"
 #include "ssm/models/registry.h"
+#include "ssm/ops/elementwise/elementwise.h"
+#include "ssm/ops/sampling/sampling.h"
 #include "ssm/train/checkpoint.h"
 #include "ssm/train/init.h"
 
@@ -174,7 +176,7 @@ void Study::save() {
 }
 
 double Study::accuracy(const std::function<Sequence(int64_t)>& test, int64_t count) {
-  constexpr int64_t kRows = 256;  // of logits at a time
+  constexpr size_t kRows = 1024;  // of logits at a time
   ssm::CausalLm& model = *loaded_.model;
   model.prepare();
   int64_t right = 0, asked = 0;
@@ -182,18 +184,23 @@ double Study::accuracy(const std::function<Sequence(int64_t)>& test, int64_t cou
     const ssm::train::Batch batch = batch_of(test, begin, std::min(count, begin + options_.rows));
     const Tensor ids = Tensor::from_values<int32_t>(batch.ids, {std::ssize(batch.ids)}).to(loaded_.device);
     const Tensor hidden = model.hidden(ids, ssm::SequenceBatch(batch.lengths, batch.streams), {});
-    for (int64_t at = 0; at < std::ssize(batch.ids); at += kRows) {
-      const int64_t n = std::min<int64_t>(kRows, std::ssize(batch.ids) - at);
-      const auto targets = std::span(batch.targets).subspan(static_cast<size_t>(at), static_cast<size_t>(n));
-      if (std::all_of(targets.begin(), targets.end(), [](int32_t t) { return t < 0; })) continue;
-      const Tensor logits = model.logits(hidden.slice(0, at, at + n)).to(ssm::kCpu);
-      for (int64_t i = 0; i < n; ++i) {
-        const int32_t target = targets[static_cast<size_t>(i)];
-        if (target < 0) continue;
-        const auto row = logits.select(0, i).values<float>().subspan(0, static_cast<size_t>(task_.vocab));
-        right += std::max_element(row.begin(), row.end()) - row.begin() == target;
-        ++asked;
-      }
+    std::vector<int32_t> places, targets;  // of the tokens that are asked for
+    for (size_t t = 0; t < batch.targets.size(); ++t) {
+      if (batch.targets[t] < 0) continue;
+      places.push_back(static_cast<int32_t>(t));
+      targets.push_back(batch.targets[t]);
+    }
+    const auto count_of = [&](size_t at) { return std::min<size_t>(kRows, places.size() - at); };
+    for (size_t at = 0; at < places.size(); at += kRows) {
+      const auto some = std::span(places).subspan(at, count_of(at));
+      const Tensor rows = Tensor::from_values<int32_t>(some, {std::ssize(some)}).to(loaded_.device);
+      const std::vector<ssm::SamplingParams> greedy(some.size(), {.temperature = 0});
+      const std::vector<int64_t> positions(some.size(), 0);
+      const Tensor said =
+          ssm::sample(model.logits(ssm::take_rows(hidden, rows)), task_.vocab, greedy, {}, {}, positions)
+              .to(ssm::kCpu);
+      for (size_t i = 0; i < some.size(); ++i) right += said.values<int32_t>()[i] == targets[at + i];
+      asked += std::ssize(some);
     }
   }
   return static_cast<double>(right) / static_cast<double>(std::max<int64_t>(asked, 1));

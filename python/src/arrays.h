@@ -35,6 +35,13 @@ nb::object array_of(const Tensor& tensor);  // keeps the tensor alive; None for 
 
 std::span<const int32_t> ids_of(const Tensor& ids, const char* what);  // of a contiguous i32 [T] on the host
 
+// What `work` returns, while other threads of Python run.
+template <class F>
+auto unlocked(F&& work) {
+  const nb::gil_scoped_release released;
+  return work();
+}
+
 // Raises KeyboardInterrupt where Ctrl-C was pressed; callable with or without the GIL.
 void check_interrupt();
 

@@ -73,11 +73,10 @@ struct Recorded {
     SSM_CHECK(mixer != nullptr, "the gradient of this call was taken before");
     SSM_CHECK(from.shape() == y.shape() && from.dtype() == DType::f32, "dy is {} of {}, expected f32 {}",
               from.shape(), name_of(from.dtype()), y.shape());
-    {
-      const nb::gil_scoped_release unlocked;
+    unlocked([&] {
       tape.backward(y, from.row_major());
       mixer.reset();
-    }
+    });
     nb::list gradients;
     for (const Tensor& p : parameters) gradients.append(array_of(gradient_of(p)));
     return nb::make_tuple(array_of(gradient_of(x)), gradients);
@@ -114,10 +113,7 @@ class Block {
     MixerState state;
     if (conv) state.conv = tensor_of(*conv, "conv_state");
     if (ssm) state.ssm = tensor_of(*ssm, "ssm_state");
-    {
-      const nb::gil_scoped_release unlocked;
-      run(*recorded, values, lengths, gradient, state);
-    }
+    unlocked([&] { run(*recorded, values, lengths, gradient, state); });
     const nb::object y = array_of(recorded->y);
     return gradient ? nb::make_tuple(y, nb::cast(std::move(recorded))) : nb::make_tuple(y, nb::none());
   }

@@ -38,9 +38,7 @@ nb::list generate(const ModelPtr& model, const std::vector<std::vector<int32_t>>
                                 .stop = stop,
                                 .ignore_eos = ignore_eos,
                                 .eos = eos};
-  std::vector<Generated> results;
-  {
-    const nb::gil_scoped_release unlocked;
+  const std::vector<Generated> results = unlocked([&] {
     Generator generator(*model, std::ssize(prompts));
     for (size_t i = 0; i < prompts.size(); ++i) {
       if (from) {
@@ -50,13 +48,14 @@ nb::list generate(const ModelPtr& model, const std::vector<std::vector<int32_t>>
         generator.add(prompts[i]);
       }
     }
-    results = generator.run(options, [&](size_t index, int32_t id, std::string_view text) {
-      return call(on_token, index, id, text);
-    });
+    std::vector<Generated> generated = generator.run(
+        options,
+        [&](size_t index, int32_t id, std::string_view text) { return call(on_token, index, id, text); });
     for (size_t i = 0; to && i < prompts.size(); ++i) {
       generator.copy_state(i, to->pool().state(), static_cast<int64_t>(i));
     }
-  }
+    return generated;
+  });
   nb::list out;
   for (const Generated& g : results) {
     out.append(nb::make_tuple(g.ids, g.text, std::string(name_of(g.reason))));

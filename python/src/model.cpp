@@ -145,9 +145,7 @@ nb::tuple forward(const ModelPtr& loaded, const OptionalIn& ids, const OptionalI
   const Tensor id_tensor = tensor_of(ids, "ids"), rows = tensor_of(embeddings, "embeddings");
   SSM_CHECK(!state || state->model() == loaded, "the state is another model's");
   std::vector<Rows> by_layer;
-  Tensor hidden;
-  {
-    const nb::gil_scoped_release unlocked;
+  const Tensor hidden = unlocked([&] {
     const std::vector<int32_t> none(rows.defined() ? static_cast<size_t>(rows.size(0)) : 0);
     const auto inputs = inputs_of(ids ? ids_of(id_tensor, "ids") : std::span<const int32_t>(none),
                                   rows.defined() ? rows.row_major() : rows, lengths, slots);
@@ -169,8 +167,8 @@ nb::tuple forward(const ModelPtr& loaded, const OptionalIn& ids, const OptionalI
         },
         layers ? CausalLm::OnLayer([&](const Tensor& residual) { seen.push_back(residual.clone()); })
                : CausalLm::OnLayer());
-    hidden = out.tensor();
-  }
+    return out.tensor();
+  });
   nb::list hidden_states;
   for (const Rows& r : by_layer) hidden_states.append(array_of(r.tensor()));
   return nb::make_tuple(array_of(hidden), hidden_states);
@@ -190,38 +188,35 @@ void for_each_logits(const CausalLm& model, const Tensor& hidden, int64_t rows, 
 nb::object logits(const LoadedModel& loaded, const InArray& hidden) {
   const CausalLm& model = *loaded.model;
   const Tensor rows = tensor_of(hidden, "hidden");
-  Tensor out;
-  {
-    const nb::gil_scoped_release unlocked;
-    out = Tensor::empty({rows.size(0), model.vocab_size()}, DType::f32, model.device());
+  return array_of(unlocked([&] {
+    Tensor out = Tensor::empty({rows.size(0), model.vocab_size()}, DType::f32, model.device());
     for_each_logits(model, rows, 512, [&](int64_t row, const Tensor& some) {
       const Tensor to = out.slice(0, row, row + some.size(0));
       copy_bytes(to.raw(), to.device(), some.raw(), some.device(), some.bytes());
     });
-  }
-  return array_of(out);
+    return out;
+  }));
 }
 
 nb::tuple nll(const LoadedModel& loaded, const InArray& hidden, const InArray& targets, int64_t vocab) {
   const CausalLm& model = *loaded.model;
   const Tensor rows = tensor_of(hidden, "hidden"), ids = tensor_of(targets, "targets");
-  Tensor out, best;
-  {
-    const nb::gil_scoped_release unlocked;
+  const CrossEntropy whole = unlocked([&] {
     SSM_CHECK(ids.rank() == 1 && ids.dtype() == DType::i32 && ids.size(0) == rows.size(0),
               "targets {} of {} for {} rows", ids.shape(), name_of(ids.dtype()), rows.size(0));
-    out = Tensor::empty({rows.size(0)});
-    best = Tensor::empty({rows.size(0)}, DType::i32);
+    CrossEntropy out{.nll = Tensor::empty({rows.size(0)}),
+                     .argmax = Tensor::empty({rows.size(0)}, DType::i32)};
     for_each_logits(model, rows, kLogitRows, [&](int64_t row, const Tensor& some) {
       const int64_t end = row + some.size(0);
       const CrossEntropy result = cross_entropy(some, ids.slice(0, row, end).to(model.device()),
                                                 vocab > 0 ? vocab : model.vocab_size());
       const Tensor nlls = result.nll.to(kCpu), argmax = result.argmax.to(kCpu);
-      copy_bytes(out.slice(0, row, end).raw(), kCpu, nlls.raw(), kCpu, nlls.bytes());
-      copy_bytes(best.slice(0, row, end).raw(), kCpu, argmax.raw(), kCpu, argmax.bytes());
+      copy_bytes(out.nll.slice(0, row, end).raw(), kCpu, nlls.raw(), kCpu, nlls.bytes());
+      copy_bytes(out.argmax.slice(0, row, end).raw(), kCpu, argmax.raw(), kCpu, argmax.bytes());
     });
-  }
-  return nb::make_tuple(array_of(out), array_of(best));
+    return out;
+  });
+  return nb::make_tuple(array_of(whole.nll), array_of(whole.argmax));
 }
 
 nb::object embed(const LoadedModel& loaded, const InArray& ids) {

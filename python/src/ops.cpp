@@ -22,13 +22,6 @@ SequenceBatch batch_of(const Lengths& lengths) {  // sequence b has slot b
 
 Tensor state_of(const OptionalInOut& state) { return state ? tensor_of(*state, "state") : Tensor(); }
 
-Tensor empty_like(const Tensor& t) {
-  return t.defined() ? Tensor::empty(t.shape(), t.dtype(), t.device()) : Tensor();
-}
-Tensor zeros_like(const Tensor& t) {
-  return t.defined() ? Tensor::zeros(t.shape(), DType::f32, t.device()) : Tensor();
-}
-
 template <class... Tensors>
 nb::tuple arrays_of(const Tensors&... tensors) {
   return nb::make_tuple(array_of(tensors)...);
@@ -53,12 +46,7 @@ nb::object scan(const InArray& u, const InArray& delta, const InArray& A, const 
                 const Lengths& lengths, const OptionalInOut& state) {
   const SelectiveScanArgs args = scan_args(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
   const Tensor h = state_of(state);
-  Tensor y;
-  {
-    const nb::gil_scoped_release unlocked;
-    y = selective_scan(args, batch_of(lengths), h);
-  }
-  return array_of(y);
+  return array_of(unlocked([&] { return selective_scan(args, batch_of(lengths), h); }));
 }
 
 nb::tuple scan_backward(const InArray& u, const InArray& delta, const InArray& A, const InArray& B,
@@ -67,19 +55,15 @@ nb::tuple scan_backward(const InArray& u, const InArray& delta, const InArray& A
                         const OptionalIn& initial, const InArray& dy) {
   const SelectiveScanArgs args = scan_args(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
   const Tensor h = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
-  SelectiveScanGrads g;
-  {
-    const nb::gil_scoped_release unlocked;
-    g = {.du = empty_like(args.u),
-         .ddelta = empty_like(args.delta),
-         .dA = zeros_like(args.A),
-         .dB = empty_like(args.B),
-         .dC = empty_like(args.C),
-         .dD = zeros_like(args.D),
-         .dz = empty_like(args.z),
-         .ddelta_bias = zeros_like(args.delta_bias)};
-    selective_scan_backward(args, batch_of(lengths), h, from, g);
-  }
+  const SelectiveScanGrads g{.du = Tensor::empty_like(args.u),
+                             .ddelta = Tensor::empty_like(args.delta),
+                             .dA = Tensor::zeros_like(args.A, DType::f32),
+                             .dB = Tensor::empty_like(args.B),
+                             .dC = Tensor::empty_like(args.C),
+                             .dD = Tensor::zeros_like(args.D, DType::f32),
+                             .dz = Tensor::empty_like(args.z),
+                             .ddelta_bias = Tensor::zeros_like(args.delta_bias, DType::f32)};
+  unlocked([&] { selective_scan_backward(args, batch_of(lengths), h, from, g); });
   return arrays_of(g.du, g.ddelta, g.dA, g.dB, g.dC, g.dD, g.dz, g.ddelta_bias);
 }
 
@@ -104,12 +88,7 @@ nb::object ssd(const InArray& x, const InArray& dt, const InArray& A, const InAr
                float dt_max, const Lengths& lengths, const OptionalInOut& state) {
   const SsdScanArgs args = ssd_args(x, dt, A, B, C, D, dt_bias, groups, dt_softplus, dt_min, dt_max);
   const Tensor h = state_of(state);
-  Tensor y;
-  {
-    const nb::gil_scoped_release unlocked;
-    y = ssd_scan(args, batch_of(lengths), h);
-  }
-  return array_of(y);
+  return array_of(unlocked([&] { return ssd_scan(args, batch_of(lengths), h); }));
 }
 
 nb::tuple ssd_backward(const InArray& x, const InArray& dt, const InArray& A, const InArray& B,
@@ -118,18 +97,14 @@ nb::tuple ssd_backward(const InArray& x, const InArray& dt, const InArray& A, co
                        const OptionalIn& initial, const InArray& dy) {
   const SsdScanArgs args = ssd_args(x, dt, A, B, C, D, dt_bias, groups, dt_softplus, dt_min, dt_max);
   const Tensor h = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
-  SsdScanGrads g;
-  {
-    const nb::gil_scoped_release unlocked;
-    g = {.dx = empty_like(args.x),
-         .ddt = empty_like(args.dt),
-         .dA = zeros_like(args.A),
-         .dB = empty_like(args.B),
-         .dC = empty_like(args.C),
-         .dD = zeros_like(args.D),
-         .ddt_bias = zeros_like(args.dt_bias)};
-    ssd_scan_backward(args, batch_of(lengths), h, from, g);
-  }
+  const SsdScanGrads g{.dx = Tensor::empty_like(args.x),
+                       .ddt = Tensor::empty_like(args.dt),
+                       .dA = Tensor::zeros_like(args.A, DType::f32),
+                       .dB = Tensor::empty_like(args.B),
+                       .dC = Tensor::empty_like(args.C),
+                       .dD = Tensor::zeros_like(args.D, DType::f32),
+                       .ddt_bias = Tensor::zeros_like(args.dt_bias, DType::f32)};
+  unlocked([&] { ssd_scan_backward(args, batch_of(lengths), h, from, g); });
   return arrays_of(g.dx, g.ddt, g.dA, g.dB, g.dC, g.dD, g.ddt_bias);
 }
 
@@ -137,35 +112,25 @@ nb::object conv(const InArray& x, const InArray& weight, const OptionalIn& bias,
                 const Lengths& lengths, const OptionalInOut& state) {
   const Tensor in = tensor_of(x, "x"), w = tensor_of(weight, "weight"), b = tensor_of(bias, "bias");
   const Tensor kept = state_of(state);
-  Tensor y;
-  {
-    const nb::gil_scoped_release unlocked;
-    y = causal_conv1d(in, w, b, silu ? Activation::silu : Activation::none, batch_of(lengths), kept);
-  }
-  return array_of(y);
+  const Activation activation = silu ? Activation::silu : Activation::none;
+  return array_of(unlocked([&] { return causal_conv1d(in, w, b, activation, batch_of(lengths), kept); }));
 }
 
 nb::tuple conv_backward(const InArray& x, const InArray& weight, const OptionalIn& bias, bool silu,
                         const Lengths& lengths, const OptionalIn& initial, const InArray& dy) {
   const Tensor in = tensor_of(x, "x"), w = tensor_of(weight, "weight"), b = tensor_of(bias, "bias");
   const Tensor before = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
-  CausalConv1dGrads g;
-  {
-    const nb::gil_scoped_release unlocked;
-    g = {.dx = empty_like(in), .dweight = zeros_like(w), .dbias = zeros_like(b)};
-    causal_conv1d_backward(in, w, b, silu ? Activation::silu : Activation::none, batch_of(lengths), before,
-                           from, g);
-  }
+  const CausalConv1dGrads g{.dx = Tensor::empty_like(in),
+                            .dweight = Tensor::zeros_like(w, DType::f32),
+                            .dbias = Tensor::zeros_like(b, DType::f32)};
+  const Activation activation = silu ? Activation::silu : Activation::none;
+  unlocked([&] { causal_conv1d_backward(in, w, b, activation, batch_of(lengths), before, from, g); });
   return arrays_of(g.dx, g.dweight, g.dbias);
 }
 
 nb::tuple nll(const InArray& logits, const InArray& targets, int64_t vocab) {
   const Tensor scores = tensor_of(logits, "logits"), ids = tensor_of(targets, "targets");
-  CrossEntropy result;
-  {
-    const nb::gil_scoped_release unlocked;
-    result = cross_entropy(scores, ids, vocab);
-  }
+  const CrossEntropy result = unlocked([&] { return cross_entropy(scores, ids, vocab); });
   return arrays_of(result.nll, result.argmax);
 }
 

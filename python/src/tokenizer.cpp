@@ -7,11 +7,7 @@ namespace ssm::python {
 namespace {
 
 TokenizerPtr open(const std::string& path) {
-  std::unique_ptr<text::Tokenizer> tokenizer;
-  {
-    const nb::gil_scoped_release unlocked;
-    tokenizer = text::open_tokenizer(path);
-  }
+  std::unique_ptr<text::Tokenizer> tokenizer = unlocked([&] { return text::open_tokenizer(path); });
   SSM_CHECK(tokenizer, "{}: no tokenizer.json or tokenizer.model there", path);
   return TokenizerPtr(std::move(tokenizer));
 }

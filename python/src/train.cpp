@@ -3,7 +3,7 @@
 
 #include "python/src/bindings.h"
 #include "python/src/model.h"
-#include "ssm/autograd/tape.h"
+#include "ssm/io/adapter.h"
 #include "ssm/load/adapter.h"
 #include "ssm/load/save_model.h"
 #include "ssm/train/adapter.h"
@@ -15,21 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-// By PEFT's names.
-io::AdapterConfig adapter_of(const json& fields) {
-  io::AdapterConfig config;
-  config.r = fields.at("r");
-  config.alpha = fields.at("lora_alpha");
-  config.dropout = fields.at("lora_dropout");
-  config.use_rslora = fields.at("use_rslora");
-  config.bias = fields.at("bias");
-  config.target_modules = fields.at("target_modules");
-  config.modules_to_save = fields.at("modules_to_save");
-  config.alpha_pattern = fields.at("alpha_pattern");
-  config.base_model = fields.at("base_model_name_or_path");
-  return config;
-}
 
 train::BatchMode mode_of(const std::string& name) {
   if (name == "packed") return train::BatchMode::packed;
@@ -73,12 +58,13 @@ train::TrainerOptions trainer_of(const json& o, int64_t steps) {
   return options;
 }
 
-std::shared_ptr<const train::TokenFile> open_data(const LoadedModel& loaded,
+std::shared_ptr<const train::TokenFile> open_data(LoadedModel& loaded,
                                                   const std::vector<std::string>& sources, const json& o) {
   train::DatasetOptions options;
   options.tokenizer = o.at("tokenizer").get<std::string>();
   if (options.tokenizer.empty()) options.tokenizer = loaded.folder;
   options.records.column = o.at("column");
+  train::set_chat_template(options.records, loaded, "", o.at("chat_template"));
   options.eos = loaded.eos.empty() ? loaded.need_tokenizer().eos() : loaded.eos.front();
   options.cache = o.at("cache").get<std::string>();
   options.progress = [](double) { check_interrupt(); };
@@ -97,8 +83,8 @@ nb::dict dict_of(const train::Metrics& metrics) {
 
 class Training {
  public:
-  // `options` and `adapter` as JSON with every field; without an adapter the whole model is trained. The
-  // model changes in place.
+  // `options` as JSON with every field, `adapter` as PEFT's adapter_config.json; without an adapter the whole
+  // model is trained. The model changes in place.
   Training(ModelPtr model, const std::vector<std::string>& data, const std::vector<std::string>& held_out,
            const std::string& options, const std::optional<std::string>& adapter)
       : model_(std::move(model)) {
@@ -128,7 +114,7 @@ class Training {
     if (adapter) {
       SSM_CHECK(!has_lora(*model_->model),
                 "the model has an adapter already: merge it, or train from its base");
-      run_.adapter = adapter_of(json::parse(*adapter));
+      run_.adapter = io::parse_adapter_config(json::parse(*adapter), "LoraConfig");
       train::begin_adapter(*model_->model, *run_.adapter, trainer.seed);
       trainer.trained = train::trained_by(*run_.adapter);
     }
@@ -181,6 +167,29 @@ class Training {
     const double loss = train::validation_loss(*trainer_, *held_out_, run_.batches, run_.validate_tokens);
     settle();
     return loss;
+  }
+
+  // (ids, targets) of each sequence that evaluate() reads; a target is the next id, -1 where none is learned.
+  nb::list held_out() const {
+    std::vector<std::pair<Tensor, Tensor>> sequences;
+    if (held_out_) {
+      const nb::gil_scoped_release unlocked;
+      train::for_each_held_out(
+          *held_out_, run_.batches, run_.validate_tokens, [&](const train::Batch& batch) {
+            size_t begin = 0;
+            for (const int64_t length : batch.lengths) {
+              const auto piece = [&](const std::vector<int32_t>& all) {
+                return Tensor::from_values(std::span(all).subspan(begin, static_cast<size_t>(length)),
+                                           {length});
+              };
+              sequences.emplace_back(piece(batch.ids), piece(batch.targets));
+              begin += static_cast<size_t>(length);
+            }
+          });
+    }
+    nb::list out;
+    for (const auto& [ids, targets] : sequences) out.append(nb::make_tuple(array_of(ids), array_of(targets)));
+    return out;
   }
 
   // The adapter, or the model, as it is now.
@@ -267,15 +276,12 @@ nb::tuple gradients(const ModelPtr& model, const InArray& ids, const InArray& ta
   std::vector<std::pair<std::string, Tensor>> found;
   {
     const nb::gil_scoped_release unlocked;
-    train::TrainerOptions options;
-    options.schedule.warmup = 1;  // whose first step has the rate 0: nothing changes
-    options.clip = 0;
     const Originals kept(*model->model);
-    train::Trainer trainer(*model->model, model->model->vocab_size(), model->device, model->compute, options);
-    loss = trainer.step(std::span(&batch, 1)).loss;
-    for (const train::TrainedParameter& p : trainer.parameters().all()) {
-      const Tensor gradient = gradient_of(p.used);
-      if (gradient.defined()) found.emplace_back(p.name, gradient.to(kCpu).to(DType::f32).clone());
+    train::Trainer trainer(*model->model, model->model->vocab_size(), model->device, model->compute, {});
+    const train::Gradients g = trainer.gradients(std::span(&batch, 1));
+    loss = g.loss;
+    for (size_t i = 0; i < g.parameters.size(); ++i) {
+      found.emplace_back(g.parameters[i]->name, g.gradients[i].to(kCpu).to(DType::f32).clone());
     }
     Dropout(*model->model).set(std::nullopt);
   }
@@ -295,6 +301,7 @@ void bind_train(nb::module_& m) {
       .def("run", &Training::run, arg("on_step") = nb::none(), arg("resume") = false,
            "on_step(metrics, seconds left) -> False ends it. {steps, finished, loss, validation_loss}")
       .def("evaluate", &Training::evaluate, "The held-out loss, or None without such data.")
+      .def("held_out", &Training::held_out, "[(ids, targets)] of each sequence that evaluate() reads.")
       .def("save", &Training::save, arg("folder"))
       .def_prop_ro("steps", &Training::steps)
       .def_prop_ro("steps_per_epoch", &Training::steps_per_epoch)

@@ -19,6 +19,7 @@ _WHERE = {
         "MambaForCausalLM",
         "MambaModel",
     ],
+    "evaluation": ["EvalPrediction"],
     "mamba_ssm": ["Mamba2LMHeadModel", "MambaLMHeadModel"],
     "outputs": ["CausalLMOutput", "GenerateOutput", "ModelOutput"],
     "generation": ["GenerationConfig", "TextIteratorStreamer", "TextStreamer"],

@@ -29,37 +29,17 @@ def _on_host(x):
         raise ValueError("this op takes tensors of the CPU; on a card use the language models")
 
 
-class _Scan(torch.autograd.Function):
+class _Op(torch.autograd.Function):
+    """make(*arrays): the call of ops.py, whose forward() gives the result, states without a gradient, and itself."""
+
     @staticmethod
-    def forward(ctx, softplus, initial, *tensors):
+    def forward(ctx, make, *tensors):
         _on_host(tensors[0])
-        out, last, ctx.call = ScanCall(*map(_array, tensors), softplus, initial).forward()
+        out, *states, ctx.call = make(*map(_array, tensors)).forward()
         ctx.tensors = tensors
-        last = torch.from_numpy(last)
-        ctx.mark_non_differentiable(last)
-        return _tensor(out, tensors[0]), last
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dout, _):
-        grads = ctx.call.backward(_array(dout))
-        return None, None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))
-
-
-def selective_scan(u, delta, A, B, C, D, z, delta_bias, softplus, initial):
-    return _Scan.apply(softplus, _no_gradient(initial, "initial_state"), u, delta, A, B, C, D, z, delta_bias)
-
-
-class _Ssd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, options, *tensors):
-        _on_host(tensors[0])
-        call = SsdCall(*map(_array, tensors), *options)
-        out, states, varlen, ctx.call = call.forward()
-        ctx.tensors = tensors
-        states, varlen = torch.from_numpy(states), torch.from_numpy(varlen)
-        ctx.mark_non_differentiable(states, varlen)
-        return _tensor(out, tensors[0]), states, varlen
+        states = [torch.from_numpy(x) for x in states]
+        ctx.mark_non_differentiable(*states)
+        return _tensor(out, tensors[0]), *states
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -68,27 +48,16 @@ class _Ssd(torch.autograd.Function):
         return None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))
 
 
+def selective_scan(u, delta, A, B, C, D, z, delta_bias, softplus, initial):
+    options = softplus, _no_gradient(initial, "initial_state")
+    return _Op.apply(lambda *x: ScanCall(*x, *options), u, delta, A, B, C, D, z, delta_bias)
+
+
 def chunk_scan(x, dt, A, B, C, D, z, dt_bias, initial, seq_idx, cu_seqlens, softplus, limit):
-    options = (_no_gradient(initial, "initial_states"), _array(seq_idx), _array(cu_seqlens), softplus, limit)
-    return _Ssd.apply(options, x, dt, A, B, C, D, z, dt_bias)
-
-
-class _Conv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, options, *tensors):
-        _on_host(tensors[0])
-        out, states, ctx.call = ConvCall(*map(_array, tensors), *options).forward()
-        ctx.tensors = tensors
-        states = torch.from_numpy(states)
-        ctx.mark_non_differentiable(states)
-        return _tensor(out, tensors[0]), states
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dout, _):
-        grads = ctx.call.backward(_array(dout))
-        return None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))
+    options = _no_gradient(initial, "initial_states"), _array(seq_idx), _array(cu_seqlens), softplus, limit
+    return _Op.apply(lambda *x: SsdCall(*x, *options), x, dt, A, B, C, D, z, dt_bias)
 
 
 def conv1d(x, weight, bias, seq_idx, initial, silu):
-    return _Conv.apply((_array(seq_idx), _no_gradient(initial, "initial_states"), silu), x, weight, bias)
+    options = _array(seq_idx), _no_gradient(initial, "initial_states"), silu
+    return _Op.apply(lambda *x: ConvCall(*x, *options), x, weight, bias)

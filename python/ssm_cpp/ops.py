@@ -136,17 +136,39 @@ def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None):
     return out[..., 0] if step else out
 
 
-def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False):
-    """One step of Mamba-1: state [B, D, N] in place, x, dt, z [B, D], A [D, N], B, C [B, N] -> [B, D]."""
+def selective_state_update(
+    state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False, state_batch_indices=None
+):
+    """One step; `state` is read and written in place.
+
+    Mamba-1:   state [B, D, N];     x, dt, z, out [B, D];     A [D, N];     B, C [B, N];     D, dt_bias [D]
+    heads:     state [B, H, P, N];  x, dt, z, out [B, H, P];  A [H, P, N];  B, C [B, G, N];  D, dt_bias [H, P]
+
+    What heads share (Mamba-2's dt, A, D) comes expanded. state_batch_indices [B]: which row of `state` each of x has.
+    """
+    heads = state.ndim == 4
+
+    def channels(t, at):
+        """Head and head dim, which begin at dimension `at`, as one."""
+        return t if t is None or not heads else t.reshape(*t.shape[:at], -1, *t.shape[at + 2 :])
 
     def column(t):
         return None if t is None else t[..., None]
 
+    rows_of_x = ... if state_batch_indices is None else state_batch_indices
     out, last = selective_scan(
-        column(x), column(dt), A, column(B), column(C), D, column(z), dt_bias, dt_softplus, True, state
+        *(column(channels(t, 1)) for t in (x, dt)),
+        channels(A, 0),
+        *(column(t) for t in (B, C)),
+        channels(D, 0),
+        column(channels(z, 1)),
+        channels(dt_bias, 0),
+        dt_softplus,
+        return_last_state=True,
+        initial_state=channels(state[rows_of_x], 1),
     )
-    state[...] = last
-    return out[..., 0]
+    state[rows_of_x] = last.reshape(x.shape[0], *state.shape[1:])
+    return out[..., 0].reshape(x.shape)
 
 
 def rows(x) -> np.ndarray:

@@ -47,6 +47,7 @@ class LoraConfig:
         elif isinstance(targets, str):
             raise ValueError(f"LoraConfig: target_modules {targets!r}: give a list of names, or 'all-linear'")
         return {
+            "peft_type": "LORA",
             "r": int(self.r),
             "lora_alpha": float(self.lora_alpha),
             "lora_dropout": float(self.lora_dropout),
@@ -152,6 +153,7 @@ class SFTConfig(TrainingArguments):
     learning_rate: float = 2e-5
     logging_steps: int = 10
     dataset_text_field: str = "text"
+    chat_template_path: str | None = None  # of conversations: a template's name (chatml, mistral, plain) or its file
     max_length: int | None = 1024  # longer texts are cut; packing: the length of a row
     packing: bool = False  # texts laid one after another, none padded, nothing leaks from one into the next
     dataset_num_proc: int | None = None  # changes nothing: all threads tokenise

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import time
 
-from . import _core, hub
+from . import _core, evaluation, hub
 from .modeling import AutoModelForCausalLM
 from .train_config import LoraConfig, SFTConfig, TrainingArguments
 
@@ -60,7 +60,10 @@ class SFTTrainer:
     """model: a name or folder, or a model of this package, which then changes in place (a new one is read from its
     folder where it cannot be trained as it is: packed, 16-bit products on a CPU, on a card).
     train_dataset, eval_dataset: files (.jsonl, .csv, .txt) or rows, as of datasets or a list: {"text": ...} (or
-    another field: dataset_text_field), or {"prompt": ..., "completion": ...}, of which the completion is learned."""
+    another field: dataset_text_field), {"prompt": ..., "completion": ...}, of which the completion is learned, or
+    {"messages": [{"role": ..., "content": ...}, ...]}, of which the assistant's turns are.
+    compute_metrics(EvalPrediction) -> {name: number}, at every evaluation; preprocess_logits_for_metrics(logits
+    [B, L, V], labels [B, L]) says what is kept of each batch's logits, all of which are held otherwise."""
 
     def __init__(
         self,
@@ -76,12 +79,15 @@ class SFTTrainer:
         dataset_text_field=None,
         max_seq_length=None,
         packing=None,
+        compute_metrics=None,
+        preprocess_logits_for_metrics=None,
     ):
         self.args = args if args is not None else SFTConfig()
         if not isinstance(self.args, TrainingArguments):
             raise TypeError(f"args: expected ssm_cpp's TrainingArguments or SFTConfig, not {type(args).__name__}")
         self.processing_class = processing_class if processing_class is not None else tokenizer
         self.callbacks = [c() if isinstance(c, type) else c for c in callbacks or []]
+        self.compute_metrics, self._preprocess = compute_metrics, preprocess_logits_for_metrics
         self.state, self.control = TrainerState(), TrainerControl()
         if train_dataset is None:
             raise ValueError("SFTTrainer: train_dataset is missing")
@@ -91,7 +97,7 @@ class SFTTrainer:
         family = self.model.config.model_type
         self.peft_config = None if lora is None else lora.to_core(family, self._name)
         field = dataset_text_field or getattr(self.args, "dataset_text_field", "text")
-        self._folder = pathlib.Path(self.args.output_dir) / "data"
+        self._folder, self._conversations = pathlib.Path(self.args.output_dir) / "data", False
         train = self._sources("train", train_dataset, field, formatting_func)
         held_out = [] if eval_dataset is None else self._sources("eval", eval_dataset, field, formatting_func)
         pack = packing if packing is not None else getattr(self.args, "packing", False)
@@ -101,20 +107,31 @@ class SFTTrainer:
             "length": int(max_seq_length or getattr(self.args, "max_length", None) or 1024),
             "tokenizer": self._tokenizer_folder(),
             "column": self._column,
+            "chat_template": self._chat_template(),
             "cache": str(self._folder),
             "held_out_fraction": 0.0,
             "about": {"name": self.args.run_name or pathlib.Path(self.args.output_dir).name, "from": self._name},
         }
         adapter = None if self.peft_config is None else json.dumps(self.peft_config)
         self._run = _core.Training(self.model._core, train, held_out, json.dumps(options), adapter)
-        self._has_eval = bool(held_out)
         self.state.max_steps = self._run.steps
         self._losses: list = []
+        self._computed: dict = {}  # by compute_metrics, lately
 
     def _tokenizer_folder(self) -> str:
         tokenizer = self.processing_class
         folder = getattr(tokenizer, "_folder", None) or getattr(tokenizer, "name_or_path", None)
         return hub.resolve(folder, weights=False) if folder else ""
+
+    def _chat_template(self) -> str:
+        """The name or file of what writes conversations; empty: the model's own."""
+        named = getattr(self.args, "chat_template_path", None)
+        template = getattr(self.processing_class, "chat_template", None)
+        if named or not self._conversations or not isinstance(template, str):
+            return str(named or "")
+        path = self._folder / "chat_template.jinja"
+        path.write_text(template, encoding="utf-8")
+        return str(path)
 
     def _sources(self, name, dataset, field, formatting_func) -> list:
         """Paths of the data, rows written into a file first."""
@@ -129,7 +146,9 @@ class SFTTrainer:
             return [str(d) for d in dataset]
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.jsonl"
-        text = "".join(json.dumps(_row(row, field, formatting_func)) + "\n" for row in dataset)
+        rows = [_row(row, field, formatting_func) for row in dataset]
+        self._conversations |= any("messages" in row for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         if not path.exists() or path.read_text() != text:  # the same file is tokenised once
             path.write_text(text)
         return [str(path)]
@@ -154,7 +173,7 @@ class SFTTrainer:
         mean = sum(self._losses) / len(self._losses) if self._losses else result["loss"]
         metrics = {"train_runtime": time.monotonic() - begin, "train_loss": mean, "epoch": self.state.epoch}
         if result["validation_loss"] is not None:
-            metrics["eval_loss"] = result["validation_loss"]
+            metrics.update({"eval_loss": result["validation_loss"], **self._computed})
         self._log(metrics)
         self._call("on_train_end")
         return TrainOutput(result["steps"], mean, metrics)
@@ -163,7 +182,15 @@ class SFTTrainer:
         loss = self._run.evaluate()
         if loss is None:
             raise ValueError("evaluate: the trainer was given no eval_dataset")
-        metrics = {"eval_loss": loss, "epoch": self.state.epoch}
+        return self._evaluated(loss)
+
+    def _evaluated(self, loss) -> dict:
+        """Logs an evaluation: its loss, and what compute_metrics says of the same texts."""
+        if self.compute_metrics is not None:
+            rows = int(self.args.per_device_eval_batch_size)
+            prediction = evaluation.predict(self.model, self._run.held_out(), rows, self._preprocess)
+            self._computed = evaluation.named(self.compute_metrics(prediction))
+        metrics = {"eval_loss": loss, **self._computed, "epoch": self.state.epoch}
         self._log(metrics)
         self._call("on_evaluate", metrics=metrics)
         return metrics
@@ -185,9 +212,7 @@ class SFTTrainer:
             logs = {"loss": loss, "grad_norm": metrics["grad_norm"], "learning_rate": metrics["lr"]}
             self._log({**logs, "tokens_per_second": metrics["tokens_per_second"], "epoch": state.epoch})
         if "validation_loss" in metrics:
-            evaluated = {"eval_loss": metrics["validation_loss"], "epoch": state.epoch}
-            self._log(evaluated)
-            self._call("on_evaluate", metrics=evaluated)
+            self._evaluated(metrics["validation_loss"])
         self._call("on_step_end")
         return not self.control.should_training_stop
 
@@ -207,10 +232,13 @@ def _row(row, field, formatting_func) -> dict:
         return {"text": formatting_func(row)}
     if isinstance(row, str):
         return {"text": row}
-    for names in ([field], ["prompt", "completion"]):
-        if all(n in row for n in names):
-            return {"text": row[field]} if names == [field] else {n: row[n] for n in names}
-    raise ValueError(f"a row of the data has {', '.join(row)}: expected {field}, or prompt and completion")
+    if field in row:
+        return {"text": row[field]}
+    if "messages" in row:
+        return {n: row[n] for n in ("messages", "tools") if row.get(n) is not None}
+    if "prompt" in row and "completion" in row:
+        return {n: row[n] for n in ("prompt", "completion")}
+    raise ValueError(f"a row of the data has {', '.join(row)}: expected {field}, messages, or prompt and completion")
 
 
 def _trainable(model, args):

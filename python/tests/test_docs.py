@@ -1,5 +1,5 @@
 """Every Python block of the README and of docs/, and every notebook, run as they stand in a folder that has the clone's
-models/. A comment in front of a block, <!-- not run: REASON -->, leaves it out, as in scripts/test_docs.py."""
+models/."""
 
 import importlib.util
 import json
@@ -8,15 +8,15 @@ import re
 import pytest
 
 from conftest import ROOT
+from doc_blocks import PAGES, blocks
 
 
-def blocks() -> list:
+def python_blocks() -> list:
     found = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        block = r"^(?:<!-- not run: (.*?) -->\n)?```python\n(.*?)^```"
-        for i, (reason, code) in enumerate(re.findall(block, path.read_text(), re.M | re.S)):
-            marks = [pytest.mark.skip(reason=reason)] if reason else []
-            found.append(pytest.param(code, id=f"{path.stem}-{i}", marks=marks))
+    for path in PAGES:
+        for i, block in enumerate(blocks(path, "python")):
+            marks = [pytest.mark.skip(reason=block.reason)] if block.reason else []
+            found.append(pytest.param("\n".join(block.lines), id=f"{path.stem}-{i}", marks=marks))
     return found
 
 
@@ -32,7 +32,7 @@ def missing(code: str) -> list:
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", python_blocks())
 def test_block(code, place):
     if missing(code):
         pytest.skip(f"{', '.join(missing(code))} is not installed")

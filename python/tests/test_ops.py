@@ -53,6 +53,60 @@ def test_selective_scan(random, groups, full):
     np.testing.assert_array_equal(np.concatenate([first, rest], 2), y)
 
 
+def update_reference(state, x, dt, A, B, C, D, z, bias, softplus):
+    """state-spaces' formula: heads [B, H, P, N], groups [B, G, N]."""
+    dt = dt + (0 if bias is None else bias)
+    dt = np.log1p(np.exp(dt)) if softplus else dt
+    B, C = (np.repeat(t, A.shape[0] // t.shape[1], 1)[:, :, None] for t in (B, C))
+    state = state * np.exp(dt[..., None] * A) + dt[..., None] * B * x[..., None]
+    y = (state * C).sum(-1) + (0 if D is None else x * D)
+    return (y if z is None else y * silu(z)), state
+
+
+def update_case(random, groups, tied):
+    """What heads share lies expanded, as the original's callers leave it."""
+    b, h, p, n = 3, 4, 5, 6
+
+    def own(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+
+    def shared(*shape):
+        return np.broadcast_to(own(*shape[:-1], 1), shape) if tied else own(*shape)
+
+    A = -np.exp(np.broadcast_to(own(h, 1, 1), (h, p, n)) if tied else own(h, p, n))
+    projections = own(b, groups, n), own(b, groups, n)
+    return [own(b, h, p, n), own(b, h, p), shared(b, h, p), A, *projections, shared(h, p), own(b, h, p), shared(h, p)]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_selective_state_update_of_heads(random, groups, tied):
+    state, *case = update_case(random, groups, tied)
+    wanted, after = update_reference(*(t.astype(np.float64) for t in (state, *case)), True)
+    y = ops.selective_state_update(state, *case, dt_softplus=True)
+    np.testing.assert_allclose(y, wanted, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(state, after, atol=1e-5, rtol=1e-5)
+
+
+def test_selective_state_update(random):
+    state, x, dt, A, B, C, D, z, bias = update_case(random, 1, False)
+    plain = state[:, 0].copy(), x[:, 0], np.abs(dt[:, 0]), A[0], B[:, 0], C[:, 0]
+    heads = (t[:, None] for t in plain[:3])
+    wanted, after = update_reference(*(t.astype(np.float64) for t in (*heads, A[:1], B, C)), None, None, None, False)
+    y = ops.selective_state_update(*plain)
+    np.testing.assert_allclose(y, wanted[:, 0], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(plain[0], after[:, 0], atol=1e-5, rtol=1e-5)
+    # Rows of a larger state, in any order; the others stay.
+    many = random.standard_normal((7, *state.shape[1:])).astype(np.float32)
+    at, before = np.array([5, 0, 3]), many.copy()
+    expected = many[at]
+    y = ops.selective_state_update(expected, x, dt, A, B, C, D, z, bias, dt_softplus=True)
+    same = ops.selective_state_update(many, x, dt, A, B, C, D, z, bias, dt_softplus=True, state_batch_indices=at)
+    np.testing.assert_array_equal(same, y)
+    before[at] = expected
+    np.testing.assert_array_equal(many, before)
+
+
 def check_gradients(call, function, operands, random):
     """call.backward against central differences of function(*operands), one direction each."""
     y = function(*operands)

@@ -56,6 +56,24 @@ def test_chunk_scan_and_conv_gradients_flow():
         torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-4)
 
 
+def test_a_step_writes_the_state_of_torch():
+    torch.manual_seed(0)
+    x, z, B, C = (torch.randn(2, *shape) for shape in [(4, 8), (4, 8), (2, 16), (2, 16)])
+    dt, D, A = torch.randn(2, 4, 1), torch.randn(4, 1), -torch.rand(4, 1, 1)
+    state = torch.zeros(2, 4, 8, 16)
+    shared = dt.expand(2, 4, 8), A.expand(4, 8, 16)
+    y = ops.selective_state_update(state, x, *shared, B, C, D.expand(4, 8), z, dt_softplus=True)
+    wanted, last = ops.mamba_chunk_scan_combined(
+        *(x[:, None], dt[:, None, :, 0], A[:, 0, 0], B[:, None], C[:, None]),
+        D=D[:, 0],
+        z=z[:, None],
+        dt_softplus=True,
+        return_final_states=True,
+    )
+    torch.testing.assert_close(y, wanted[:, 0])
+    torch.testing.assert_close(state, last)
+
+
 def test_documented_block():
     batch, length, dim = 2, 64, 16
     x = torch.randn(batch, length, dim)

@@ -132,8 +132,75 @@ def test_kinds_of_data(bundled, tmp_path):
         SFTConfig(learning_rat=1.0)
     with pytest.raises(ValueError, match="fp16=True is not supported"):
         SFTConfig(fp16=True)
+    with pytest.raises(ssm_cpp.Error, match="LoraConfig: bias is some"):
+        SFTTrainer(bundled, SFTConfig(str(tmp_path / "z")), ["a"], peft_config=LoraConfig(bias="some"))
     with pytest.raises(ssm_cpp.Error, match="x_proj"):
         SFTTrainer(bundled, SFTConfig(str(tmp_path / "y")), ["a"], peft_config=LoraConfig(target_modules=["x_proj"]))
+
+
+def test_conversations(bundled, tmp_path):
+    def run(name, rows, **more):
+        model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype="float32")
+        args = SFTConfig(str(tmp_path / name), max_steps=1, **more)
+        trainer = SFTTrainer(model, args, rows, rows, peft_config=LoraConfig())
+        return trainer, trainer.evaluate()["eval_loss"]
+
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because the sea is wide."}]
+    trainer, loss = run("own", [{"messages": said}] * 4)
+    trainer.train()
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    [(ids, targets)] = trainer._run.held_out()[:1]
+    read = tokenizer.decode(ids)
+    assert "Why?" in read and "Because" in read
+    learned = tokenizer.decode(targets[targets >= 0])
+    assert "Because the sea is wide." in learned and "Why?" not in learned
+    # A named template, and a tokenizer's own.
+    named, other = run("chatml", [{"messages": said}] * 4, chat_template_path="chatml")
+    assert "<|im_start|>" in tokenizer.decode(named._run.held_out()[0][0]) and other != loss
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype="float32")
+    args = SFTConfig(str(tmp_path / "jinja"), max_steps=1)
+    data = [{"messages": said}] * 4
+    trainer = SFTTrainer(model, args, data, data, processing_class=tokenizer, peft_config=LoraConfig())
+    assert "<user>Why?<assistant>Because" in tokenizer.decode(trainer._run.held_out()[0][0])
+    with pytest.raises(ssm_cpp.Error, match="role"):
+        run("bad", [{"messages": [{"role": 1}]}])
+
+
+def test_metrics(folder, tmp_path):
+    seen = []
+
+    def accuracy(prediction):
+        logits, labels = prediction
+        assert logits.shape[:2] == labels.shape == prediction.label_ids.shape
+        seen.append(labels)
+        learned = labels[:, 1:] != -100
+        scores = logits[:, :-1][learned].astype(np.float64)
+        scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+        found = np.take_along_axis(scores, labels[:, 1:][learned][:, None], 1)
+        return {"nll": -found.mean(), "eval_right": (logits[:, :-1].argmax(-1) == labels[:, 1:])[learned].mean()}
+
+    def trainer(name, **more):
+        args = arguments(tmp_path, output_dir=str(tmp_path / name), eval_strategy="epoch", per_device_eval_batch_size=3)
+        data = [{"quote": q["quote"] * (1 + i % 3)} for i, q in enumerate(QUOTES)]
+        return SFTTrainer(folder, args, data, data[:7], peft_config=LoraConfig(), **more)
+
+    whole = trainer("whole", compute_metrics=accuracy)
+    before = whole.evaluate()
+    assert before["eval_nll"] == pytest.approx(before["eval_loss"], abs=1e-5)
+    assert seen[0].shape[0] == 7 and (seen[0][:, 0] == -100).all()
+    output = whole.train()
+    assert output.metrics["eval_nll"] == pytest.approx(output.metrics["eval_loss"], abs=1e-5)
+    assert output.metrics["eval_right"] > before["eval_right"]
+    logged = [entry for entry in whole.state.log_history if "eval_nll" in entry and "train_loss" not in entry]
+    assert len(logged) == 4 and isinstance(logged[0]["eval_right"], float)
+
+    def right(prediction):
+        chosen, labels = prediction.predictions[:, :-1], prediction.label_ids[:, 1:]
+        return {"right": (chosen == labels)[labels >= 0].mean()}
+
+    best = trainer("best", compute_metrics=right, preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1))
+    assert best.evaluate()["eval_right"] == pytest.approx(before["eval_right"])
 
 
 @pytest.mark.parametrize("kind", ["mamba"])

@@ -64,6 +64,12 @@ void complete(TapeNode& node, Columns columns) {
   }
 }
 
+void begin_gradient(TapeNode& node) {
+  if (node.gradient.defined()) return;
+  SSM_CHECK(node.geometry.dense(), "a tensor {} that has gaps has no gradient", node.geometry.shape());
+  node.gradient = Tensor::empty_like(node.geometry, node.dtype, node.geometry.device());
+}
+
 Tensor whole_gradient(TapeNode& node) {
   if (node.arrived.empty()) return {};
   complete(node, {0, width_of(node)});
@@ -86,8 +92,7 @@ GradientTarget gradient_target(const Tensor& x) {
   if (!wants_gradient(x)) return {};
   TapeNode& node = *x.tape_node();
   const Columns columns = columns_of(node, x);
-  if (!node.gradient.defined())
-    node.gradient = Tensor::empty_like(node.geometry, node.dtype, node.geometry.device());
+  begin_gradient(node);
   const bool touched = std::any_of(node.arrived.begin(), node.arrived.end(), [&](const Columns& have) {
     return have.first < columns.second && columns.first < have.second;
   });
@@ -104,8 +109,7 @@ GradientTarget gradient_target(const Tensor& x) {
 Tensor gradient_sum(const Tensor& parameter) {
   if (!wants_gradient(parameter)) return {};
   TapeNode& node = *parameter.tape_node();
-  if (!node.gradient.defined())
-    node.gradient = Tensor::empty_like(node.geometry, node.dtype, node.geometry.device());
+  begin_gradient(node);
   complete(node, {0, width_of(node)});
   return view_of(node, parameter);
 }

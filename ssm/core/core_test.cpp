@@ -7,6 +7,7 @@
 
 #include "ssm/core/crc32c.h"
 #include "ssm/core/parallel.h"
+#include "ssm/core/plain_name.h"
 #include "ssm/core/rng.h"
 #include "ssm/core/tensor.h"
 
@@ -54,6 +55,15 @@ TEST(Tensor, ViewsShareStorage) {
   EXPECT_THROW(tr.view({12}), Error);
   EXPECT_THROW(t.slice(0, 2, 4), Error);
   EXPECT_THROW(t.data<double>(), Error);
+}
+
+TEST(Tensor, OneLikeAnotherLiesAsItDoes) {
+  const Tensor t = Tensor::zeros({3, 4});
+  EXPECT_EQ(Tensor::empty_like(t.transpose(0, 1)).strides(), (Shape{1, 4}));
+  const Tensor zeros = Tensor::zeros_like(t.to(DType::bf16).slice(1, 1, 3), DType::f32);
+  EXPECT_EQ(zeros.strides(), (Shape{2, 1}));
+  for (const float x : zeros.values<float>()) EXPECT_EQ(x, 0);
+  EXPECT_FALSE(Tensor::zeros_like(Tensor(), DType::f32).defined());
 }
 
 TEST(Arena, ReplaysTheSameAddressesAndHoldsNoMore) {
@@ -144,6 +154,14 @@ TEST(Rng, MatchesThePublishedPhiloxVectors) {
   const uint64_t ones = ~uint64_t{0};
   EXPECT_EQ(philox4x32(ones, ones, ones),
             (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+}
+
+TEST(PlainName, CannotLeaveAFolder) {
+  for (const char* name : {"a", "Model-2.8b_v1", "a..b", "12345678"})
+    EXPECT_TRUE(is_plain_name(name, 13)) << name;
+  for (const char* name : {"", ".", "..", "-a", ".a", "a/b", "a b", "a\n", "\xC3\xA4", "fourteen-bytes"}) {
+    EXPECT_FALSE(is_plain_name(name, 13)) << name;
+  }
 }
 
 TEST(Crc32c, TheVectorsOfItsRfc) {

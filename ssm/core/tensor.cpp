@@ -46,8 +46,15 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
 }
 
 Tensor Tensor::empty_like(const Tensor& t, DType dtype, Device device) {
-  SSM_CHECK(t.dense(), "a tensor {} has gaps", t.shape());
-  return empty(t.shape(), dtype, device).as_strided(t.shape(), t.strides(), 0);
+  if (!t.defined()) return {};
+  const Tensor like = empty(t.shape(), dtype, device);
+  return like.as_strided(t.shape(), t.dense() ? t.strides() : like.strides(), 0);
+}
+
+Tensor Tensor::zeros_like(const Tensor& t, DType dtype) {
+  Tensor zeros = empty_like(t, dtype, t.device());
+  if (zeros.defined()) zero_bytes(zeros.raw(), zeros.device(), zeros.bytes());
+  return zeros;
 }
 
 Tensor Tensor::from_memory(const void* data, const Shape& shape, DType dtype,

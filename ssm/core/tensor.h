@@ -23,8 +23,11 @@ class Tensor {
   // From the current allocator; `empty` leaves the bytes as they are.
   static Tensor empty(const Shape& shape, DType dtype = DType::f32, Device device = kCpu);
   static Tensor zeros(const Shape& shape, DType dtype = DType::f32, Device device = kCpu);
-  // Lies as `t` does, which must be dense: a transposed one's is transposed.
+  // Lies as `t` does where that is dense (a transposed one's is transposed), else row by row. Undefined for
+  // an undefined one.
   static Tensor empty_like(const Tensor& t, DType dtype, Device device);
+  static Tensor empty_like(const Tensor& t) { return empty_like(t, t.dtype(), t.device()); }
+  static Tensor zeros_like(const Tensor& t, DType dtype);
   // A contiguous tensor over memory that `owner` keeps alive.
   static Tensor from_memory(const void* data, const Shape& shape, DType dtype,
                             std::shared_ptr<const void> owner, Device device = kCpu);

@@ -5,6 +5,8 @@
 #include <fstream>
 #include <string>
 
+#include "ssm/core/plain_name.h"
+
 namespace ssm::hub {
 namespace {
 
@@ -49,12 +51,7 @@ fs::path cache_folder() {
 }
 
 bool is_safe_part(std::string_view part) {
-  const bool known = std::all_of(part.begin(), part.end(), [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' ||
-           c == '_' || c == '.';
-  });
-  return known && !part.empty() && part.size() <= kMaxPart && part.front() != '.' && part.front() != '-' &&
-         part.find("..") == std::string_view::npos;
+  return is_plain_name(part, kMaxPart) && part.find("..") == std::string_view::npos;
 }
 
 std::vector<std::string_view> parts_of(std::string_view path) {

@@ -83,7 +83,9 @@ json pattern(const ConfigFields& fields, const char* key) {
   return *value;
 }
 
-AdapterConfig parse(const json& object, const std::string& file) {
+}  // namespace
+
+AdapterConfig parse_adapter_config(const json& object, const std::string& file) {
   const ConfigFields fields(object, file);
   const std::string type = fields.text("peft_type", std::nullopt);
   if (type != "LORA") fields.refuse("peft_type", "is {}; only LORA is supported", printable(type));
@@ -108,6 +110,8 @@ AdapterConfig parse(const json& object, const std::string& file) {
   config.base_model = fields.has("base_model_name_or_path") ? fields.text("base_model_name_or_path", "") : "";
   return config;
 }
+
+namespace {
 
 json as_json(const AdapterConfig& config) {
   const auto or_null = [](auto value) { return value.empty() ? json(nullptr) : json(value); };
@@ -153,8 +157,9 @@ double AdapterConfig::scale_of(std::string_view module, int64_t rank) const {
 Adapter open_adapter(const fs::path& folder) {
   const fs::path file = folder / "adapter_config.json";
   const Bytes text = map_file(file);
-  Adapter adapter{
-      .folder = folder, .config = parse(parse_json(text.text(), text.name), text.name), .weights = {}};
+  Adapter adapter{.folder = folder,
+                  .config = parse_adapter_config(parse_json(text.text(), text.name), text.name),
+                  .weights = {}};
   std::error_code ignored;
   const fs::path safe = folder / "adapter_model.safetensors", torch = folder / "adapter_model.bin";
   std::unique_ptr<WeightSource> source;

@@ -44,6 +44,8 @@ struct Adapter {
 // Throws Error naming the file and the field: damaged, not LoRA, or an option that changes the function and
 // is not supported (DoRA, ...).
 Adapter open_adapter(const std::filesystem::path& folder);
+// Its adapter_config.json alone; `file`: as errors call it.
+AdapterConfig parse_adapter_config(const nlohmann::json& object, const std::string& file);
 
 // Tensors are named as in `Adapter`. The folder is created; each of its files appears whole or not at all.
 void write_adapter(const std::filesystem::path& folder, const AdapterConfig& config,

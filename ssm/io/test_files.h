@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/test_error.h"
 #include "ssm/core/test_folder.h"
 #include "ssm/io/bytes.h"
 #include "ssm/io/test_zip.h"
@@ -36,6 +37,7 @@ inline void write_text(const std::filesystem::path& path, std::string_view text)
   ASSERT_TRUE(out) << path;
 }
 
+using test::expect_error;
 using test::TempFolder;
 
 // Heap bytes of exactly this size, so that a read past the end is one the address sanitizer sees.
@@ -43,19 +45,6 @@ inline Bytes bytes_of(std::string_view text, const std::string& name = "test.fil
   auto copy = std::make_shared<std::vector<std::byte>>(text.size());
   std::copy_n(reinterpret_cast<const std::byte*>(text.data()), text.size(), copy->data());
   return {{copy->data(), copy->size()}, copy, name};
-}
-
-// Runs f, which must throw ssm::Error whose text holds every one of `parts` and is one line.
-inline void expect_error(const std::function<void()>& f, const std::vector<std::string>& parts) {
-  try {
-    f();
-    ADD_FAILURE() << "nothing was thrown; expected an error about " << ::testing::PrintToString(parts);
-  } catch (const Error& e) {
-    const std::string what = e.what();
-    for (const std::string& part : parts)
-      EXPECT_NE(what.find(part), what.npos) << part << " is not in: " << what;
-    EXPECT_EQ(what.find('\n'), what.npos) << what;
-  }
 }
 
 // Touches every tensor's every byte.

@@ -323,15 +323,17 @@ std::vector<Scheduler::Piece> Scheduler::make_plan() {
 }
 
 void Scheduler::read(const std::vector<Piece>& plan) {
+  std::vector<const Piece*> pieces, prompts;
+  for (const Piece& piece : plan) {
+    pieces.push_back(&piece);
+    if (piece.job->phase == Job::Phase::reading) prompts.push_back(&piece);
+  }
+  if (steps_on_card(plan)) pieces = std::move(prompts);  // a job that was being written may have ended in it
   std::vector<SequenceRunner::Input> inputs;
   std::vector<Row> rows;
-  std::vector<const Piece*> pieces;
-  const bool captured = steps_on_card(plan);
-  for (const Piece& piece : plan) {
-    if (captured && piece.job->phase == Job::Phase::writing) continue;
-    const auto ids = texts_.pending(piece.choice->slot).first(static_cast<size_t>(piece.length));
-    inputs.push_back({piece.choice->slot, ids});
-    pieces.push_back(&piece);
+  for (const Piece* piece : pieces) {
+    const auto ids = texts_.pending(piece->choice->slot).first(static_cast<size_t>(piece->length));
+    inputs.push_back({piece->choice->slot, ids});
   }
   const Tensor hidden = inputs.empty() ? Tensor() : runner_.hidden(inputs);
   int64_t row = 0;

@@ -6,6 +6,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/system/system_error.hpp>
 
+#include "ssm/core/clock.h"
 #include "ssm/serve/embedded.h"
 
 namespace ssm::serve {
@@ -128,9 +129,7 @@ Api::Api(const LoadedModel& model, const ServerOptions& options)
     : model_(model),
       options_(options),
       scheduler_options_(scheduler_options(options)),
-      created_(std::chrono::duration_cast<std::chrono::seconds>(
-                   std::chrono::system_clock::now().time_since_epoch())
-                   .count()),
+      created_(unix_seconds()),
       sessions_(model, options),
       engine_(model, scheduler_options_) {}
 

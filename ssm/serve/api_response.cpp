@@ -1,10 +1,10 @@
 #include "ssm/serve/api_response.h"
 
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <random>
 
+#include "ssm/core/clock.h"
 #include "ssm/text/utf8.h"
 
 namespace ssm::serve {
@@ -66,9 +66,7 @@ TextAnswer::TextAnswer(const TextRequest& request, const LoadedModel& model, std
       model_(model),
       model_name_(std::move(model_name)),
       id_(random_id(request.chat ? "chatcmpl" : "cmpl")),
-      created_(std::chrono::duration_cast<std::chrono::seconds>(
-                   std::chrono::system_clock::now().time_since_epoch())
-                   .count()),
+      created_(unix_seconds()),
       choices_each_(static_cast<size_t>(request.requests[0].n)),
       choices_(request.requests.size() * choices_each_) {
   for (size_t r = 0; r < request.requests.size(); ++r) {

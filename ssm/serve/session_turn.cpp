@@ -1,7 +1,6 @@
 #include "ssm/serve/session_turn.h"
 
-#include <chrono>
-
+#include "ssm/core/clock.h"
 #include "ssm/load/chat.h"
 #include "ssm/serve/sessions.h"
 
@@ -9,11 +8,6 @@ namespace ssm::serve {
 namespace {
 
 constexpr size_t kMostTranscript = size_t{1} << 20;  // bytes: of a completion its end is kept
-
-int64_t now() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 // The end of a text, from a character's beginning on.
 void keep_end(std::string& text) {
@@ -119,7 +113,7 @@ std::shared_ptr<const Session> SessionTurn::after(const Answer& answer, TextCopy
   SessionNote& about = session->about;
   about = before_.about;
   about.kind = kind_;
-  about.updated = now();
+  about.updated = unix_seconds();
   ++about.turns;
   about.ended = answer.reason == StopReason::eos;
   std::string written;  // by the model, a stop text too

@@ -4,12 +4,12 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <boost/asio/post.hpp>
-#include <chrono>
 #include <random>
 
 #include "ssm/core/atomic_file.h"
+#include "ssm/core/clock.h"
+#include "ssm/core/plain_name.h"
 
 namespace ssm::serve {
 
@@ -21,23 +21,9 @@ namespace {
 constexpr const char* kExtension = ".safetensors";
 constexpr size_t kLongestName = 64;
 
-bool is_name(std::string_view name) {
-  const auto fits = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
-           c == '_' || c == '.';
-  };
-  return !name.empty() && name.size() <= kLongestName && name[0] != '.' && name[0] != '-' &&
-         std::all_of(name.begin(), name.end(), fits);
-}
-
 std::string random_name() {
   static thread_local std::mt19937_64 source{std::random_device{}()};
   return fmt::format("session-{:016x}", source());
-}
-
-int64_t now() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
-      .count();
 }
 
 StateLayout layout_of(const LoadedModel& model) {
@@ -49,7 +35,7 @@ int64_t tokens_of(const std::shared_ptr<const TextCopy>& text) { return text ? t
 }  // namespace
 
 void check_session_name(const std::string& name, const std::string& field) {
-  if (is_name(name)) return;
+  if (is_plain_name(name, kLongestName)) return;
   throw ApiError(400,
                  fmt::format("{} is no name: 1 to {} letters, digits, '.', '_' and '-', not beginning with "
                              "'.' or '-'",
@@ -86,7 +72,7 @@ void Sessions::open_folder() {
       fs::remove(path, error);  // of a server that was killed while it wrote
       continue;
     }
-    if (path.extension() != kExtension || !is_name(path.stem().string())) continue;
+    if (path.extension() != kExtension || !is_plain_name(path.stem().string(), kLongestName)) continue;
     try {
       // Read whole, so that a damaged one is told of now; its state stays on disk until it is asked for.
       const Session session = read_session(*io::SafetensorsFile::open(path), path.string(), model_, layout_);
@@ -125,7 +111,7 @@ Sessions::Entry& Sessions::make(const std::string& name) {
     throw ApiError(409, fmt::format("the file of session {} is damaged, or of another model", name));
   }
   Entry& entry = entries_[name];
-  entry.about.created = entry.about.updated = now();
+  entry.about.created = entry.about.updated = unix_seconds();
   entry.busy = true;
   return entry;
 }

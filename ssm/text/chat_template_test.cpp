@@ -59,7 +59,10 @@ TEST(Jinja, SnippetsEqualPythons) {
     if (snippet.contains("error")) {
       EXPECT_NE(refusal(source, variables), "") << source << "\n" << snippet["error"];
     } else {
-      EXPECT_EQ(error_of([&] { EXPECT_EQ(render(source, variables), snippet["text"]) << source; }), "")
+      EXPECT_EQ(error_of([&] {
+                  EXPECT_EQ(render(source, variables), snippet["text"].get<std::string>()) << source;
+                }),
+                "")
           << source;
     }
   }

@@ -5,10 +5,9 @@
 
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <nlohmann/json.hpp>
 
-#include "ssm/core/error.h"
+#include "ssm/core/test_error.h"
 #include "ssm/core/test_folder.h"
 #include "ssm/text/sentencepiece_model.h"
 
@@ -17,6 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+using test::expect_error;
 
 const fs::path kGoldens = fs::path(SSM_SOURCE_DIR) / "tests/goldens/tokenizers";
 const fs::path kShared = fs::path(SSM_SOURCE_DIR) / "../shared/tokenizers";
@@ -32,15 +32,6 @@ void expect_ids(const Tokenizer& tokenizer, const json& texts, const json& ids) 
   ASSERT_EQ(texts.size(), ids.size());
   for (size_t i = 0; i < texts.size(); ++i) {
     EXPECT_EQ(tokenizer.encode(texts[i].get<std::string>()), ids[i].get<std::vector<int32_t>>()) << texts[i];
-  }
-}
-
-void expect_error(const std::function<void()>& f, const std::string& part) {
-  try {
-    f();
-    ADD_FAILURE() << "nothing was thrown; expected an error about " << part;
-  } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
   }
 }
 
@@ -144,7 +135,7 @@ TEST(GgmlTokenizer, NamesWhatItDoesNotKnow) {
   const auto refuse = [&](const std::function<void(GgmlTokenizer&)>& change, const std::string& part) {
     GgmlTokenizer bad = good;
     change(bad);
-    expect_error([&] { make_tokenizer(bad, "a.gguf"); }, fmt::format("a.gguf: {}", part));
+    expect_error([&] { make_tokenizer(bad, "a.gguf"); }, {fmt::format("a.gguf: {}", part)});
   };
   refuse([](auto& t) { t.kind = "bert"; }, "key tokenizer.ggml.model is \"bert\"");
   refuse([](auto& t) { t.pre = "tekken"; }, "key tokenizer.ggml.pre is \"tekken\"");
@@ -161,7 +152,7 @@ TEST(GgmlTokenizer, NamesWhatItDoesNotKnow) {
 }
 
 TEST(GgmlTokenizer, NamesWhatGgufCannotSay) {
-  expect_error([] { read_ggml_tokenizer(kGoldens / "sentencepiece-unigram.model"); }, "unigram");
+  expect_error([] { read_ggml_tokenizer(kGoldens / "sentencepiece-unigram.model"); }, {"unigram"});
   const test::TempFolder folder;
   EXPECT_FALSE(read_ggml_tokenizer(folder.path()));
   std::ifstream in(kBundled / "tokenizer.json");
@@ -170,7 +161,7 @@ TEST(GgmlTokenizer, NamesWhatGgufCannotSay) {
     json bad = good;
     bad[json::json_pointer(pointer)] = value;
     std::ofstream(folder / "tokenizer.json") << bad.dump();
-    expect_error([&] { read_ggml_tokenizer(folder.path()); }, part);
+    expect_error([&] { read_ggml_tokenizer(folder.path()); }, {part});
   };
   refuse("/normalizer", {{"type", "NFD"}}, "normalizer and pre_tokenizer: GGUF has no name");
   refuse("/pre_tokenizer/add_prefix_space", true, "normalizer and pre_tokenizer");

@@ -7,6 +7,7 @@
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
 #include "ssm/core/parallel.h"
+#include "ssm/load/chat.h"
 #include "ssm/load/tokenizer.h"
 #include "ssm/text/vocab.h"
 #include "ssm/train/sources.h"
@@ -137,6 +138,17 @@ std::shared_ptr<const TokenFile> open_cached(const fs::path& path, const std::st
 }
 
 }  // namespace
+
+void set_chat_template(RecordOptions& records, LoadedModel& model, const fs::path& adapter,
+                       const std::string& choice) {
+  try {
+    records.chat = std::make_shared<const text::ChatTemplate>(open_chat_template(model, adapter, choice));
+    if (!choice.empty()) model.chat_template = records.chat->source();
+  } catch (const Error& e) {
+    if (!choice.empty()) throw;
+    records.why_no_chat = e.what();  // it matters where a conversation is read only
+  }
+}
 
 fs::path dataset_cache_folder() {
   if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache && *cache == '/')

@@ -11,6 +11,10 @@
 #include "ssm/train/records.h"
 #include "ssm/train/token_file.h"
 
+namespace ssm {
+struct LoadedModel;
+}
+
 namespace ssm::train {
 
 struct DatasetOptions {
@@ -29,6 +33,11 @@ struct DatasetOptions {
 // file, line and field; also where no document is left.
 std::shared_ptr<const TokenFile> open_dataset(const std::vector<std::filesystem::path>& sources,
                                               const DatasetOptions& options);
+
+// Conversations are written as the model's template has it (load/chat.h), or as `choice` has it if it is not
+// empty, which becomes the model's. Where a model's template cannot be used, conversations are refused.
+void set_chat_template(RecordOptions& records, LoadedModel& model, const std::filesystem::path& adapter,
+                       const std::string& choice);
 
 // XDG_CACHE_HOME/ssm/datasets, or ~/.cache/ssm/datasets. Throws Error where neither is known.
 std::filesystem::path dataset_cache_folder();

@@ -8,10 +8,10 @@
 #include <array>
 #include <bit>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <system_error>
 
+#include "ssm/core/clock.h"
 #include "ssm/core/crc32c.h"
 #include "ssm/core/error.h"
 #include "ssm/io/bytes.h"
@@ -51,10 +51,6 @@ void put_scalar(std::string& summary, std::string_view tag, double value) {
 
 uint32_t masked(uint32_t crc) { return ((crc >> 15) | (crc << 17)) + 0xA282EAD8u; }
 
-double wall_time() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
 }  // namespace
 
 EventLog::EventLog(const std::filesystem::path& folder, int64_t step) {
@@ -64,7 +60,7 @@ EventLog::EventLog(const std::filesystem::path& folder, int64_t step) {
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
   // TensorBoard reads the files of a folder in the order of their names.
-  const auto micros = static_cast<int64_t>(wall_time() * 1e6);
+  const auto micros = static_cast<int64_t>(unix_time() * 1e6);
   path_ = folder / fmt::format("events.out.tfevents.{}.{:06}.{}.{}", micros / 1000000, micros % 1000000,
                                host.data(), ::getpid());
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
@@ -102,7 +98,7 @@ void EventLog::write(const Metrics& metrics) {
 void EventLog::write_event(std::string_view fields, int64_t step) {
   std::string event;
   put_key(event, 1, fixed64);
-  put_bytes(event, wall_time());
+  put_bytes(event, unix_time());
   put_key(event, 2, varint);
   put_varint(event, static_cast<uint64_t>(step));
   event += fields;

@@ -11,15 +11,10 @@ namespace {
 
 // A copy that lies as `t` does (a transposed one stays transposed).
 Tensor own_copy(const Tensor& t, Device device) {
+  SSM_CHECK(t.dense(), "a parameter {} has gaps", t.shape());
   const Tensor copy = Tensor::empty_like(t, t.dtype(), device);
   copy_bytes(copy.raw(), device, t.raw(), t.device(), t.bytes());
   return copy;
-}
-
-Tensor zeros_like(const Tensor& t) {
-  const Tensor zeros = Tensor::empty_like(t, DType::f32, t.device());
-  zero_bytes(zeros.raw(), zeros.device(), zeros.bytes());
-  return zeros;
 }
 
 class Collector final : public nn::Visitor {
@@ -60,8 +55,8 @@ class Collector final : public nn::Visitor {
     parameters.push_back({.name = name,
                           .value = value,
                           .used = used,
-                          .m = zeros_like(value),
-                          .v = zeros_like(value),
+                          .m = Tensor::zeros_like(value, DType::f32),
+                          .v = Tensor::zeros_like(value, DType::f32),
                           .average = averages_ ? own_copy(value, value.device()) : Tensor(),
                           .decays = decays(name)});
   }

@@ -204,19 +204,27 @@ RunResult run_training(const LoadedModel& loaded, Trainer& trainer, const Docume
   return Run(loaded, trainer, documents, held_out, options, events).go();
 }
 
-double validation_loss(Trainer& trainer, const DocumentSet& documents, BatchOptions batches,
-                       int64_t most_tokens) {
+void for_each_held_out(const DocumentSet& documents, BatchOptions batches, int64_t most_tokens,
+                       const std::function<void(const Batch& batch)>& f) {
   batches.epochs = 1;
   batches.shuffle = false;
   if (batches.mode == BatchMode::stream) batches.mode = BatchMode::packed;
   Batches all(documents, batches);
-  double nll = 0;
-  int64_t targets = 0, inputs = 0;
+  int64_t inputs = 0;
   for (Batch batch; inputs < most_tokens && all.next(batch);) {
-    nll += trainer.evaluate(batch);
-    targets += batch.learned;
+    f(batch);
     inputs += std::ssize(batch.ids);
   }
+}
+
+double validation_loss(Trainer& trainer, const DocumentSet& documents, const BatchOptions& batches,
+                       int64_t most_tokens) {
+  double nll = 0;
+  int64_t targets = 0;
+  for_each_held_out(documents, batches, most_tokens, [&](const Batch& batch) {
+    nll += trainer.evaluate(batch);
+    targets += batch.learned;
+  });
   return targets > 0 ? nll / static_cast<double>(targets) : NAN;
 }
 

@@ -57,8 +57,12 @@ RunResult run_training(const LoadedModel& loaded, Trainer& trainer, const Docume
                        const std::optional<DocumentSet>& held_out, const RunOptions& options,
                        const RunEvents& events = {});
 
+// Batches of held-out documents, each of which comes once, in order; no more after `most_tokens` inputs.
+void for_each_held_out(const DocumentSet& documents, BatchOptions batches, int64_t most_tokens,
+                       const std::function<void(const Batch& batch)>& f);
+
 // Mean negative log-likelihood in nats over the targets of `documents`, in windows of `batches.length`.
-double validation_loss(Trainer& trainer, const DocumentSet& documents, BatchOptions batches,
+double validation_loss(Trainer& trainer, const DocumentSet& documents, const BatchOptions& batches,
                        int64_t most_tokens);
 
 }  // namespace ssm::train

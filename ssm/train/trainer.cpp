@@ -32,6 +32,21 @@ void spoil(const Tensor& scale, const Tensor& loss) {
   add_scaled(as_matrix(scale), as_matrix(loss), 0.0f);
 }
 
+// The tokens with a target.
+struct Learned {
+  std::vector<int32_t> places, targets;
+};
+
+Learned learned_of(const Batch& batch) {
+  Learned learned;
+  for (size_t t = 0; t < batch.targets.size(); ++t) {
+    if (batch.targets[t] < 0) continue;
+    learned.places.push_back(static_cast<int32_t>(t));
+    learned.targets.push_back(batch.targets[t]);
+  }
+  return learned;
+}
+
 bool any(const std::vector<uint8_t>& flags) {
   return std::any_of(flags.begin(), flags.end(), [](uint8_t flag) { return flag != 0; });
 }
@@ -60,16 +75,12 @@ Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, T
   model_.recompute_layers(options_.recompute_layers);
 }
 
-StepResult Trainer::step(std::span<const Batch> batches) {
-  start(batches);
-  return finish();
-}
+Gradients Trainer::gradients(std::span<const Batch> batches) { return read(enqueue(batches)); }
 
-void Trainer::start(std::span<const Batch> batches) {
-  SSM_CHECK(!started_, "step {} has been started", done_ + 1);
+Trainer::Enqueued Trainer::enqueue(std::span<const Batch> batches) {
   const ArenaScope scope(&arena_);
-  Started now;
-  StepResult& result = now.result;
+  Enqueued now;
+  Gradients& result = now.of;
   for (const Batch& batch : batches) {
     result.inputs += std::ssize(batch.ids);
     result.targets += batch.learned;
@@ -82,58 +93,71 @@ void Trainer::start(std::span<const Batch> batches) {
     dropout_.set(uint64_t{key[1]} << 32 | key[0]);
     now.losses.push_back(forward_backward(batches[i], scale));
   }
-  result.lr = options_.schedule.at(done_);
-  now.norm = update(now.losses, result.lr);
-  started_ = std::move(now);
-}
 
-// Enqueued before anyone has seen the losses: with a scale that is not finite it changes nothing (adamw.h).
-Tensor Trainer::update(std::span<const Tensor> losses, double lr) {
-  std::vector<Tensor> gradients;
-  std::vector<TrainedParameter*> changed;
   for (TrainedParameter& p : parameters_.all()) {
     const Tensor gradient = gradient_of(p.used);
     if (!gradient.defined()) continue;
-    gradients.push_back(gradient);
-    changed.push_back(&p);
+    result.gradients.push_back(gradient);
+    result.parameters.push_back(&p);
   }
-  const GradientNorm norm = gradient_norm(gradients, static_cast<float>(options_.clip));
-  for (const Tensor& loss : losses) spoil(norm.scale, loss);
+  const GradientNorm norm = gradient_norm(result.gradients, static_cast<float>(options_.clip));
+  now.norm = norm.norm;
+  result.scale = norm.scale;
+  for (const Tensor& loss : now.losses) spoil(result.scale, loss);
+  return now;
+}
+
+Gradients Trainer::read(Enqueued enqueued) {
+  const ArenaScope scope(&arena_);
+  Gradients result = std::move(enqueued.of);
+  for (const Tensor& loss : enqueued.losses) result.loss += value_of(loss);
+  result.norm = value_of(enqueued.norm);
+  check_finite(result.loss, result.norm);
+  return result;
+}
+
+StepResult Trainer::step(std::span<const Batch> batches) {
+  start(batches);
+  return finish();
+}
+
+// The update is enqueued before anyone has seen the loss: by a scale that is not finite it changes nothing
+// (adamw.h).
+void Trainer::start(std::span<const Batch> batches) {
+  SSM_CHECK(!started_, "step {} has been started", done_ + 1);
+  const ArenaScope scope(&arena_);
+  Enqueued now = enqueue(batches);
+  const Gradients& g = now.of;
   for (const bool decayed : {true, false}) {
     std::vector<AdamWParameter> group;
-    for (size_t i = 0; i < changed.size(); ++i) {
-      const TrainedParameter& p = *changed[i];
+    for (size_t i = 0; i < g.parameters.size(); ++i) {
+      const TrainedParameter& p = *g.parameters[i];
       if (p.decays != decayed) continue;
       const bool copied = p.used.raw() != p.value.raw();
-      group.push_back({p.value, gradients[i], p.m, p.v, copied ? p.used : Tensor()});
+      group.push_back({p.value, g.gradients[i], p.m, p.v, copied ? p.used : Tensor()});
     }
-    adamw({.lr = static_cast<float>(lr),
+    adamw({.lr = static_cast<float>(options_.schedule.at(done_)),
            .beta1 = static_cast<float>(options_.beta1),
            .beta2 = static_cast<float>(options_.beta2),
            .eps = static_cast<float>(options_.eps),
            .weight_decay = static_cast<float>(decayed ? options_.weight_decay : 0.0),
            .step = done_ + 1},
-          group, norm.scale);
+          group, g.scale);
   }
-  return norm.norm;
+  started_ = std::move(now);
 }
 
 StepResult Trainer::finish() {
   SSM_CHECK(started_, "no step has been started");
-  const ArenaScope scope(&arena_);
-  const Started now = std::move(*std::exchange(started_, std::nullopt));
-  StepResult result = now.result;
-  for (const Tensor& loss : now.losses) result.loss += value_of(loss);
-  result.grad_norm = value_of(now.norm);
-  check_finite(result.loss, result.grad_norm);
+  const Gradients g = read(*std::exchange(started_, std::nullopt));
   if (options_.average > 0) {
-    for (const TrainedParameter& p : parameters_.all()) {
-      if (gradient_of(p.used).defined())
-        move_average(p.average, p.value, static_cast<float>(1.0 - options_.average));
+    for (const TrainedParameter* p : g.parameters) {
+      move_average(p->average, p->value, static_cast<float>(1.0 - options_.average));
     }
   }
+  const double lr = options_.schedule.at(done_);
   ++done_;
-  return result;
+  return {.loss = g.loss, .grad_norm = g.norm, .lr = lr, .inputs = g.inputs, .targets = g.targets};
 }
 
 Tensor Trainer::forward_backward(const Batch& batch, float scale) {
@@ -152,13 +176,18 @@ double Trainer::evaluate(const Batch& batch) {
 
 Tensor Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
   const SequenceBatch sequences = SequenceBatch::in_order(batch.lengths);
-  const Tensor ids = ids_on(batch.ids, device_), targets = ids_on(batch.targets, device_);
+  const Tensor ids = ids_on(batch.ids, device_);
+  const bool few =
+      4 * batch.learned <= 3 * std::ssize(batch.ids);  // answers, say: the head is for them alone
+  const Learned learned = few ? learned_of(batch) : Learned{{}, batch.targets};
+  const Tensor targets = ids_on(learned.targets, device_);
   Tape tape;
   Tensor hidden;
   {
     const RecordScope recording(gradient ? &tape : nullptr);
     model_.prepare();
     hidden = model_.hidden(ids, sequences, state);
+    if (few) hidden = take_rows(hidden, ids_on(learned.places, device_));
   }
   return head_loss(model_, hidden, targets, scale, vocab_, compute_, gradient ? &tape : nullptr);
 }

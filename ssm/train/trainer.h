@@ -32,15 +32,26 @@ struct StepResult {
   int64_t inputs = 0, targets = 0;
 };
 
+struct Gradients {
+  double loss = 0;  // mean over the targets
+  double norm = 0;  // of all of them together
+  int64_t inputs = 0, targets = 0;
+  std::vector<TrainedParameter*> parameters;  // those that the loss depends on
+  std::vector<Tensor> gradients;              // of each, valid until the next call
+  Tensor scale;                               // [1], on the device: what clips them (gradient_norm.h)
+};
+
 class Trainer {
  public:
   // `model` is one made for `device` and `compute` (its Precision), with its parameters on the host; `vocab`:
   // ids below it are real. Steps count from `step`.
   Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, TrainerOptions options);
 
-  // One update by the gradient of the mean over the targets of all of `batches` (gradient accumulation).
-  // Throws Error naming the step and the parameter where loss or gradient is not finite, and changes nothing
-  // then.
+  // The mean over the targets of all of `batches` (gradient accumulation) and its gradients. Throws Error
+  // naming the step and the parameter where one is not finite. Parameters stay; the states that streams carry
+  // move on.
+  Gradients gradients(std::span<const Batch> batches);
+  // One update by them; none where they are not finite.
   StepResult step(std::span<const Batch> batches);
   // The same in two parts: what a card is to do is enqueued, and the host is free until it waits for the end.
   void start(std::span<const Batch> batches);
@@ -61,9 +72,16 @@ class Trainer {
   void restored(int64_t steps_done);    // after values and moments were filled
 
  private:
+  // Gradients, and what of them is still to be read from the device.
+  struct Enqueued {
+    Gradients of;
+    std::vector<Tensor> losses;
+    Tensor norm;
+  };
+  Enqueued enqueue(std::span<const Batch> batches);
+  Gradients read(Enqueued enqueued);
   Tensor forward_backward(const Batch& batch, float scale);
   Tensor loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient);
-  Tensor update(std::span<const Tensor> losses, double lr);  // the gradient's norm
   ModelState begin_states(const Batch& batch);
   void keep_states(const Batch& batch, const ModelState& rows);
   void check_finite(double loss, double norm);
@@ -77,15 +95,8 @@ class Trainer {
   Dropout dropout_;
   ModelState carried_;  // a row a stream
   Arena arena_;
+  std::optional<Enqueued> started_;
   int64_t done_ = 0;
-
-  // A step between start() and finish(), and what is still to be read from the device.
-  struct Started {
-    StepResult result;
-    std::vector<Tensor> losses;
-    Tensor norm;
-  };
-  std::optional<Started> started_;
 };
 
 }  // namespace ssm::train

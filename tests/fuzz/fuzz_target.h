@@ -7,6 +7,7 @@
 #include <cstring>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "ssm/core/error.h"
 
@@ -23,4 +24,13 @@ inline std::span<const std::byte> bytes_of(const uint8_t* data, size_t size) {
 }
 inline std::string_view text_of(const uint8_t* data, size_t size) {
   return {reinterpret_cast<const char*>(data), size};
+}
+
+// A safetensors file: a header, and zeros as its data.
+inline std::vector<std::byte> file_with_header(std::string_view header, size_t data_bytes) {
+  const uint64_t length = header.size();
+  std::vector<std::byte> file(sizeof length + header.size() + data_bytes);
+  std::memcpy(file.data(), &length, sizeof length);
+  std::memcpy(file.data() + sizeof length, header.data(), header.size());
+  return file;
 }

@@ -3,6 +3,7 @@
 // accept; a string that holds JSON (the note of a state file) is mutated inside.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -98,3 +99,23 @@ class JsonMutator {
 
   std::minstd_rand random_;
 };
+
+extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
+
+// LLVMFuzzerCustomMutator of a target whose input is JSON or holds it: change(input, limit, mutator) as
+// JsonMutator::mutate. One time of `plain` libFuzzer changes the bytes, as it does where there is no JSON.
+template <class Change>
+size_t mutate_input(uint8_t* data, size_t size, size_t max_size, unsigned seed, size_t plain,
+                    Change&& change) {
+  JsonMutator mutator(seed);
+  std::string input(reinterpret_cast<const char*>(data), size);
+  if (mutator.pick(plain) == 0 || !change(input, max_size, mutator))
+    return LLVMFuzzerMutate(data, size, max_size);
+  std::copy(input.begin(), input.end(), data);
+  return input.size();
+}
+inline size_t mutate_input(uint8_t* data, size_t size, size_t max_size, unsigned seed, size_t plain) {
+  return mutate_input(
+      data, size, max_size, seed, plain,
+      [](std::string& input, size_t limit, JsonMutator& mutator) { return mutator.mutate(input, limit); });
+}

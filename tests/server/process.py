@@ -1,7 +1,8 @@
-"""A server process for the tests: `ssm serve` on a free port, asked with nothing but the standard library."""
+"""A server process for tests and benchmarks: `ssm serve` on a free port, asked with the standard library alone."""
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import tempfile
@@ -9,13 +10,14 @@ import time
 import urllib.error
 import urllib.request
 
-COMMAND = os.environ["SSM_COMMAND"]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+COMMAND = os.environ.get("SSM_COMMAND", str(ROOT / "build/release/bin/ssm"))
 
 
 class Server:
-    def __init__(self, *flags):
+    def __init__(self, *flags, command=COMMAND):
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 - gone with the object
-        self.process = subprocess.Popen([COMMAND, "serve", "--port", "0", *flags], stderr=self.log)
+        self.process = subprocess.Popen([command, "serve", "--port", "0", *map(str, flags)], stderr=self.log)
         self.url = ""
         for _ in range(600):
             with open(self.log.name) as log:
@@ -28,6 +30,10 @@ class Server:
             time.sleep(0.05)
         with open(self.log.name) as log:
             raise RuntimeError("the server does not start: " + log.read())
+
+    @property
+    def port(self):
+        return int(self.url.rsplit(":", 1)[1])
 
     def __enter__(self):
         return self

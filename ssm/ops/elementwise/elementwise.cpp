@@ -72,4 +72,25 @@ Tensor dropout(const Tensor& x, float p, uint64_t seed) {
   });
 }
 
+Tensor take_rows(const Tensor& x, const Tensor& places) {
+  SSM_CHECK(x.defined() && x.rank() == 2, "take_rows: x has shape {}, expected [T, M]", x.shape());
+  check_first("take_rows", "x", x, x.shape());
+  SSM_CHECK(places.defined() && places.rank() == 1 && places.dtype() == DType::i32 && places.contiguous() &&
+                places.device() == x.device(),
+            "take_rows: places are not contiguous i32 [n] on {}", name_of(x.device()));
+  for (int64_t i = 0; !x.device().is_cuda() && i < places.size(0); ++i) {
+    const int32_t place = places.data<int32_t>()[i];
+    SSM_CHECK(place >= 0 && place < x.size(0), "take_rows: place {} at {} is outside the {} rows", place, i,
+              x.size(0));
+  }
+  Tensor y = Tensor::empty({places.size(0), x.size(1)}, x.dtype(), x.device());
+  SSM_DISPATCH(x.device(), take_rows(x, places, y));
+  if (!records(x)) return y;
+  return record(std::move(y), [x = x.borrowed(), places](const Tensor& dy) {
+    const OverwrittenGradient dx(x);
+    zero_gradient(dx.tensor());
+    SSM_DISPATCH(dy.device(), put_rows(dy, places, dx.tensor()));
+  });
+}
+
 }  // namespace ssm

@@ -25,4 +25,10 @@ void move_average(const Tensor& average, const Tensor& value, float weight);
 //   x [T, M] of a type for activations, rows contiguous (a row stride is allowed);  0 <= p < 1
 Tensor dropout(const Tensor& x, float p, uint64_t seed);
 
+// y[i] = x[places[i]]: some rows of a matrix. Its gradient is 0 in the other rows.
+//   x [T, M] of a type for activations, rows contiguous (a row stride is allowed);  y [n, M] of its type
+//   places [n] i32, contiguous, each in [0, T), none twice: the caller's promise on a card
+// Errors: on a CPU a place outside x, by value and position.
+Tensor take_rows(const Tensor& x, const Tensor& places);
+
 }  // namespace ssm

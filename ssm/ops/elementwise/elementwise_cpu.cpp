@@ -59,4 +59,22 @@ void dropout(const Tensor& x, float p, uint64_t seed, const Tensor& y) {
   });
 }
 
+void take_rows(const Tensor& x, const Tensor& places, const Tensor& y) {
+  parallel_for(y.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* from = x.data<float>() + places.data<int32_t>()[i] * x.stride(0);
+      std::copy_n(from, y.size(1), y.data<float>() + i * y.stride(0));
+    }
+  });
+}
+
+void put_rows(const Tensor& y, const Tensor& places, const Tensor& x) {
+  parallel_for(y.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* from = y.data<float>() + i * y.stride(0);
+      std::copy_n(from, y.size(1), x.data<float>() + places.data<int32_t>()[i] * x.stride(0));
+    }
+  });
+}
+
 }  // namespace ssm::cpu

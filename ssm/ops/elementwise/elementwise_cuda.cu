@@ -37,6 +37,20 @@ __global__ void add_scaled_kernel(RowsArgs<T> args, float scale) {
   }
 }
 
+// y[i] = x[places[i]], or the other way round.
+template <class T, bool kPut>
+__global__ void move_rows_kernel(RowsArgs<T> args, const int32_t* places) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= args.width) return;
+  for (int64_t t = blockIdx.y; t < args.rows; t += gridDim.y) {
+    const T* const x = args.x + (kPut ? t : int64_t{places[t]}) * args.x_stride;
+    T* const y = args.y + (kPut ? int64_t{places[t]} : t) * args.y_stride;
+    y[i] = x[i];
+  }
+}
+
 template <class T>
 __global__ void dropout_kernel(RowsArgs<T> args, uint32_t below, float scale, uint64_t seed) {
   grid_dependency_wait();
@@ -140,6 +154,25 @@ void move_average(const Tensor& average, const Tensor& value, float weight) {
           .block = dim3(kThreads),
           .overlaps_previous = true},
          move_average_kernel, average.data<float>(), value.data<float>(), n, weight);
+}
+
+void take_rows(const Tensor& x, const Tensor& places, const Tensor& y) {
+  if (y.numel() == 0) return;
+  dispatch(y.dtype(), "take_rows", [&](auto zero) {
+    using T = decltype(zero);
+    launch(by_rows(y.size(0), y.size(1)), move_rows_kernel<T, false>, rows_of<T>(x, y),
+           places.data<int32_t>());
+  });
+}
+
+void put_rows(const Tensor& y, const Tensor& places, const Tensor& x) {
+  if (y.numel() == 0) return;
+  dispatch(y.dtype(), "take_rows", [&](auto zero) {
+    using T = decltype(zero);
+    RowsArgs<T> args = rows_of<T>(y, x);
+    args.rows = y.size(0);
+    launch(by_rows(y.size(0), y.size(1)), move_rows_kernel<T, true>, args, places.data<int32_t>());
+  });
 }
 
 void dropout(const Tensor& x, float p, uint64_t seed, const Tensor& y) {

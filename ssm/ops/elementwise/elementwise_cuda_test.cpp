@@ -1,3 +1,4 @@
+#include "ssm/autograd/tape.h"
 #include "ssm/ops/cuda/test_cuda.h"
 #include "ssm/ops/elementwise/elementwise.h"
 
@@ -56,6 +57,36 @@ TEST(ElementwiseCuda, AddScaledAndDropoutEqualTheCpus) {
           test::card_error(dropout(x.to(dtype).to(kCuda), 0.3f, 11), test::to_doubles(dropout(x, 0.3f, 11))),
           test::rounding_of(dtype));
     }
+  }
+}
+
+TEST(ElementwiseCuda, TakeRowsAndItsGradientAreTheCpus) {
+  SSM_NEED_CUDA();
+  Rng rng(6);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    const int64_t T = 1 + rng.below(5000), M = 1 + rng.below(600);
+    std::vector<int32_t> places;
+    for (int32_t t = 0; t < T; ++t) {
+      if (rng.below(4) == 0) places.push_back(t);
+    }
+    const auto n = std::ssize(places);
+    const Tensor x = test::rounded(test::random_normal({T, M}, rng), dtype);
+    const Tensor dy = test::rounded(test::random_normal({n, M}, rng), dtype);
+    const Tensor at = Tensor::from_values<int32_t>(places, {n});
+    const auto both = [&](Device device, DType type) {
+      Tensor in = x.to(type).to(device);
+      watch(in, type);
+      Tape tape;
+      Tensor y;
+      {
+        const RecordScope recording(&tape);
+        y = take_rows(in, at.to(device));
+      }
+      tape.backward(y, dy.to(type).to(device));
+      return std::pair(test::to_doubles(y.to(kCpu).to(DType::f32)),
+                       test::to_doubles(gradient_of(in).to(kCpu).to(DType::f32)));
+    };
+    EXPECT_EQ(both(kCuda, dtype), both(kCpu, DType::f32));
   }
 }
 

@@ -104,5 +104,38 @@ TEST(Elementwise, GradientsOfAddScaledAndDropout) {
   EXPECT_LT(test::relative_error(gradient_of(b), kept_b), 1e-6);
 }
 
+TEST(Elementwise, TakeRowsAndItsGradient) {
+  Rng rng(5);
+  for (int trial = 0; trial < 20; ++trial) {
+    const int64_t T = 1 + rng.below(60), M = 1 + rng.below(20);
+    Tensor wide = test::random_normal({T, M + 2}, rng);
+    std::vector<int32_t> places;
+    for (int32_t t = 0; t < T; ++t) {
+      if (rng.below(3) == 0) places.push_back(t);
+    }
+    const auto n = std::ssize(places);
+    const Tensor at = Tensor::from_values<int32_t>(places, {n}), dy = test::random_normal({n, M}, rng);
+    watch(wide);
+    const Tensor x = wide.slice(1, 1, M + 1);
+    Tape tape;
+    Tensor y;
+    {
+      const RecordScope recording(&tape);
+      y = take_rows(x, at);
+    }
+    tape.backward(y, dy);
+    const std::vector<double> xs = test::to_doubles(x), dys = test::to_doubles(dy);
+    std::vector<double> expected, gradient(xs.size(), 0.0);
+    for (size_t i = 0; i < places.size() * static_cast<size_t>(M); ++i) {
+      const auto width = static_cast<size_t>(M), from = static_cast<size_t>(places[i / width]) * width;
+      expected.push_back(xs[from + i % width]);
+      gradient[from + i % width] = dys[i];
+    }
+    EXPECT_EQ(test::to_doubles(y), expected);
+    EXPECT_EQ(test::to_doubles(gradient_of(wide).slice(1, 1, M + 1)), gradient);
+  }
+  EXPECT_THROW(take_rows(Tensor::zeros({3, 2}), Tensor::from_values<int32_t>({{3}}, {1})), Error);
+}
+
 }  // namespace
 }  // namespace ssm
