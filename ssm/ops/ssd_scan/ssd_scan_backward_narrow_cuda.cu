@@ -76,7 +76,7 @@ template <class T, int kN>
 __global__ void __launch_bounds__(2 * kN)
     ssd_scan_backward_walk_kernel(const __grid_constant__ BackwardArgs a) {
   constexpr int kThreads = 2 * kN;
-  extern __shared__ float4 memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<WalkShared<kN>*>(memory);
   grid_dependency_wait();
   let_next_start();
@@ -164,7 +164,7 @@ struct alignas(128) HeadStage {
   unsigned char h[kN * 128], dh[kN * 128];
   Factors factors;
 };
-struct HeadSums {
+struct alignas(16) HeadSums {
   float rows[kTile], direct[kTile], to_state[kTile], from_state[kTile];
   float columns[4][kTile];  // by warp
   float D[4][kTile];        // by run of tokens
@@ -520,7 +520,7 @@ __device__ __forceinline__ void finish_head(const Place& p, const HeadSums& s, i
 template <class T, int kN>
 __global__ void __launch_bounds__(kWidth, 1)
     ssd_scan_backward_gradients_kernel(const __grid_constant__ BackwardArgs a) {
-  extern __shared__ float4 memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<GradientShared<kN>*>(memory);
   grid_dependency_wait();
   let_next_start();
