@@ -94,7 +94,7 @@ class Trainer {
   ParameterSet parameters_;
   Dropout dropout_;
   ModelState carried_;  // a row a stream
-  Arena arena_;
+  Arena arena_{Arena::kTight};
   std::optional<Enqueued> started_;
   int64_t done_ = 0;
 };
