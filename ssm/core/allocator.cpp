@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
@@ -40,10 +41,6 @@ std::shared_ptr<std::byte> allocate_bytes(size_t bytes, Device device) {
   return current_arena ? current_arena->allocate(bytes, device) : allocate_fresh(bytes, device);
 }
 
-// A block up to this many times what is wanted serves too: a prompt's shorter last piece needs no memory of
-// its own, and small tensors do not hold the large blocks.
-constexpr size_t kLooseFit = 8;
-
 // Free blocks by device and size class, last in first out.
 struct Arena::Blocks {
   std::mutex mutex;
@@ -51,7 +48,25 @@ struct Arena::Blocks {
   size_t capacity = 0;
 };
 
-Arena::Arena() : blocks_(std::make_shared<Blocks>()) {}
+Arena::Arena(double loose_fit) : loose_fit_(loose_fit), blocks_(std::make_shared<Blocks>()) {}
+
+// From the heap or the driver. Where there is no more, free blocks of other sizes are given back first.
+std::shared_ptr<std::byte> Arena::fresh(size_t size, Device device) {
+  try {
+    return allocate_fresh(size, device);
+  } catch (const Error&) {
+    std::vector<std::shared_ptr<std::byte>> given_back;
+    std::lock_guard lock(blocks_->mutex);
+    for (auto& [key, free] : blocks_->free) {
+      if (key.first != device.type) continue;
+      blocks_->capacity -= key.second * free.size();
+      std::move(free.begin(), free.end(), std::back_inserter(given_back));
+      free.clear();
+    }
+    if (given_back.empty()) throw;
+  }
+  return allocate_fresh(size, device);
+}
 
 std::shared_ptr<std::byte> Arena::allocate(size_t bytes, Device device) {
   // Eight classes an octave: a batch that grows or shrinks a little finds its blocks again.
@@ -62,7 +77,8 @@ std::shared_ptr<std::byte> Arena::allocate(size_t bytes, Device device) {
   std::shared_ptr<std::byte> block;
   {
     std::lock_guard lock(blocks_->mutex);
-    const auto end = blocks_->free.upper_bound({device.type, size * kLooseFit});
+    const auto end =
+        blocks_->free.upper_bound({device.type, static_cast<size_t>(static_cast<double>(size) * loose_fit_)});
     const auto fit = std::find_if(blocks_->free.lower_bound(key), end,
                                   [](const auto& entry) { return !entry.second.empty(); });
     if (fit != end) {
@@ -72,7 +88,7 @@ std::shared_ptr<std::byte> Arena::allocate(size_t bytes, Device device) {
     }
   }
   if (!block) {
-    block = allocate_fresh(size, device);
+    block = fresh(size, device);
     std::lock_guard lock(blocks_->mutex);
     blocks_->capacity += size;
     blocks_->free[key].reserve(blocks_->free[key].capacity() + 1);  // so that giving back cannot throw

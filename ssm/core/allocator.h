@@ -19,12 +19,18 @@ std::shared_ptr<std::byte> allocate_bytes(size_t bytes, Device device = kCpu);
 // Blocks return to the arena when their last tensor goes; they may outlive it.
 class Arena {
  public:
-  Arena();
+  // A free block up to `loose_fit` times what is wanted serves too. Loose: one of fewer tokens needs no
+  // memory of its own. Tight: steps of equal tensors hold no more than they use.
+  static constexpr double kLoose = 8, kTight = 1.25;
+  explicit Arena(double loose_fit = kLoose);
   std::shared_ptr<std::byte> allocate(size_t bytes, Device device = kCpu);
   size_t capacity() const;  // bytes held on all devices, in use or free
 
  private:
   struct Blocks;
+  std::shared_ptr<std::byte> fresh(size_t size, Device device);
+
+  double loose_fit_;
   std::shared_ptr<Blocks> blocks_;
 };
 

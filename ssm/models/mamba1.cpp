@@ -34,11 +34,19 @@ Tensor Mamba1Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerSta
   if (dt_b_c_eps_ > 0) {
     for (Tensor* t : {&dt, &B, &C}) *t = rms_norm(*t, {}, dt_b_c_eps_);
   }
-  const Tensor delta = dt_proj_.without_bias(dt);  // [T, E], its bias added in the scan
-  const Tensor y = selective_scan(
-      {.u = u, .delta = delta, .A = A_, .B = B, .C = C, .D = D_, .z = z, .delta_bias = dt_proj_.bias}, batch,
-      state.ssm);       // [T, E]
-  return out_proj_(y);  // [T, M]
+  Tensor delta = dt_proj_.without_bias(dt);  // [T, E], its bias added in the scan
+  std::function<Tensor()> again;             // one with an adapter may drop other elements
+  if (!dt_proj_.lora) again = [this, dt] { return dt_proj_.without_bias(dt); };
+  const Tensor y = selective_scan({.u = u,
+                                   .delta = std::move(delta),
+                                   .A = A_,
+                                   .B = B,
+                                   .C = C,
+                                   .D = D_,
+                                   .z = z,
+                                   .delta_bias = dt_proj_.bias},
+                                  batch, state.ssm, std::move(again));  // [T, E]
+  return out_proj_(y);                                                  // [T, M]
 }
 
 bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,

@@ -1,5 +1,6 @@
 #include "ssm/train/run.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -75,6 +76,7 @@ class Run {
     const CheckpointInfo info = restore_checkpoint(*checkpoint, trainer_);
     const std::string name = (*checkpoint / "training.json").string();
     batches_.seek(BatchPosition::from_json(info.position, name));
+    position_ = batches_.position();
     tokens_ = info.run.value("tokens", int64_t{0});
     seconds_before_ = info.run.value("seconds", 0.0);
     first_step_ = trainer_.steps_done();
@@ -97,13 +99,19 @@ class Run {
 
   Metrics step() {
     const double begin = now();
-    const StepResult result = trainer_.step(next_batches());
-    tokens_ += result.inputs;
-    // A mean over some twenty steps.
-    const double rate = static_cast<double>(result.inputs) / (now() - begin);
-    rate_ = rate_ > 0 ? 0.95 * rate_ + 0.05 * rate : rate;
-    result_.loss = result.loss;
+    if (next_.empty()) read_next();
+    position_ = next_position_;
+    trainer_.start(next_);
+    next_.clear();
+    // While the device is at work; what a checkpoint remembers is where this step ended.
+    if (trainer_.steps_done() + 1 < options_.steps) read_next();
     Metrics metrics;
+    metrics.memory =
+        loaded_.device.is_cuda() ? static_cast<int64_t>(memory_of(loaded_.device).peak) : resident_memory();
+    const StepResult result = trainer_.finish();
+    tokens_ += result.inputs;
+    count_rate(static_cast<double>(result.inputs) / (now() - begin));
+    result_.loss = result.loss;
     metrics.step = trainer_.steps_done();
     metrics.loss = result.loss;
     metrics.lr = result.lr;
@@ -111,14 +119,23 @@ class Run {
     metrics.tokens = tokens_;
     metrics.tokens_per_second = rate_;
     metrics.seconds = seconds();
-    metrics.memory =
-        loaded_.device.is_cuda() ? static_cast<int64_t>(memory_of(loaded_.device).peak) : resident_memory();
     return metrics;
+  }
+
+  void read_next() {
+    next_ = next_batches();
+    next_position_ = batches_.position();
+  }
+
+  // A mean over some twenty steps, without the first, which finds its memory and its kernels.
+  void count_rate(double rate) {
+    const int64_t counted = trainer_.steps_done() - first_step_ - 1;
+    rate_ = counted <= 1 ? rate : rate_ + (rate - rate_) * std::max(0.05, 1.0 / static_cast<double>(counted));
   }
 
   void save(bool must) {
     const CheckpointInfo info{.steps = trainer_.steps_done(),
-                              .position = batches_.position().to_json(),
+                              .position = position_.to_json(),
                               .run = {{"tokens", tokens_}, {"seconds", seconds()}}};
     try {
       save_checkpoint(checkpoints(), trainer_, loaded_, info, options_.keep,
@@ -149,6 +166,9 @@ class Run {
   const RunOptions& options_;
   const RunEvents& events_;
   Batches batches_;
+  std::vector<Batch> next_;
+  BatchPosition position_ = batches_.position(),
+                next_position_;  // behind this step's batches, and the next's
   RunResult result_;
   double start_, seconds_before_ = 0, rate_ = 0;
   int64_t first_step_ = 0, tokens_ = 0;

@@ -22,6 +22,16 @@ Tensor ids_on(const std::vector<int32_t>& ids, Device device) {
   return Tensor::from_values<int32_t>(ids, {std::ssize(ids)}).to(device);
 }
 
+// Makes the scale not finite where the loss, f64 on a CPU and f32 on a card, is not.
+void spoil(const Tensor& scale, const Tensor& loss) {
+  if (loss.dtype() == DType::f64) {
+    scale.data<float>()[0] += static_cast<float>(0.0 * loss.data<double>()[0]);
+    return;
+  }
+  const auto as_matrix = [](const Tensor& scalar) { return scalar.as_strided({1, 1}, {1, 1}, 0); };
+  add_scaled(as_matrix(scale), as_matrix(loss), 0.0f);
+}
+
 // The tokens with a target.
 struct Learned {
   std::vector<int32_t> places, targets;
@@ -65,9 +75,12 @@ Trainer::Trainer(CausalLm& model, int64_t vocab, Device device, DType compute, T
   model_.recompute_layers(options_.recompute_layers);
 }
 
-Gradients Trainer::gradients(std::span<const Batch> batches) {
+Gradients Trainer::gradients(std::span<const Batch> batches) { return read(enqueue(batches)); }
+
+Trainer::Enqueued Trainer::enqueue(std::span<const Batch> batches) {
   const ArenaScope scope(&arena_);
-  Gradients result;
+  Enqueued now;
+  Gradients& result = now.of;
   for (const Batch& batch : batches) {
     result.inputs += std::ssize(batch.ids);
     result.targets += batch.learned;
@@ -78,7 +91,7 @@ Gradients Trainer::gradients(std::span<const Batch> batches) {
   for (size_t i = 0; i < batches.size(); ++i) {
     const auto key = philox4x32(options_.seed, static_cast<uint64_t>(done_), i);
     dropout_.set(uint64_t{key[1]} << 32 | key[0]);
-    result.loss += forward_backward(batches[i], scale);
+    now.losses.push_back(forward_backward(batches[i], scale));
   }
 
   for (TrainedParameter& p : parameters_.all()) {
@@ -88,16 +101,33 @@ Gradients Trainer::gradients(std::span<const Batch> batches) {
     result.parameters.push_back(&p);
   }
   const GradientNorm norm = gradient_norm(result.gradients, static_cast<float>(options_.clip));
-  result.norm = value_of(norm.norm);
+  now.norm = norm.norm;
   result.scale = norm.scale;
+  for (const Tensor& loss : now.losses) spoil(result.scale, loss);
+  return now;
+}
+
+Gradients Trainer::read(Enqueued enqueued) {
+  const ArenaScope scope(&arena_);
+  Gradients result = std::move(enqueued.of);
+  for (const Tensor& loss : enqueued.losses) result.loss += value_of(loss);
+  result.norm = value_of(enqueued.norm);
   check_finite(result.loss, result.norm);
   return result;
 }
 
 StepResult Trainer::step(std::span<const Batch> batches) {
+  start(batches);
+  return finish();
+}
+
+// The update is enqueued before anyone has seen the loss: by a scale that is not finite it changes nothing
+// (adamw.h).
+void Trainer::start(std::span<const Batch> batches) {
+  SSM_CHECK(!started_, "step {} has been started", done_ + 1);
   const ArenaScope scope(&arena_);
-  const Gradients g = gradients(batches);
-  const double lr = options_.schedule.at(done_);
+  Enqueued now = enqueue(batches);
+  const Gradients& g = now.of;
   for (const bool decayed : {true, false}) {
     std::vector<AdamWParameter> group;
     for (size_t i = 0; i < g.parameters.size(); ++i) {
@@ -106,7 +136,7 @@ StepResult Trainer::step(std::span<const Batch> batches) {
       const bool copied = p.used.raw() != p.value.raw();
       group.push_back({p.value, g.gradients[i], p.m, p.v, copied ? p.used : Tensor()});
     }
-    adamw({.lr = static_cast<float>(lr),
+    adamw({.lr = static_cast<float>(options_.schedule.at(done_)),
            .beta1 = static_cast<float>(options_.beta1),
            .beta2 = static_cast<float>(options_.beta2),
            .eps = static_cast<float>(options_.eps),
@@ -114,19 +144,26 @@ StepResult Trainer::step(std::span<const Batch> batches) {
            .step = done_ + 1},
           group, g.scale);
   }
+  started_ = std::move(now);
+}
+
+StepResult Trainer::finish() {
+  SSM_CHECK(started_, "no step has been started");
+  const Gradients g = read(*std::exchange(started_, std::nullopt));
   if (options_.average > 0) {
     for (const TrainedParameter* p : g.parameters) {
       move_average(p->average, p->value, static_cast<float>(1.0 - options_.average));
     }
   }
+  const double lr = options_.schedule.at(done_);
   ++done_;
   return {.loss = g.loss, .grad_norm = g.norm, .lr = lr, .inputs = g.inputs, .targets = g.targets};
 }
 
-double Trainer::forward_backward(const Batch& batch, float scale) {
+Tensor Trainer::forward_backward(const Batch& batch, float scale) {
   const bool carries = any(batch.continues) || any(batch.carries_on);
   const ModelState rows = carries ? begin_states(batch) : ModelState();
-  const double loss = loss_of(batch, rows, scale, true);
+  Tensor loss = loss_of(batch, rows, scale, true);
   if (carries) keep_states(batch, rows);
   return loss;
 }
@@ -134,10 +171,10 @@ double Trainer::forward_backward(const Batch& batch, float scale) {
 double Trainer::evaluate(const Batch& batch) {
   const ArenaScope scope(&arena_);
   dropout_.set(std::nullopt);
-  return loss_of(batch, {}, 1.0f, false);
+  return value_of(loss_of(batch, {}, 1.0f, false));
 }
 
-double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
+Tensor Trainer::loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient) {
   const SequenceBatch sequences = SequenceBatch::in_order(batch.lengths);
   const Tensor ids = ids_on(batch.ids, device_);
   const bool few =
@@ -152,7 +189,7 @@ double Trainer::loss_of(const Batch& batch, const ModelState& state, float scale
     hidden = model_.hidden(ids, sequences, state);
     if (few) hidden = take_rows(hidden, ids_on(learned.places, device_));
   }
-  return value_of(head_loss(model_, hidden, targets, scale, vocab_, compute_, gradient ? &tape : nullptr));
+  return head_loss(model_, hidden, targets, scale, vocab_, compute_, gradient ? &tape : nullptr);
 }
 
 // Rows of a state for this batch's sequences: those that go on take what their stream kept.

@@ -53,6 +53,9 @@ class Trainer {
   Gradients gradients(std::span<const Batch> batches);
   // One update by them; none where they are not finite.
   StepResult step(std::span<const Batch> batches);
+  // The same in two parts: what a card is to do is enqueued, and the host is free until it waits for the end.
+  void start(std::span<const Batch> batches);
+  StepResult finish();
   // The sum of the targets' negative log-likelihoods in nats; sequences begin without a state. Nothing
   // changes.
   double evaluate(const Batch& batch);
@@ -69,8 +72,16 @@ class Trainer {
   void restored(int64_t steps_done);    // after values and moments were filled
 
  private:
-  double forward_backward(const Batch& batch, float scale);
-  double loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient);
+  // Gradients, and what of them is still to be read from the device.
+  struct Enqueued {
+    Gradients of;
+    std::vector<Tensor> losses;
+    Tensor norm;
+  };
+  Enqueued enqueue(std::span<const Batch> batches);
+  Gradients read(Enqueued enqueued);
+  Tensor forward_backward(const Batch& batch, float scale);
+  Tensor loss_of(const Batch& batch, const ModelState& state, float scale, bool gradient);
   ModelState begin_states(const Batch& batch);
   void keep_states(const Batch& batch, const ModelState& rows);
   void check_finite(double loss, double norm);
@@ -83,7 +94,8 @@ class Trainer {
   ParameterSet parameters_;
   Dropout dropout_;
   ModelState carried_;  // a row a stream
-  Arena arena_;
+  Arena arena_{Arena::kTight};
+  std::optional<Enqueued> started_;
   int64_t done_ = 0;
 };
 

@@ -9,14 +9,17 @@
 #include "ssm/ops/causal_conv1d/causal_conv1d_cuda.h"
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/math.cuh"
-#include "ssm/ops/cuda/types.cuh"
+#include "ssm/ops/cuda/vectors.cuh"
 
 namespace ssm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTaps = 4;    // the width of every known model
-constexpr int kAhead = 4;   // rows under way while those before them are used
+constexpr int kTaps = 4;   // the width of every known model
+constexpr int kAhead = 4;  // rows under way while those before them are used
+// Blocks of a multiprocessor.
+template <int V>
+constexpr int kBlocks = V == 4 ? 4 : 5;
 constexpr int kSlices = 8;  // of the chunks, summed by a thread each
 
 struct ConvBackwardArgs {
@@ -52,7 +55,7 @@ __device__ __forceinline__ void read_input(const ConvBackwardArgs& a, int64_t b,
 }
 
 template <int V, class T>
-__global__ void __launch_bounds__(kThreads, V == 4 ? 4 : 5)
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
     causal_conv1d_backward_kernel(const ConvBackwardArgs a) {
   grid_dependency_wait();
   let_next_start();
@@ -218,17 +221,34 @@ __global__ void __launch_bounds__(32 * kSlices) causal_conv1d_backward_sum_kerne
   to[k < a.K ? k * a.tap_stride + c * a.channel_stride : c * a.dbias_stride] += sum;
 }
 
-template <class T>
-void backward(ConvBackwardArgs& a, int64_t numbers) {
-  const auto fits = [&](int V) {
-    const auto rows = [V](const void* p, int64_t stride) {
-      return reinterpret_cast<uintptr_t>(p) % (static_cast<size_t>(V) * sizeof(T)) == 0 && stride % V == 0;
+// Channels a thread takes, and rows a chunk has: long chunks read few rows twice and leave few sums, short
+// ones fill a card. Four channels a thread where that makes chunks of some length whose blocks run all at
+// once.
+struct Shares {
+  int V;
+  int64_t chunk_length;
+};
+Shares shares_of(const ConvBackwardArgs& a, int64_t element) {
+  constexpr int64_t kShortest = 48, kLongest = 256;
+  const int64_t T = a.batch.total, multiprocessors = properties().multiprocessors;
+  const auto fits = [&](int64_t V) {
+    const auto rows = [&](const void* p, int64_t stride) {
+      return is_aligned(p, static_cast<size_t>(V * element)) && stride % V == 0;
     };
-    return a.C % V == 0 && rows(a.x, a.x_stride) && rows(a.dy, a.dy_stride) && rows(a.dx, a.dx_stride);
+    return a.K == kTaps && a.C % V == 0 && rows(a.x, a.x_stride) && rows(a.dy, a.dy_stride) &&
+           rows(a.dx, a.dx_stride);
   };
-  // Four channels a thread where their blocks still fill the card.
-  const bool many = numbers * a.C >= int64_t{8} * 4 * kThreads * properties().multiprocessors;
-  const int V = a.K != kTaps ? 1 : many && fits(4) ? 4 : fits(2) ? 2 : 1;
+  const auto blocks_of = [&](int64_t V) { return (a.C + kThreads * V - 1) / (kThreads * V); };
+  if (const int64_t chunks = kBlocks<4> * multiprocessors / blocks_of(4) - a.batch.size;
+      chunks > 0 && T >= kShortest * chunks && fits(4)) {
+    return {4, std::min(((T + chunks - 1) / chunks + kAhead - 1) / kAhead * kAhead, kLongest)};
+  }
+  const int64_t fill = T * blocks_of(2) / (6 * multiprocessors);
+  return {fits(2) ? 2 : 1, std::clamp<int64_t>(fill / kAhead * kAhead, 16, 96)};
+}
+
+template <class T>
+void backward(ConvBackwardArgs& a, int64_t numbers, int V) {
   const int64_t channels = kThreads * V;
   a.channel_blocks = (a.C + channels - 1) / channels;
   const Launch how{.grid = dim3(static_cast<unsigned>(numbers * a.channel_blocks)),
@@ -260,16 +280,15 @@ void causal_conv1d_backward(const Tensor& x, const Tensor& weight, const Tensor&
   a.tap_stride = weight.stride(1), a.channel_stride = weight.stride(0);
   a.C = C, a.K = static_cast<int>(K), a.silu = activation == Activation::silu;
   a.batch = view_of(batch, x.device());
-  // Long chunks read few rows twice and leave few sums, short ones fill a card.
-  const int64_t fill = T * ((C + 2 * kThreads - 1) / (2 * kThreads)) / (6 * properties().multiprocessors);
-  a.chunk_length = std::clamp<int64_t>(fill / kAhead * kAhead, 16, 96);
+  const Shares shares = shares_of(a, static_cast<int64_t>(size_of(x.dtype())));
+  a.chunk_length = shares.chunk_length;
   const int64_t numbers = chunk_numbers(a.batch, a.chunk_length);
   Tensor ds, sums;
   if (K != kTaps) ds = Tensor::empty({T, C}, DType::f32, kCuda);
   if (grads.dweight.defined() || grads.dbias.defined())
     sums = Tensor::empty({numbers, K + 1, C}, DType::f32, kCuda);
   a.ds = floats(ds), a.sums = floats(sums);
-  dispatch(x.dtype(), "causal_conv1d", [&](auto zero) { backward<decltype(zero)>(a, numbers); });
+  dispatch(x.dtype(), "causal_conv1d", [&](auto zero) { backward<decltype(zero)>(a, numbers, shares.V); });
   if (!sums.defined()) return;
   ConvSumArgs to{};
   to.sums = a.sums, to.numbers = numbers, to.C = C, to.K = a.K;

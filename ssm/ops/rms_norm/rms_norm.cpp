@@ -80,11 +80,12 @@ Tensor add_rms_norm(const Tensor& x, Tensor& residual, const Tensor& weight, flo
   check_parameter("add_rms_norm", "residual", residual, x.shape(), x);
   Tensor y = like("add_rms_norm", x, result);
   if (!records(x, residual, weight)) {
-    SSM_DISPATCH(x.device(), add_rms_norm(x, residual, weight, eps, y));
+    SSM_DISPATCH(x.device(), add_rms_norm(x, residual, residual, weight, eps, y));
     return y;
   }
-  const Tensor before = std::exchange(residual, residual.clone());
-  SSM_DISPATCH(x.device(), add_rms_norm(x, residual, weight, eps, y));
+  const Tensor before =
+      std::exchange(residual, Tensor::empty(residual.shape(), residual.dtype(), residual.device()));
+  SSM_DISPATCH(x.device(), add_rms_norm(x, before, residual, weight, eps, y));
   record_add_rms_norm(x, before, residual, weight, eps, y);
   return y;
 }

@@ -162,7 +162,9 @@ void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y)
   });
 }
 
-void add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps, const Tensor& y) {
+void add_rms_norm(const Tensor& x, const Tensor& before, const Tensor& residual, const Tensor& weight,
+                  float eps, const Tensor& y) {
+  if (before.raw() != residual.raw()) copy_bytes(residual.raw(), kCpu, before.raw(), kCpu, before.bytes());
   RmsNormArgs a = make_args(x, weight, eps, y);
   a.residual = residual.data<float>();
   a.residual_stride = residual.stride(0);

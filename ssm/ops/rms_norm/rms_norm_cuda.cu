@@ -17,11 +17,12 @@ inline constexpr int kKept = V == 1 ? 16 : 4;
 
 struct RmsNormArgs {
   const void* x;
-  const void* z;    // gate, or null
-  float* residual;  // or null
+  const void* z;        // gate, or null
+  const float* before;  // the residual that x is added to, or null
+  float* residual;      // the sum; it may be the same memory
   const float* weight;
   void* y;
-  int64_t x_stride, z_stride, residual_stride, y_stride;
+  int64_t x_stride, z_stride, before_stride, residual_stride, y_stride;
   int64_t width;  // of a group
   float eps;
 };
@@ -33,10 +34,12 @@ struct Values {
   static constexpr bool kMayAdd = V < 8;  // packs of eight are for what has no f32 residual
   Wide<X, V> x, z;
   Wide<float, V> residual;
-  __device__ __forceinline__ void read(const RmsNormArgs& a, int64_t row, int64_t column) {
+  __device__ __forceinline__ void read(const RmsNormArgs& a, bool updated, int64_t row, int64_t column) {
     x = load_wide<V>(static_cast<const X*>(a.x) + row * a.x_stride + column);
     if (a.z) z = load_wide<V>(static_cast<const X*>(a.z) + row * a.z_stride + column);
-    if (kMayAdd && a.residual) residual = load_wide<V>(a.residual + row * a.residual_stride + column);
+    if (!kMayAdd || !a.residual) return;
+    residual = load_wide<V>(updated ? a.residual + row * a.residual_stride + column
+                                    : a.before + row * a.before_stride + column);
   }
   __device__ __forceinline__ void compute(const RmsNormArgs& a, bool updated, float (&to)[V]) const {
     widen<V>(to, x);
@@ -68,7 +71,7 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const Rm
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
     const int64_t i = k * step + start;
-    if (i < a.width) raw[k].read(a, row, first + i);
+    if (i < a.width) raw[k].read(a, false, row, first + i);
   }
   float kept[kPacks][V];
   float square = 0;
@@ -86,7 +89,7 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const Rm
   for (int64_t i = kPacks * step + start; i < a.width; i += step) {
     Values<V, X> more;
     float value[V];
-    more.read(a, row, first + i);
+    more.read(a, false, row, first + i);
     take(i, more, value);
   }
   const float scale = rsqrtf(block_sum(square, scratch) / static_cast<float>(a.width) + a.eps);
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const Rm
   for (int64_t i = kPacks * step + start; i < a.width; i += step) {
     Values<V, X> more;
     float value[V];
-    more.read(a, row, first + i);
+    more.read(a, true, row, first + i);
     more.compute(a, true, value);
     write(i, value);
   }
@@ -121,8 +124,9 @@ void launch_rms_norm(std::string_view op, const RmsNormArgs& a, int64_t rows, in
     return is_multiple(stride, wide) && is_aligned(p);
   };
   const bool vectors = is_multiple(a.width, wide) && rows_allow(a.x_stride, a.x) &&
-                       rows_allow(a.z_stride, a.z) && rows_allow(a.residual_stride, a.residual) &&
-                       rows_allow(a.y_stride, a.y) && is_aligned(a.weight);
+                       rows_allow(a.z_stride, a.z) && rows_allow(a.before_stride, a.before) &&
+                       rows_allow(a.residual_stride, a.residual) && rows_allow(a.y_stride, a.y) &&
+                       is_aligned(a.weight);
   // Small blocks, so that many rows are under way.
   const int V = vectors ? wide : 1;
   const int64_t packs = a.width / V, kept = V == 8 ? kKept<8> : V == 4 ? kKept<4> : kKept<1>;
@@ -145,11 +149,13 @@ void launch_rms_norm(std::string_view op, const RmsNormArgs& a, int64_t rows, in
 RmsNormArgs args_of(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) {
   return {.x = x.raw(),
           .z = nullptr,
+          .before = nullptr,
           .residual = nullptr,
           .weight = weight.defined() ? weight.data<float>() : nullptr,
           .y = y.raw(),
           .x_stride = x.stride(0),
           .z_stride = 0,
+          .before_stride = 0,
           .residual_stride = 0,
           .y_stride = y.stride(0),
           .width = x.size(1),
@@ -162,8 +168,11 @@ void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y)
   launch_rms_norm("rms_norm", args_of(x, weight, eps, y), x.size(0), 1, x.dtype(), y.dtype());
 }
 
-void add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, float eps, const Tensor& y) {
+void add_rms_norm(const Tensor& x, const Tensor& before, const Tensor& residual, const Tensor& weight,
+                  float eps, const Tensor& y) {
   RmsNormArgs a = args_of(x, weight, eps, y);
+  a.before = before.data<float>();
+  a.before_stride = before.stride(0);
   a.residual = residual.data<float>();
   a.residual_stride = residual.stride(0);
   launch_rms_norm("add_rms_norm", a, x.size(0), 1, x.dtype(), y.dtype());

@@ -39,7 +39,8 @@ void check_operands(const SelectiveScanArgs& args, const SequenceBatch& batch) {
 
 }  // namespace
 
-Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& state) {
+Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& state,
+                      std::function<Tensor()> delta_again) {
   check_operands(args, batch);
   const int64_t T = batch.total(), E = args.A.size(0), N = args.A.size(1);
   check_state(kOp, state, batch, {N, E}, args.u, true);
@@ -48,9 +49,14 @@ Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch,
   const Tensor initial = recorded ? initial_of(state, batch) : Tensor();
   SSM_DISPATCH(args.u.device(), selective_scan(args, batch, state, y));
   if (!recorded) return y;
-  return record(std::move(y), [args, batch, initial](const Tensor& dy) {
+  SelectiveScanArgs kept = args;
+  if (delta_again) kept.delta = args.delta.borrowed();
+  return record(std::move(y), [args = std::move(kept), batch, initial,
+                               again = std::move(delta_again)](const Tensor& dy) {
     const OverwrittenGradient du(args.u), ddelta(args.delta), dB(args.B), dC(args.C), dz(args.z);
-    selective_scan_backward(args, batch, initial, dy,
+    SelectiveScanArgs whole = args;
+    if (again) whole.delta = again();
+    selective_scan_backward(whole, batch, initial, dy,
                             {.du = du.tensor(),
                              .ddelta = ddelta.tensor(),
                              .dA = gradient_sum(args.A),

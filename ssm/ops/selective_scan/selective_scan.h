@@ -19,6 +19,8 @@
 // rounding (2e-5 relative, and the rounding of y where it is 16 bits).
 #pragma once
 
+#include <functional>
+
 #include "ssm/core/tensor.h"
 #include "ssm/ops/sequence_batch.h"
 
@@ -34,7 +36,10 @@ struct SelectiveScanArgs {
   bool delta_softplus = true;
 };
 
-Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& state);
+// `delta_again` makes delta a second time, the same bits: where a tape records, it is then not kept for the
+// gradient, which is a seventh of a layer's activations.
+Tensor selective_scan(const SelectiveScanArgs& args, const SequenceBatch& batch, const Tensor& state,
+                      std::function<Tensor()> delta_again = {});
 
 // The gradients of a functional whose gradient with respect to y is dy [T, E] (of y's type, rows contiguous).
 // With s[t] the argument of y's gate, dy'[t] = dy[t] silu(z[t]), and dh the gradient of the states, which

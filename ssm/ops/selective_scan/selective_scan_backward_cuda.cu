@@ -20,19 +20,19 @@ namespace {
 
 using namespace selective_backward;
 
-// The block's sums over its channels of a tile's dC and dB.
+// The block's sums over its channels of a tile's dC and dB, two neighbours a thread.
 template <class T>
-__device__ __forceinline__ void write_over_channels(const BackwardArgs& a, const Block<T>& block, int tile,
-                                                    int side) {
-  const int64_t t = block.first_row(tile);
-  const int rows = block.rows_of(tile);
-  float* const to = a.sums + (blockIdx.x % a.channel_blocks * a.s.batch.total + t) * 2 * kStates;
-  for (int i = block.thread; i < rows * 2 * kStates; i += kThreads) {
-    float sum = 0.0f;
+__device__ __forceinline__ void write_over_channels(const Block<T>& block, float* first, int tile, int side) {
+  static_assert(2 * kThreads == kRows * 2 * kStates);
+  if (tile * kRows + block.thread / kStates >= block.length) return;
+  float sum[2] = {};
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += block.shared.over_channels[side][w][0][i];
-    to[i] = sum;
+  for (int w = 0; w < kWarps; ++w) {
+    float x[2];
+    load<2>(x, &block.shared.over_channels[side][w][0][0] + 2 * block.thread);
+    sum[0] += x[0], sum[1] += x[1];
   }
+  store<2>(first + int64_t{tile} * (2 * kThreads), sum);
 }
 
 // Tiles in the order in which they are scanned: forwards but for the last, which is the first on the way
@@ -81,10 +81,13 @@ __device__ __forceinline__ void help(const BackwardArgs& a, const Block<T>& bloc
   wait_for_copies<1>();
   __syncthreads();
   float dD[4] = {}, dbias[4] = {};
+  float* const sums = a.sums +
+                      (blockIdx.x % a.channel_blocks * a.s.batch.total + block.chunk.begin) * 2 * kStates +
+                      2 * block.thread;
   const auto finish = [&](int k) {
     if (k < 0 || !walk.back(k)) return;
     block.finish(walk.tile(k), walk.stage(k), k & 1, dD, dbias);
-    if (a.sums) write_over_channels(a, block, walk.tile(k), k & 1);
+    if (a.sums) write_over_channels(block, sums, walk.tile(k), k & 1);
   };
   const int steps = walk.steps();
 #pragma unroll 1

@@ -7,6 +7,8 @@
 // what a lane keeps lies in the same registers everywhere: register j is state kOwn lane + (j ^ order).
 #pragma once
 
+#include <type_traits>
+
 #include "ssm/ops/cuda/async_copy.cuh"
 #include "ssm/ops/selective_scan/selective_scan_cuda.cuh"
 
@@ -65,11 +67,34 @@ struct Block {
   Shared<T>& shared;
   int64_t number, e0;
   Chunk chunk;
-  int width, tiles;
+  int length, width, tiles;
   int thread;
   int row, c;                // that this thread prepares
   int lane, order, channel;  // that it scans: the first of two
   float bias[4], D[4];
+
+  // What a helper copies, in vectors: the same place of a tile in kCopies of u, delta, dy and z.
+  static constexpr int kVectors = kRows * kChannels / V, kTeams = kThreads / kVectors, kCopies = 4 / kTeams;
+  const T *source[kCopies], *B, *C;  // at this thread's places of the first tile
+  T *du, *ddelta, *dz;
+
+  __device__ __forceinline__ int copied(int i) const { return thread / kVectors + kTeams * i; }
+  __device__ __forceinline__ int64_t copied_stride(int i) const {
+    const int which = copied(i);
+    return which == 0   ? a.s.u_stride
+           : which == 1 ? a.s.delta_stride
+           : which == 2 ? a.dy_stride
+                        : a.s.z_stride;
+  }
+  __device__ __forceinline__ int copy_row() const { return thread % kVectors / (kChannels / V); }
+  __device__ __forceinline__ int copy_column() const { return thread % (kChannels / V) * V; }
+  // The same place of another tile. A tile's rows lie within 2 GB.
+  template <class X>
+  static __device__ __forceinline__ X* at_tile(X* first, int tile, int64_t stride) {
+    const int step = static_cast<int>(stride * kRows * static_cast<int64_t>(sizeof(X)));
+    using Byte = std::conditional_t<std::is_const_v<X>, const char, char>;
+    return reinterpret_cast<X*>(reinterpret_cast<Byte*>(first) + int64_t{tile} * step);
+  }
 
   __device__ __forceinline__ Block(const BackwardArgs& args, Shared<T>& in)
       : a(args),
@@ -77,8 +102,9 @@ struct Block {
         number(blockIdx.x / args.channel_blocks),
         e0(blockIdx.x % args.channel_blocks * kChannels),
         chunk(chunk_of(args.s.batch, number, args.chunk_length)),
+        length(static_cast<int>(chunk.end - chunk.begin)),
         width(static_cast<int>(min(int64_t{kChannels}, args.s.E - e0))),
-        tiles(static_cast<int>((chunk.end - chunk.begin + kRows - 1) / kRows)),
+        tiles((length + kRows - 1) / kRows),
         thread(threadIdx.x % kThreads),
         row(thread / (kChannels / 4)),
         c(thread % (kChannels / 4) * 4),
@@ -91,6 +117,23 @@ struct Block {
       bias[i] = a.s.delta_bias && there ? a.s.delta_bias[e0 + c + i] : 0.0f;
       D[i] = a.s.D && there ? a.s.D[e0 + c + i] : 0.0f;
     }
+    for (int i = 0; i < kCopies; ++i) {
+      const int which = copied(i);
+      const void* const from = which == 0 ? a.s.u : which == 1 ? a.s.delta : which == 2 ? a.dy : a.s.z;
+      const int64_t stride = copied_stride(i);
+      source[i] = from
+                      ? static_cast<const T*>(from) + (chunk.begin + copy_row()) * stride + e0 + copy_column()
+                      : nullptr;
+    }
+    const auto first = [&](void* to, int64_t stride) {
+      return to ? static_cast<T*>(to) + (chunk.begin + row) * stride + e0 + c : nullptr;
+    };
+    du = first(a.du, a.du_stride), ddelta = first(a.ddelta, a.ddelta_stride), dz = first(a.dz, a.dz_stride);
+    const auto first_state = [&](const void* from, int64_t stride) {
+      return static_cast<const T*>(from) + (chunk.begin + thread / kStates) * stride + a.n0 +
+             thread % kStates;
+    };
+    B = first_state(a.s.B, a.s.B_stride), C = first_state(a.s.C, a.s.C_stride);
   }
 
   __device__ __forceinline__ int64_t first_row(int tile) const { return chunk.begin + int64_t{tile} * kRows; }
@@ -102,31 +145,37 @@ struct Block {
   template <bool kBack>
   __device__ __forceinline__ void copy_in(int tile, int stage) const {
     if (tile >= 0 && tile < tiles) {
-      const int rows = rows_of(tile);
-      const int64_t t = first_row(tile);
-      const void* const from[4] = {a.s.u, a.s.delta, a.dy, a.s.z};
-      const int64_t stride[4] = {a.s.u_stride, a.s.delta_stride, a.dy_stride, a.s.z_stride};
+      if (a.vectors) {
+        const bool there = tile * kRows + copy_row() < length && copy_column() < width;
 #pragma unroll
-      for (int which = 0; which < (kBack ? 4 : 2); ++which) {
-        if (from[which] == nullptr) continue;
-        const T* const x = static_cast<const T*>(from[which]) + t * stride[which] + e0;
-        T* const to = shared.raw[stage][which][0];
-        if (a.vectors) {
-          for (int i = thread; i < kRows * kChannels / V; i += kThreads) {
-            const int r = i / (kChannels / V), at = i % (kChannels / V) * V;
-            const bool there = r < rows && at < width;
-            copy_async(shared_address(to + r * kChannels + at), there ? x + r * stride[which] + at : x,
-                       there);
-          }
-        } else {
-          for (int i = thread; i < kRows * kChannels; i += kThreads) {
-            const int r = i / kChannels, at = i % kChannels;
-            to[i] = r < rows && at < width ? x[r * stride[which] + at] : from_f32<T>(0.0f);
-          }
+        for (int i = 0; i < (kBack ? kCopies : kCopies / 2); ++i) {
+          if (source[i] == nullptr) continue;
+          T* const to = &shared.raw[stage][copied(i)][copy_row()][copy_column()];
+          copy_async(shared_address(to), there ? at_tile(source[i], tile, copied_stride(i)) : source[i],
+                     there);
         }
+      } else {
+        copy_elements<kBack>(tile, stage);
       }
     }
     commit_copies();
+  }
+  template <bool kBack>
+  __device__ __forceinline__ void copy_elements(int tile, int stage) const {
+    const int rows = rows_of(tile);
+    const int64_t t = first_row(tile);
+    const void* const from[4] = {a.s.u, a.s.delta, a.dy, a.s.z};
+    const int64_t stride[4] = {a.s.u_stride, a.s.delta_stride, a.dy_stride, a.s.z_stride};
+#pragma unroll
+    for (int which = 0; which < (kBack ? 4 : 2); ++which) {
+      if (from[which] == nullptr) continue;
+      const T* const x = static_cast<const T*>(from[which]) + t * stride[which] + e0;
+      T* const to = shared.raw[stage][which][0];
+      for (int i = thread; i < kRows * kChannels; i += kThreads) {
+        const int r = i / kChannels, at = i % kChannels;
+        to[i] = r < rows && at < width ? x[r * stride[which] + at] : from_f32<T>(0.0f);
+      }
+    }
   }
 
   // B and C of a tile, one element each a thread; not yet widened, which would wait for them.
@@ -134,12 +183,10 @@ struct Block {
     T B, C;
   };
   __device__ __forceinline__ BC fetch_BC(int tile) const {
-    const int r = thread / kStates, n = a.n0 + thread % kStates;
     BC x{from_f32<T>(0.0f), from_f32<T>(0.0f)};
-    if (tile >= 0 && tile < tiles && r < rows_of(tile) && n < a.s.N) {
-      const int64_t t = first_row(tile) + r;
-      x.B = static_cast<const T*>(a.s.B)[t * a.s.B_stride + n];
-      x.C = static_cast<const T*>(a.s.C)[t * a.s.C_stride + n];
+    if (tile >= 0 && tile * kRows + thread / kStates < length && a.n0 + thread % kStates < a.s.N) {
+      x.B = *at_tile(B, tile, a.s.B_stride);
+      x.C = *at_tile(C, tile, a.s.C_stride);
     }
     return x;
   }
@@ -148,7 +195,7 @@ struct Block {
   // nothing.
   template <bool kBack>
   __device__ __forceinline__ void prepare(int tile, int stage, int side, const BC& of) const {
-    const bool there = row < rows_of(tile);
+    const bool there = tile * kRows + row < length;
     float u[4], delta[4], steps[8];
     load<4>(u, &shared.raw[stage][0][row][c]);
     load<4>(delta, &shared.raw[stage][1][row][c]);
@@ -197,12 +244,12 @@ struct Block {
   // The gradients of this thread's token and channels from the sums over the states.
   __device__ __forceinline__ void finish(int tile, int stage, int side, float (&dD)[4],
                                          float (&dbias)[4]) const {
-    if (row >= rows_of(tile)) return;
-    const int64_t t = first_row(tile) + row;
+    if (tile * kRows + row >= length) return;
     float sum[3][4];
 #pragma unroll
     for (int q = 0; q < 3; ++q) load<4>(sum[q], &shared.over_states[side][q][row][c]);
     if (a.over_states) {
+      const int64_t t = first_row(tile) + row;
 #pragma unroll
       for (int i = 0; i < 12; ++i) {
         if (c + i % 4 >= width) continue;
@@ -212,7 +259,7 @@ struct Block {
       }
       if (!a.last()) return;
     }
-    float u[4], raw[4], gated[4], steps[2][4], du[4], ddelta[4];
+    float u[4], raw[4], gated[4], steps[2][4], of_u[4], of_delta[4];
     load<4>(u, &shared.raw[stage][0][row][c]);
     load<4>(raw, &shared.raw[stage][1][row][c]);
     load<4>(gated, &shared.dy[side][row][c]);
@@ -221,14 +268,14 @@ struct Block {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float slope = a.s.delta_softplus ? sigmoid(raw[i] + bias[i]) : 1.0f;
-      du[i] = fmaf(steps[i / 2][i % 2 * 2], sum[2][i], D[i] * gated[i]);
-      ddelta[i] = fmaf(u[i], sum[2][i], sum[1][i]) * slope;
+      of_u[i] = fmaf(steps[i / 2][i % 2 * 2], sum[2][i], D[i] * gated[i]);
+      of_delta[i] = fmaf(u[i], sum[2][i], sum[1][i]) * slope;
       dD[i] = fmaf(gated[i], u[i], dD[i]);
-      dbias[i] += ddelta[i];
+      dbias[i] += of_delta[i];
     }
-    if (a.du) write(a.du, a.du_stride, t, du);
-    if (a.ddelta) write(a.ddelta, a.ddelta_stride, t, ddelta);
-    if (a.dz) {
+    if (du) write(at_tile(du, tile, a.du_stride), of_u);
+    if (ddelta) write(at_tile(ddelta, tile, a.ddelta_stride), of_delta);
+    if (dz) {
       float z[4], dy[4];
       load<4>(dy, &shared.raw[stage][2][row][c]);
       load<4>(z, &shared.raw[stage][3][row][c]);
@@ -237,12 +284,11 @@ struct Block {
         const float gate = sigmoid(z[i]);
         dy[i] *= fmaf(D[i], u[i], sum[0][i]) * gate * fmaf(z[i], 1.0f - gate, 1.0f);
       }
-      write(a.dz, a.dz_stride, t, dy);
+      write(at_tile(dz, tile, a.dz_stride), dy);
     }
   }
 
-  __device__ __forceinline__ void write(void* to, int64_t stride, int64_t t, const float (&x)[4]) const {
-    T* const at = static_cast<T*>(to) + t * stride + e0 + c;
+  __device__ __forceinline__ void write(T* at, const float (&x)[4]) const {
     if (a.out_vectors) {
       if (c < width) store<4>(at, x);
     } else {

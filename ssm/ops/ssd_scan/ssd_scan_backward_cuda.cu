@@ -9,13 +9,15 @@
 //   the first + dS B, dB = the second + dS^T C steps    ddt, dA and ddt_bias from what passes each token (r
 //   below)
 //
+// Where activations have 16 bits and sizes suit, ssd_scan_backward_narrow_cuda.cu does the same.
+//
 // r_k, the gradient of dt'_k A, is the sum of all that passes token k on its way from an earlier token to a
 // later one: within the chunk, out of h, into the state after it, or through it. Each term has exp(dt'_k A)
 // as a factor, so nothing cancels where the state is forgotten.
 #include <algorithm>
 
 #include "ssm/core/cuda.h"
-#include "ssm/ops/ssd_scan/ssd_scan_backward_tiles.cuh"
+#include "ssm/ops/ssd_scan/ssd_scan_backward_narrow.cuh"
 
 namespace ssm::cuda {
 namespace {
@@ -399,7 +401,6 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     ssd_scan_backward_steps_kernel(const __grid_constant__ BackwardArgs a) {
-  constexpr unsigned kAll = 0xffffffffu;
   grid_dependency_wait();
   let_next_start();
   const int64_t number = blockIdx.x;
@@ -407,50 +408,23 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (head >= a.H) return;
   const Chunk chunk = chunk_of(a.batch, number, kTile);
-  float dA = 0.0f, dbias = 0.0f;
-  if (chunk.sequence >= 0) {
-    float dt[2] = {}, slope[2] = {}, direct[2] = {}, r[2] = {}, from_state[2] = {}, into[2] = {};
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int64_t t = chunk.begin + lane * 2 + e;
-      if (t >= chunk.end) continue;
-      const float raw =
-          to_f32(static_cast<const T*>(a.dt)[t * a.dt_stride + head]) + (a.dt_bias ? a.dt_bias[head] : 0.0f);
-      const float step = a.dt_softplus ? softplus(raw) : raw;
-      slope[e] = step < a.dt_min || step > a.dt_max ? 0.0f : a.dt_softplus ? sigmoid(raw) : 1.0f;
-      dt[e] = fminf(fmaxf(step, a.dt_min), a.dt_max);
-      const float to_state = token(a, kToState, t, head);
-      direct[e] = token(a, kDirect, t, head) + to_state;
-      r[e] = token(a, kWithin, t, head);
-      into[e] = dt[e] * to_state;
-      for (int n = 0; n < a.n_tiles; ++n) from_state[e] += token(a, kFromState + n, t, head);
-    }
-    // Sums of `into` over the tokens before, of `from_state` from the token on.
-    float before = into[0] + into[1], after = from_state[0] + from_state[1];
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const float left = __shfl_up_sync(kAll, before, offset), right = __shfl_down_sync(kAll, after, offset);
-      if (lane >= offset) before += left;
-      if (lane + offset < 32) after += right;
-    }
-    const float left = __shfl_up_sync(kAll, before, 1), right = __shfl_down_sync(kAll, after, 1);
-    const float before0 = lane > 0 ? left : 0.0f, after2 = lane < 31 ? right : 0.0f;
-    float through = 0.0f;
-    for (int n = 0; n < a.n_tiles; ++n) through += a.through[(number * a.n_tiles + n) * a.H + head];
-    through *= a.whole[number * a.H + head];
-    r[0] += before0 + (from_state[0] + (from_state[1] + after2)) + through;
-    r[1] += (before0 + into[0]) + (from_state[1] + after2) + through;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int64_t t = chunk.begin + lane * 2 + e;
-      const float ddt = fmaf(a.A[head], r[e], direct[e]) * slope[e];
-      dA = fmaf(dt[e], r[e], dA);
-      dbias += ddt;
-      if (a.ddt && t < chunk.end) static_cast<T*>(a.ddt)[t * a.ddt_stride + head] = from_f32<T>(ddt);
-    }
+  if (chunk.sequence < 0) {
+    if (lane == 0) a.sums[number * a.H + head] = a.sums[(a.numbers + number) * a.H + head] = 0.0f;
+    return;
   }
-  dA = warp_sum(dA), dbias = warp_sum(dbias);
-  if (lane == 0) a.sums[number * a.H + head] = dA, a.sums[(a.numbers + number) * a.H + head] = dbias;
+  StepSums of{};
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int64_t t = chunk.begin + lane * 2 + e;
+    if (t >= chunk.end) continue;
+    of.within[e] = token(a, kWithin, t, head);
+    of.direct[e] = token(a, kDirect, t, head);
+    of.to_state[e] = token(a, kToState, t, head);
+    for (int n = 0; n < a.n_tiles; ++n) of.from_state[e] += token(a, kFromState + n, t, head);
+  }
+  for (int n = 0; n < a.n_tiles; ++n) of.through += a.through[(number * a.n_tiles + n) * a.H + head];
+  of.through *= a.whole[number * a.H + head];
+  write_steps<T>(a, chunk, number, head, of);
 }
 
 struct ParameterArgs {
@@ -542,8 +516,10 @@ void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, cons
   a.dt_min = args.dt_min, a.dt_max = args.dt_max;
   a.batch = view_of(batch, args.x.device());
   a.numbers = chunk_numbers(a.batch, kTile);
+  const bool narrow = takes_narrow_backward(a, type);
   // As few blocks a group as fill the card: each writes sums of its own.
-  const int64_t heads = H / G, slots = 2 * properties().multiprocessors;
+  const int64_t heads = H / G,
+                slots = narrow ? narrow_backward_blocks() : 2 * int64_t{properties().multiprocessors};
   const int64_t wanted = std::clamp<int64_t>((slots + a.numbers * G - 1) / (a.numbers * G), 1, heads);
   a.block_heads = static_cast<int>((heads + wanted - 1) / wanted);
   a.blocks = static_cast<int>((heads + a.block_heads - 1) / a.block_heads);
@@ -551,15 +527,22 @@ void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, cons
   const auto workspace = [](const Shape& shape) { return Tensor::empty(shape, DType::f32, kCuda); };
   const Tensor h = Tensor::empty({a.numbers, H, N, P}, type, kCuda),
                dh = Tensor::empty({a.numbers, H, N, P}, type, kCuda);
-  const Tensor whole = workspace({a.numbers, H}), tokens = workspace({3 + a.n_tiles, T, H});
-  const Tensor through = workspace({a.numbers, a.n_tiles, H}), D_sums = workspace({a.numbers, H * P});
-  const Tensor scores = workspace({a.numbers, G, a.blocks, kTile * kTile}),
-               BC = workspace({2, a.blocks + 1, T, G * N});
-  const Tensor sums = workspace({2, a.numbers, H});
-  a.h = h.raw(), a.dh = dh.raw(), a.whole = floats(whole), a.tokens = floats(tokens),
-  a.through = floats(through);
-  a.D_sums = floats(D_sums), a.scores = floats(scores), a.BC = floats(BC), a.sums = floats(sums);
-  dispatch(type, "ssd_scan", [&](auto zero) { launch_all<decltype(zero)>(a); });
+  const Tensor D_sums = workspace({a.numbers, H * P}), sums = workspace({2, a.numbers, H});
+  a.h = h.raw(), a.dh = dh.raw(), a.D_sums = floats(D_sums), a.sums = floats(sums);
+  if (narrow) {
+    const Tensor factors = workspace({a.numbers, H, static_cast<int64_t>(sizeof(Factors) / sizeof(float))}),
+                 BC = workspace({2, a.blocks > 1 ? a.blocks : 0, T, G * N});
+    a.factors = reinterpret_cast<Factors*>(factors.raw()), a.BC = floats(BC);
+    launch_narrow_backward(a, type);
+  } else {
+    const Tensor whole = workspace({a.numbers, H}), tokens = workspace({3 + a.n_tiles, T, H});
+    const Tensor through = workspace({a.numbers, a.n_tiles, H});
+    const Tensor scores = workspace({a.numbers, G, a.blocks, kTile * kTile}),
+                 BC = workspace({2, a.blocks + 1, T, G * N});
+    a.whole = floats(whole), a.tokens = floats(tokens), a.through = floats(through);
+    a.scores = floats(scores), a.BC = floats(BC);
+    dispatch(type, "ssd_scan", [&](auto zero) { launch_all<decltype(zero)>(a); });
+  }
   const ParameterArgs to{.sums = a.sums,
                          .D_sums = a.D_sums,
                          .numbers = a.numbers,

@@ -31,13 +31,14 @@ struct BackwardArgs {
   int64_t numbers;  // of chunks
   // Workspace. Of T: the state before each chunk and dh after it [numbers, H, N, P]. f32:
   void *h, *dh;
-  float* whole;    // [numbers, H]: what is left of a state after the chunk
-  float* tokens;   // [3 + n_tiles, T, H]: Token, and by tile of N what the state gives to y
-  float* through;  // [numbers, n_tiles, H]: <h, dh>
-  float* scores;   // [numbers, G, blocks, kTile, kTile]: of dS^T
-  float* BC;       // [2, blocks + 1, T, G*N]: of dC and dB
-  float* D_sums;   // [numbers, H*P]
-  float* sums;     // [2, numbers, H]: of dA and ddt_bias
+  float* whole;             // [numbers, H]: what is left of a state after the chunk
+  float* tokens;            // [3 + n_tiles, T, H]: Token, and by tile of N what the state gives to y
+  float* through;           // [numbers, n_tiles, H]: <h, dh>
+  float* scores;            // [numbers, G, blocks, kTile, kTile]: of dS^T
+  float* BC;                // [2, blocks + 1, T, G*N]: of dC and dB
+  float* D_sums;            // [numbers, H*P]
+  float* sums;              // [2, numbers, H]: of dA and ddt_bias
+  struct Factors* factors;  // [numbers, H] (ssd_scan_backward_narrow.cuh)
 };
 
 enum Token { kWithin, kDirect, kToState, kFromState };
@@ -234,6 +235,56 @@ struct Decays {
     return exp2_fast((high[i] - high[j]) + (low[i] - low[j]));
   }
 };
+
+// What a lane of a warp has of its two tokens of a chunk; zeros where there are none.
+struct StepSums {
+  float within[2], direct[2], to_state[2], from_state[2];
+  float through;  // of the whole chunk
+};
+
+// ddt of a chunk and head by a warp, and the chunk's parts of dA and ddt_bias.
+template <class T>
+__device__ __forceinline__ void write_steps(const BackwardArgs& a, const Chunk& chunk, int64_t number,
+                                            int head, const StepSums& of) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float dt[2] = {}, slope[2] = {};
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int64_t t = chunk.begin + lane * 2 + e;
+    if (t >= chunk.end) continue;
+    const float raw =
+        to_f32(static_cast<const T*>(a.dt)[t * a.dt_stride + head]) + (a.dt_bias ? a.dt_bias[head] : 0.0f);
+    const float step = a.dt_softplus ? softplus(raw) : raw;
+    slope[e] = step < a.dt_min || step > a.dt_max ? 0.0f : a.dt_softplus ? sigmoid(raw) : 1.0f;
+    dt[e] = fminf(fmaxf(step, a.dt_min), a.dt_max);
+  }
+  // Sums of what went into the state over the tokens before, of what came from it from the token on.
+  const float into[2] = {dt[0] * of.to_state[0], dt[1] * of.to_state[1]};
+  float before = into[0] + into[1], after = of.from_state[0] + of.from_state[1];
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const float left = __shfl_up_sync(kAll, before, offset), right = __shfl_down_sync(kAll, after, offset);
+    if (lane >= offset) before += left;
+    if (lane + offset < 32) after += right;
+  }
+  const float left = __shfl_up_sync(kAll, before, 1), right = __shfl_down_sync(kAll, after, 1);
+  const float before0 = lane > 0 ? left : 0.0f, after2 = lane < 31 ? right : 0.0f;
+  const float r[2] = {
+      of.within[0] + (before0 + (of.from_state[0] + (of.from_state[1] + after2)) + of.through),
+      of.within[1] + ((before0 + into[0]) + (of.from_state[1] + after2) + of.through)};
+  float dA = 0.0f, dbias = 0.0f;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int64_t t = chunk.begin + lane * 2 + e;
+    const float ddt = fmaf(a.A[head], r[e], of.direct[e] + of.to_state[e]) * slope[e];
+    dA = fmaf(dt[e], r[e], dA);
+    dbias += ddt;
+    if (a.ddt && t < chunk.end) static_cast<T*>(a.ddt)[t * a.ddt_stride + head] = from_f32<T>(ddt);
+  }
+  dA = warp_sum(dA), dbias = warp_sum(dbias);
+  if (lane == 0) a.sums[number * a.H + head] = dA, a.sums[(a.numbers + number) * a.H + head] = dbias;
+}
 
 // A chunk and how much of a tile of N or P there is.
 __device__ __forceinline__ int rest(int size, int tile) { return min(kTile, size - tile * kTile); }
