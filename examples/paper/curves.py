@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Accuracy by steps of runs of the paper's tasks, as an SVG.
 
-    python3 examples/paper/curves.py OUT.svg NAME=LOG...     LOG: the JSON lines that a task printed
+python3 examples/paper/curves.py OUT.svg NAME=LOG...     LOG: the JSON lines that a task printed
 """
 
 import json
