@@ -2,6 +2,8 @@
 
 #include <nanobind/stl/function.h>
 
+#include <chrono>
+
 #include "python/src/bindings.h"
 #include "python/src/model.h"
 
@@ -11,13 +13,30 @@ namespace {
 // Called with (sequence, id, text); False stops that sequence.
 using OnToken = std::optional<nb::callable>;
 
-bool call(const OnToken& on_token, size_t index, int32_t id, std::string_view text) {
-  const nb::gil_scoped_acquire gil;
-  if (PyErr_CheckSignals() != 0) throw nb::python_error();
-  if (!on_token) return true;
-  const nb::object answer = (*on_token)(index, id, nb::str(text.data(), text.size()));
-  return !answer.is(nb::bool_(false));
-}
+// Tells of tokens, and of Ctrl-C. Where nobody listens it takes Python's lock only now and then: a small
+// model makes a token in microseconds, and other threads would hardly get it.
+class Telling {
+ public:
+  explicit Telling(const OnToken& on_token) : on_token_(on_token) {}
+
+  bool operator()(size_t index, int32_t id, std::string_view text) {
+    if (!on_token_) {
+      const auto now = std::chrono::steady_clock::now();
+      if (now - looked_ < kBetweenLooks) return true;
+      looked_ = now;
+    }
+    const nb::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (!on_token_) return true;
+    const nb::object answer = (*on_token_)(index, id, nb::str(text.data(), text.size()));
+    return !answer.is(nb::bool_(false));
+  }
+
+ private:
+  static constexpr std::chrono::milliseconds kBetweenLooks{20};
+  const OnToken& on_token_;
+  std::chrono::steady_clock::time_point looked_ = {};
+};
 
 nb::list generate(const ModelPtr& model, const std::vector<std::vector<int32_t>>& prompts,
                   int64_t max_new_tokens, float temperature, int32_t top_k, float top_p, float min_p,
@@ -48,9 +67,7 @@ nb::list generate(const ModelPtr& model, const std::vector<std::vector<int32_t>>
         generator.add(prompts[i]);
       }
     }
-    std::vector<Generated> generated = generator.run(
-        options,
-        [&](size_t index, int32_t id, std::string_view text) { return call(on_token, index, id, text); });
+    std::vector<Generated> generated = generator.run(options, Telling(on_token));
     for (size_t i = 0; to && i < prompts.size(); ++i) {
       generator.copy_state(i, to->pool().state(), static_cast<int64_t>(i));
     }
