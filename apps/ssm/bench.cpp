@@ -39,7 +39,7 @@ struct Run {
 LoadedModel open(const Arguments& arguments, BenchReport& report) {
   const LoadOptions options = load_options(arguments.model);
   const std::string& name = arguments.model.model;
-  report.model = name.empty() ? "tale-10m" : name;
+  report.model = name.empty() ? kBundledModel : name;
   report.weights = "file";
   if (find_model(name)) return load(arguments.model);
   refuse_transformer(name);

@@ -13,8 +13,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kBundledModel = "tale-10m";
-
 // models/<name> of this program: of the source tree it was built in, or of the place it was installed to.
 std::optional<fs::path> find_bundled(const std::string& name) {
   std::error_code error;

@@ -7,6 +7,8 @@
 
 namespace ssm::app {
 
+inline constexpr const char* kBundledModel = "tale-10m";
+
 // A hub's model that is not in the cache is pulled. Throws Error with what was looked for when there is none.
 std::filesystem::path resolve_model(const std::string& model);
 // The same for a name that may be something else: nothing instead of an Error, and nothing is pulled.

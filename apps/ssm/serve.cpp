@@ -8,6 +8,7 @@
 #include "apps/ssm/commands.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
+#include "apps/ssm/resolve_model.h"
 #include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
 #include "ssm/load/chat.h"
@@ -25,7 +26,7 @@ struct Arguments {
 };
 
 std::string name_of_model(const std::string& model) {
-  if (model.empty()) return "tale-10m";
+  if (model.empty()) return kBundledModel;
   const std::filesystem::path path(model);
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return model;  // a name of the cache

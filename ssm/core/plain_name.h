@@ -5,9 +5,8 @@
 
 namespace ssm {
 
-// Whether a name from outside can be the name of a file: letters, digits, '-', '_' and '.', not beginning
-// with '-' or
-// '.', and of 1 to `longest` bytes.
+// Whether a name from outside can be the name of a file: 1 to `longest` letters, digits, '-', '_' and '.',
+// not beginning with '-' or '.'.
 bool is_plain_name(std::string_view name, size_t longest);
 
 }  // namespace ssm
