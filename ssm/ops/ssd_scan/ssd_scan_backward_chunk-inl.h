@@ -9,8 +9,8 @@
 #include <hwy/highway.h>
 
 #include "ssm/ops/simd/math-inl.h"
+#include "ssm/ops/simd/matmul-inl.h"
 #include "ssm/ops/simd/scratch.h"
-#include "ssm/ops/ssd_scan/matmul-inl.h"
 #include "ssm/ops/ssd_scan/ssd_scan_backward_operands.h"
 #include "ssm/ops/ssd_scan/ssd_scan_chunk-inl.h"
 

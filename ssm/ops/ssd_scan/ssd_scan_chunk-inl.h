@@ -12,7 +12,7 @@
 #include <algorithm>
 
 #include "ssm/ops/simd/math-inl.h"
-#include "ssm/ops/ssd_scan/matmul-inl.h"
+#include "ssm/ops/simd/matmul-inl.h"
 #include "ssm/ops/ssd_scan/ssd_scan_operands.h"
 
 HWY_BEFORE_NAMESPACE();

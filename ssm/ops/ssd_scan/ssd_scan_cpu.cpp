@@ -16,7 +16,7 @@
 #include <hwy/highway.h>
 
 #include "ssm/ops/simd/math-inl.h"
-#include "ssm/ops/ssd_scan/matmul-inl.h"
+#include "ssm/ops/simd/matmul-inl.h"
 #include "ssm/ops/ssd_scan/ssd_scan_chunk-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -1,10 +1,10 @@
-// The micro-kernel of ssd_scan's products: a tile of kTileRows x W vectors held in registers, to which outer
-// products are added. An element's sum runs over k in order, whatever the tile it falls into.
-#if defined(SSM_OPS_SSD_SCAN_MATMUL_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef SSM_OPS_SSD_SCAN_MATMUL_INL_H_
-#undef SSM_OPS_SSD_SCAN_MATMUL_INL_H_
+// The micro-kernel of ssd_scan's and attention's products: a tile of R rows by W vectors held in registers,
+// to which outer products are added. An element's sum runs over k in order, whatever the tile it falls into.
+#if defined(SSM_OPS_SIMD_MATMUL_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SSM_OPS_SIMD_MATMUL_INL_H_
+#undef SSM_OPS_SIMD_MATMUL_INL_H_
 #else
-#define SSM_OPS_SSD_SCAN_MATMUL_INL_H_
+#define SSM_OPS_SIMD_MATMUL_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -23,9 +23,9 @@ inline constexpr int kTileVectors = 2;  // 8 of 16 registers
 
 HWY_INLINE int64_t lanes() { return static_cast<int64_t>(hn::Lanes(hn::ScalableTag<float>())); }
 
-template <int W>
+template <int W, int R = kTileRows>
 struct Tile {
-  hn::Vec<hn::ScalableTag<float>> v[kTileRows][W];
+  hn::Vec<hn::ScalableTag<float>> v[R][W];
 
   HWY_INLINE Tile() {}  // not the implicit one: it would not be compiled for the target
 
@@ -38,21 +38,21 @@ struct Tile {
 
   HWY_INLINE void load(const float* p, int64_t stride) {
     const hn::ScalableTag<float> d;
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < R; ++r) {
       for (int w = 0; w < W; ++w) v[r][w] = hn::LoadU(d, p + r * stride + w * lanes());
     }
   }
 
   HWY_INLINE void store(float* p, int64_t stride) const {
     const hn::ScalableTag<float> d;
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < R; ++r) {
       for (int w = 0; w < W; ++w) hn::StoreU(v[r][w], d, p + r * stride + w * lanes());
     }
   }
 
   HWY_INLINE void scale_rows(const float* factor) {
     const hn::ScalableTag<float> d;
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < R; ++r) {
       for (int w = 0; w < W; ++w) v[r][w] = hn::Mul(v[r][w], hn::Set(d, factor[r]));
     }
   }
@@ -65,7 +65,7 @@ struct Tile {
     for (int64_t k = 0; k < K; ++k, a += a_step, b += b_step) {
       hn::Vec<decltype(d)> row[W];
       for (int w = 0; w < W; ++w) row[w] = hn::LoadU(d, b + w * lanes());
-      for (int r = 0; r < kTileRows; ++r) {
+      for (int r = 0; r < R; ++r) {
         const auto x = hn::Set(d, a[r * a_row]);
         for (int w = 0; w < W; ++w) c.v[r][w] = hn::MulAdd(x, row[w], c.v[r][w]);
       }

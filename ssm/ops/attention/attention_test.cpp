@@ -1,0 +1,213 @@
+#include "ssm/ops/attention/attention.h"
+
+#include <gtest/gtest.h>
+
+#include "ssm/ops/attention/attention_reference.h"
+#include "ssm/ops/simd/test_targets.h"
+#include "ssm/ops/test_gradient.h"
+
+namespace ssm {
+namespace {
+
+constexpr double kBound = 1e-5;
+
+AttentionHeads random_heads(Rng& rng) {
+  AttentionHeads h{};
+  h.by_head = rng.below(3) == 0;
+  h.kv_heads = 1 + rng.below(3);
+  h.heads = h.by_head ? h.kv_heads : h.kv_heads * (1 + rng.below(3));
+  h.head_dim = 1 + rng.below(rng.below(4) ? 40 : 140);
+  h.rotary_dim = rng.below(3) ? rng.below(h.head_dim / 2 + 1) * 2 : 0;
+  if (rng.below(2)) h.rotary_base = 100 + static_cast<double>(rng.below(100000));
+  return h;
+}
+
+// A ragged batch over permuted slots, of texts of which some begin before it.
+struct Case {
+  AttentionHeads h;
+  int64_t slots, T = 0;
+  std::vector<int64_t> lengths, before;
+  std::vector<int32_t> slot;
+  std::vector<Tensor> past;  // qkv rows that were read before
+  Tensor qkv;
+
+  explicit Case(Rng& rng, int64_t longest = 150) : h(random_heads(rng)) {
+    const int64_t B = 1 + rng.below(4);
+    slots = B + rng.below(3);
+    slot = test::slots_in_any_order(B, slots, rng);
+    for (int64_t b = 0; b < B; ++b) {
+      lengths.push_back(1 + rng.below(rng.below(2) ? 4 : longest));
+      before.push_back(rng.below(2) ? rng.below(longest) : 0);
+      T += lengths.back();
+      past.push_back(before.back() ? test::random_normal({before.back(), h.width()}, rng, 1.5f) : Tensor());
+    }
+    const int64_t left = rng.below(2) ? rng.below(9) : 0;
+    qkv = test::random_normal({T, left + h.width()}, rng, 1.5f).slice(1, left, left + h.width());
+  }
+
+  SequenceBatch batch() const { return SequenceBatch(lengths, slot); }
+  Tensor rows(const Tensor& t, size_t b) const {
+    const SequenceBatch all = batch();
+    return t.slice(0, all.offset(static_cast<int64_t>(b)), all.offset(static_cast<int64_t>(b) + 1));
+  }
+  // A cache that has read the past.
+  KvCache cache() const {
+    KvCache kv(slots, h.kv_heads, h.head_dim);
+    for (size_t b = 0; b < past.size(); ++b) {
+      if (before[b]) attention(past[b], h, SequenceBatch::single(before[b], slot[b]), &kv);
+    }
+    return kv;
+  }
+  reference::KeysAndValues<double> reference_past(size_t b) const {
+    reference::KeysAndValues<double> kv;
+    if (before[b]) reference::attention(test::to_doubles(past[b]), h, kv);
+    return kv;
+  }
+  std::string name() const {
+    return fmt::format("H {} Hk {} D {} R {} by head {} lengths {} before {}", h.heads, h.kv_heads,
+                       h.head_dim, h.rotary_dim, h.by_head, fmt::join(lengths, ","), fmt::join(before, ","));
+  }
+};
+
+// Keys, then values of a slot.
+std::vector<float> contents(const KvCache& kv, int64_t slot) {
+  const auto each = static_cast<size_t>(kv.tokens(slot) * kv.heads() * kv.head_dim());
+  std::vector<float> all(2 * each);
+  kv.read(slot, all.data(), all.data() + each);
+  return all;
+}
+
+TEST(Attention, EqualsTheReferenceOnEveryTarget) {
+  test::for_each_target([] {
+    Rng rng(1);
+    for (int trial = 0; trial < 60; ++trial) {
+      const Case c(rng);
+      KvCache kv = c.cache();
+      const Tensor y = attention(c.qkv, c.h, c.batch(), &kv);
+      for (size_t b = 0; b < c.lengths.size(); ++b) {
+        auto past = c.reference_past(b);
+        const auto expected = reference::attention(test::to_doubles(c.rows(c.qkv, b)), c.h, past);
+        EXPECT_LT(test::relative_error(c.rows(y, b), expected), kBound) << c.name();
+        std::vector<double> all = past.keys;
+        all.insert(all.end(), past.values.begin(), past.values.end());
+        const std::vector<float> kept = contents(kv, c.slot[b]);
+        EXPECT_LT(test::relative_difference({kept.begin(), kept.end()}, all), 2e-6) << c.name();
+      }
+    }
+  });
+}
+
+TEST(Attention, PositionsFarOutAreExact) {
+  Rng rng(2);
+  const AttentionHeads h{.heads = 1, .kv_heads = 1, .head_dim = 32, .rotary_dim = 32};
+  KvCache kv(1, 1, 32);
+  const Tensor past = test::random_normal({20000, h.width()}, rng),
+               now = test::random_normal({3, h.width()}, rng);
+  attention(past, h, SequenceBatch::single(20000), &kv);
+  const Tensor y = attention(now, h, SequenceBatch::single(3), &kv);
+  reference::KeysAndValues<double> kept;
+  for (int64_t t = 0; t < 20000; ++t) {
+    const std::vector<double> row = test::to_doubles(past.slice(0, t, t + 1));
+    const std::vector<double> key = reference::rotated(row.data() + 32, t, h);
+    kept.keys.insert(kept.keys.end(), key.begin(), key.end());
+    kept.values.insert(kept.values.end(), row.begin() + 64, row.end());
+  }
+  EXPECT_LT(test::relative_error(y, reference::attention(test::to_doubles(now), h, kept)), kBound);
+}
+
+TEST(Attention, GreatScoresDoNotOverflow) {
+  Rng rng(3);
+  const AttentionHeads h{.heads = 2, .kv_heads = 1, .head_dim = 8, .rotary_dim = 8};
+  const Tensor qkv = test::random_normal({200, h.width()}, rng, 40.0f);
+  reference::KeysAndValues<double> none;
+  EXPECT_LT(test::relative_error(attention(qkv, h, SequenceBatch::single(200), nullptr),
+                                 reference::attention(test::to_doubles(qkv), h, none)),
+            5e-4);  // scores of thousands in f32
+}
+
+TEST(Attention, ABatchEqualsItsSequencesAlone) {
+  test::for_each_target([] {
+    Rng rng(4);
+    for (int trial = 0; trial < 40; ++trial) {
+      const Case c(rng);
+      KvCache together = c.cache(), alone = c.cache();
+      const Tensor y = attention(c.qkv, c.h, c.batch(), &together);
+      for (size_t b = 0; b < c.lengths.size(); ++b) {
+        const Tensor one =
+            attention(c.rows(c.qkv, b), c.h, SequenceBatch::single(c.lengths[b], c.slot[b]), &alone);
+        EXPECT_TRUE(test::same_bits(c.rows(y, b), one)) << c.name();
+        EXPECT_EQ(contents(together, c.slot[b]), contents(alone, c.slot[b]));
+      }
+    }
+  });
+}
+
+TEST(Attention, AnySplitGivesTheSameBits) {
+  test::for_each_target([] {
+    Rng rng(5);
+    for (int trial = 0; trial < 40; ++trial) {
+      const Case c(rng, 300);
+      const Tensor x = c.rows(c.qkv, 0);
+      const int64_t length = c.lengths[0];
+      KvCache whole(1, c.h.kv_heads, c.h.head_dim), parts(1, c.h.kv_heads, c.h.head_dim);
+      const Tensor y = attention(x, c.h, SequenceBatch::single(length), &whole);
+      EXPECT_TRUE(test::same_bits(y, attention(x, c.h, SequenceBatch::single(length), nullptr)));
+      for (int64_t t = 0; t < length;) {
+        const int64_t n = std::min(length - t, 1 + rng.below(rng.below(2) ? 3 : 100));
+        const Tensor part = attention(x.slice(0, t, t + n), c.h, SequenceBatch::single(n), &parts);
+        EXPECT_TRUE(test::same_bits(y.slice(0, t, t + n), part)) << c.name() << " rows " << t << " + " << n;
+        t += n;
+      }
+      EXPECT_EQ(contents(whole, 0), contents(parts, 0)) << c.name();
+    }
+  });
+}
+
+TEST(Attention, ThreadsGiveTheSameBits) {
+  Rng rng(6);
+  for (int trial = 0; trial < 6; ++trial) {
+    const Case c(rng, 400);
+    KvCache kv = c.cache();
+    const Tensor y = attention(c.qkv, c.h, c.batch(), &kv);
+    for (const int threads : {1, 2, 3, 5}) {
+      const test::ThreadScope scope(threads);
+      KvCache again = c.cache();
+      EXPECT_TRUE(test::same_bits(y, attention(c.qkv.clone(), c.h, c.batch(), &again))) << c.name();
+    }
+  }
+}
+
+TEST(Attention, LeavesOtherSlots) {
+  Rng rng(7);
+  const AttentionHeads h{.heads = 2, .kv_heads = 2, .head_dim = 4};
+  KvCache kv(3, 2, 4);
+  attention(test::random_normal({70, h.width()}, rng), h, SequenceBatch::single(70, 0), &kv);
+  const std::vector<float> before = contents(kv, 0);
+  attention(test::random_normal({5, h.width()}, rng), h, SequenceBatch::single(5, 2), &kv);
+  EXPECT_EQ(contents(kv, 0), before);
+  EXPECT_EQ(kv.tokens(1), 0);
+  EXPECT_EQ(kv.tokens(2), 5);
+}
+
+TEST(Attention, NamesWhatDoesNotFit) {
+  const AttentionHeads h{.heads = 2, .kv_heads = 1, .head_dim = 4, .rotary_dim = 4};
+  const Tensor qkv = Tensor::zeros({3, h.width()});
+  const auto batch = SequenceBatch::single(3, 1);
+  KvCache kv(2, 1, 4), small(1, 1, 4), other(2, 2, 4);
+  EXPECT_NO_THROW(attention(qkv, h, batch, &kv));
+  EXPECT_THROW(attention(qkv, h, batch, &small), Error);
+  EXPECT_THROW(attention(qkv, h, batch, &other), Error);
+  EXPECT_THROW(attention({}, h, batch, &kv), Error);
+  EXPECT_THROW(attention(qkv.slice(1, 0, 8), h, batch, &kv), Error);
+  EXPECT_THROW(attention(qkv, h, SequenceBatch::single(4), &kv), Error);
+  for (const AttentionHeads& bad :
+       {AttentionHeads{.heads = 3, .kv_heads = 2, .head_dim = 4},
+        AttentionHeads{.heads = 2, .kv_heads = 1, .head_dim = 4, .rotary_dim = 3},
+        AttentionHeads{.heads = 2, .kv_heads = 1, .head_dim = 4, .rotary_dim = 6},
+        AttentionHeads{.heads = 2, .kv_heads = 1, .head_dim = 4, .by_head = true}}) {
+    EXPECT_THROW(attention(Tensor::zeros({3, bad.width()}), bad, batch, nullptr), Error);
+  }
+}
+
+}  // namespace
+}  // namespace ssm
