@@ -49,6 +49,19 @@ Tensor add_scaled(const Tensor& y, const Tensor& x, float scale) {
   });
 }
 
+Tensor sum(const Tensor& a, const Tensor& b) {
+  SSM_CHECK(a.defined() && a.rank() == 2, "sum: a has shape {}, expected [T, M]", a.shape());
+  check_first("sum", "a", a, a.shape());
+  check_activation("sum", "b", b, a.shape(), a);
+  Tensor y = a.clone();
+  SSM_DISPATCH(y.device(), add_scaled(y, b, 1.0f));
+  if (!records(a, b)) return y;
+  return record(std::move(y), [a = a.borrowed(), b = b.borrowed()](const Tensor& dy) {
+    give_gradient(a, dy);
+    give_gradient(b, dy);
+  });
+}
+
 void move_average(const Tensor& average, const Tensor& value, float weight) {
   SSM_CHECK(average.defined() && average.dtype() == DType::f32 && value.dtype() == DType::f32 &&
                 average.shape() == value.shape() && average.strides() == value.strides() && value.dense() &&

@@ -16,6 +16,9 @@ void negative_exp_backward(const Tensor& y, const Tensor& dy, const Tensor& dx);
 // A gradient of y flows on to both.
 Tensor add_scaled(const Tensor& y, const Tensor& x, float scale);
 
+// a + b, a tensor of its own: for operands that something recorded still reads. Like add_scaled's operands.
+Tensor sum(const Tensor& a, const Tensor& b);
+
 // average += (value - average) weight: a step of an exponential moving average. f32, of one shape and the
 // same strides without gaps, of any rank.
 void move_average(const Tensor& average, const Tensor& value, float weight);

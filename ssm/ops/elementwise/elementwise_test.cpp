@@ -47,6 +47,27 @@ TEST(Elementwise, NegativeExpBackwardInAnyLayout) {
   EXPECT_THROW(negative_exp_backward(heads, dy, Tensor::zeros({6})), Error);
 }
 
+TEST(Elementwise, SumLeavesItsOperandsAndGivesBothTheGradient) {
+  Rng rng(8);
+  Tensor a = test::random_normal({3, 5}, rng), b = test::random_normal({3, 9}, rng).slice(1, 2, 7);
+  const Tensor before = a.clone(), dy = test::random_normal({3, 5}, rng);
+  Tensor other = b.clone();
+  watch(a), watch(other);
+  Tape tape;
+  Tensor y;
+  {
+    const RecordScope recording(&tape);
+    y = sum(a, other);
+  }
+  EXPECT_TRUE(test::same_bits(a, before));
+  EXPECT_TRUE(test::same_bits(y, sum(a, b)));
+  EXPECT_TRUE(test::same_bits(y, add_scaled(before, b, 1.0f)));
+  tape.backward(y, dy);
+  EXPECT_TRUE(test::same_bits(gradient_of(a), dy));
+  EXPECT_TRUE(test::same_bits(gradient_of(other), dy));
+  EXPECT_THROW(sum(a, Tensor::zeros({3, 4})), Error);
+}
+
 TEST(Elementwise, AddScaledAddsInPlace) {
   Rng rng(3);
   for (int trial = 0; trial < 20; ++trial) {
