@@ -40,6 +40,8 @@ CASES = [
     "mamba2-head12",
     "mamba2-limit",
     "mamba2-state9",
+    "neox-default",
+    "neox-serial",
 ]
 CUT, STEPS = 20, 10
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}

@@ -187,7 +187,7 @@ TEST_F(SessionTest, ALaterServerGoesOnFromItsFolder) {
 }
 
 TEST_F(SessionTest, StatesBeyondTheirMemoryLieOnDisk) {
-  const size_t each = bytes_of(state_layout(StatePool(*model().model, 1)));
+  const size_t each = bytes_of(state_layout(StatePool(*model().model, 1)), 0);
   start_with_chat([&](serve::ServerOptions& options) {
     options.session_dir = folder_;
     options.session_bytes = 2 * each;

@@ -47,6 +47,14 @@ Transformers is wrong or has no such option (the metadata says which). Seen in T
 For `original-mamba2-hdim` and `-norm-first` the nearest model that Transformers has is compared instead; for `-no-norm`
 and `-mlp` (d_ssm) the PyTorch lines of mamba_ssm's Mamba2.step, run once in float64, gave the same to 3e-7.
 
+## Models with attention
+`neox-*` and `hybrid-*` are made by `scripts/make_attention_goldens.py`, in the same way and with the same files, but
+for the states: of a layer that attends `state.{{s}}.layer.{{i}}.keys` and `.values` [T,Hk,D], keys with their positions
+in them, and where a convolution stands before it `.conv`. GPT-NeoX's oracle is Transformers in float64 (its frequencies
+of the positions too, which are float32 there), in one forward and step by step on its cache; the formulas of
+`scripts/goldens/attention.py` agree within 1e-7 in logits, keys and values. For the hybrids, which Transformers does
+not have, these formulas are the oracle.
+
 ## Cases
 "mixed" is bf16 with A_log, D, dt_bias and the norms in f32.
 

@@ -19,6 +19,8 @@ constexpr std::array kTokenizerFiles{
 
 std::string class_of(const std::string& model_type) {
   if (model_type == "mamba2") return "Mamba2ForCausalLM";
+  if (model_type == "gpt_neox") return "GPTNeoXForCausalLM";
+  if (model_type == "mamba_hybrid") return "MambaHybridForCausalLM";
   return model_type == "falcon_mamba" ? "FalconMambaForCausalLM" : "MambaForCausalLM";
 }
 
@@ -50,6 +52,8 @@ std::string transformers_config(const nlohmann::json& config, DType stored, cons
     SSM_CHECK(!config.at("D_has_hdim").get<bool>(),
               "{}: D_has_hdim is true, and Transformers' Mamba-2 has one D a head", file);
     out.erase("D_has_hdim");
+  }
+  if (out.contains("time_step_limit")) {
     for (nlohmann::ordered_json& limit : out["time_step_limit"]) {
       if (std::isinf(limit.get<double>())) limit = kInfinity;
     }
@@ -70,10 +74,11 @@ void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json&
                       std::span<const LazyWeight> weights) {
   PackedEntries packed;
   std::vector<LazyTensor> tensors;
-  DType stored = DType::f32;  // of in_proj, where it is dense
+  DType stored = DType::f32;  // of what a layer begins with, where it is dense
   for (const LazyWeight& weight : weights) {
     if (const DType* dtype = std::get_if<DType>(&weight.type)) {
-      if (weight.name.ends_with("in_proj.weight")) stored = *dtype;
+      if (weight.name.ends_with("in_proj.weight") || weight.name.ends_with("query_key_value.weight"))
+        stored = *dtype;
       tensors.push_back({weight.name, *dtype, weight.shape,
                          [&weight] { return dense(weight.make(), "a tensor announced as dense"); }});
       continue;

@@ -56,6 +56,13 @@ struct Mamba2Shape {
 void check_mamba2_shape(const ConfigFields& fields, const Mamba2Shape& shape, const char* heads_key,
                         const char* groups_key);
 
+// GPT-NeoX, whole.
+nlohmann::json normalise_gpt_neox(const ConfigFields& fields);
+// Whether mamba_ssm's settings ask for attention in some layers, or for an MLP in each; and what they ask
+// for, onto a Mamba's.
+bool is_hybrid(const ConfigFields& fields);
+void read_hybrid(const ConfigFields& fields, bool is_mamba2, nlohmann::json& out);
+
 nlohmann::json normalise_transformers(const nlohmann::json& config, const std::string& file);
 nlohmann::json normalise_original(const nlohmann::json& config, const std::string& file);
 nlohmann::json normalise_mistral(const nlohmann::json& config, const std::string& file,

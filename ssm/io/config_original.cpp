@@ -33,17 +33,6 @@ void check_keys(const json& ssm_cfg, bool is_mamba2, const ConfigFields& fields)
   }
 }
 
-// Attention layers and MLP blocks (mamba2attn, transformerpp) and LayerNorm are other architectures.
-void refuse_other_architectures(const ConfigFields& fields) {
-  const json* attention = fields.find("attn_layer_idx");
-  if (attention && !(attention->is_array() && attention->empty())) {
-    fields.refuse("attn_layer_idx", "is {}: attention layers are not supported", shown(*attention));
-  }
-  const int64_t mlp = fields.natural("d_intermediate", 0);
-  if (mlp != 0) fields.refuse("d_intermediate", "is {}: MLP blocks are not supported", mlp);
-  if (!fields.flag("rms_norm", true)) fields.refuse("rms_norm", "is false: LayerNorm is not supported");
-}
-
 int64_t padded(const ConfigFields& fields) {
   const int64_t size = fields.positive("vocab_size", 50277);
   const int64_t multiple = fields.positive("pad_vocab_size_multiple", 8);
@@ -87,7 +76,7 @@ void read_mamba2(const ConfigFields& ssm, json& out) {
 
 json normalise_original(const json& config, const std::string& file) {
   const ConfigFields fields(config, file);
-  refuse_other_architectures(fields);
+  if (!fields.flag("rms_norm", true)) fields.refuse("rms_norm", "is false: LayerNorm is not supported");
   const json empty = json::object();
   const json* given = fields.find("ssm_cfg");
   const ConfigFields ssm(given ? *given : empty, file, "ssm_cfg.");
@@ -119,6 +108,7 @@ json normalise_original(const json& config, const std::string& file) {
   out["eos_token_id"] = fields.token_ids("eos_token_id", 0);
   out["pad_token_id"] = fields.token_id("pad_token_id", 0);
   is_mamba2 ? read_mamba2(ssm, out) : read_mamba1(ssm, out);
+  if (is_hybrid(fields)) read_hybrid(fields, is_mamba2, out);
   return out;
 }
 

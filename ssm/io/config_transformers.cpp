@@ -1,6 +1,7 @@
-// config.json of Transformers. Defaults are those of MambaConfig, FalconMambaConfig and Mamba2Config; fields
-// that only matter for initialisation (initializer_range, time_step_min, ...) or that Transformers ignores
-// (rms_norm, norm_before_gate, mamba2's intermediate_size and time_step_rank) are not read.
+// config.json of Transformers (GPT-NeoX's: config_attention.cpp). Defaults are those of MambaConfig,
+// FalconMambaConfig and Mamba2Config; fields that only matter for initialisation (initializer_range,
+// time_step_min, ...) or that Transformers ignores (rms_norm, norm_before_gate, mamba2's intermediate_size
+// and time_step_rank) are not read.
 #include <algorithm>
 #include <array>
 
@@ -17,10 +18,13 @@ struct Family {
   std::string_view model_type;
   std::array<std::string_view, 2> architectures;
 };
-constexpr std::array<Family, 3> kFamilies{{
+constexpr std::array<Family, 5> kFamilies{{
     {"mamba", {"MambaForCausalLM", "MambaModel"}},
     {"mamba2", {"Mamba2ForCausalLM", "Mamba2Model"}},
     {"falcon_mamba", {"FalconMambaForCausalLM", "FalconMambaModel"}},
+    {"gpt_neox", {"GPTNeoXForCausalLM", "GPTNeoXForCausalLM"}},
+    {"mamba_hybrid",
+     {"MambaHybridForCausalLM", "MambaHybridModel"}},  // of this program: Transformers has none
 }};
 
 std::string family_by_architecture(const ConfigFields& fields) {
@@ -35,7 +39,8 @@ std::string family_by_architecture(const ConfigFields& fields) {
     if (std::find(known.begin(), known.end(), name) != known.end()) return std::string(family.model_type);
   }
   fields.refuse("architectures",
-                "is {}; supported are MambaForCausalLM, Mamba2ForCausalLM, FalconMambaForCausalLM",
+                "is {}; supported are MambaForCausalLM, Mamba2ForCausalLM, FalconMambaForCausalLM, "
+                "GPTNeoXForCausalLM",
                 printable(name));
 }
 
@@ -45,11 +50,7 @@ std::string family_of(const ConfigFields& fields) {
   for (const Family& family : kFamilies) {
     if (family.model_type == type) return type;
   }
-  if (type == "gpt_neox") {
-    fields.refuse("model_type",
-                  "is gpt_neox (Pythia), a transformer; supported are mamba, mamba2, falcon_mamba");
-  }
-  fields.refuse("model_type", "is {}; supported are mamba, mamba2, falcon_mamba", printable(type));
+  fields.refuse("model_type", "is {}; supported are mamba, mamba2, falcon_mamba, gpt_neox", printable(type));
 }
 
 // Mamba-1 and FalconMamba: intermediate_size, where present, overrides expand (16 in FalconMamba-7B's file).
@@ -87,8 +88,13 @@ void read_mamba2(const ConfigFields& fields, json& out) {
 json normalise_transformers(const json& config, const std::string& file) {
   const ConfigFields fields(config, file);
   const std::string family = family_of(fields);
-  const bool is_mamba2 = family == "mamba2";
   packed_entries(config, file);  // refuses other programs
+  if (family == "gpt_neox") return normalise_gpt_neox(fields);
+  const bool hybrid = family == "mamba_hybrid";
+  const std::string layer = hybrid ? fields.text("ssm_layer", std::nullopt) : "";
+  if (hybrid && layer != "Mamba1" && layer != "Mamba2")
+    fields.refuse("ssm_layer", "is {}; supported are Mamba1 and Mamba2", printable(layer));
+  const bool is_mamba2 = family == "mamba2" || layer == "Mamba2";
   const std::string act = fields.text("hidden_act", "silu");
   if (act != "silu" && act != "swish")
     fields.refuse("hidden_act", "is {}; only silu is supported", printable(act));
@@ -112,6 +118,8 @@ json normalise_transformers(const json& config, const std::string& file) {
   out["eos_token_id"] = fields.token_ids("eos_token_id", is_mamba2 ? 2 : 0);
   out["pad_token_id"] = fields.token_id("pad_token_id", is_mamba2 ? 1 : 0);
   is_mamba2 ? read_mamba2(fields, out) : read_mamba1(fields, out);
+  if (hybrid && is_mamba2) out["D_has_hdim"] = fields.flag("D_has_hdim", false);
+  if (hybrid) read_hybrid(fields, is_mamba2, out);
   return out;
 }
 

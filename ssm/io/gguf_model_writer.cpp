@@ -18,10 +18,12 @@ void check_sayable(const json& config, const std::string& file) {
   const auto refuse_if = [&](bool refused, const char* field) {
     SSM_CHECK(!refused, "{}: {} is {}, and GGUF has no key for that", file, field, config.at(field).dump());
   };
+  const std::string type = config.at("model_type");
+  SSM_CHECK(type != "gpt_neox" && type != "mamba_hybrid", "{}: {} models are not written as GGUF", file,
+            type);
   refuse_if(config.at("use_bias").get<bool>(), "use_bias");
   refuse_if(!config.at("use_conv_bias").get<bool>(), "use_conv_bias");
-  if (config.at("model_type") == "falcon_mamba")
-    refuse_if(config.at("mixer_rms_eps") != 1e-6, "mixer_rms_eps");
+  if (type == "falcon_mamba") refuse_if(config.at("mixer_rms_eps") != 1e-6, "mixer_rms_eps");
   if (config.at("model_type") != "mamba2") return;
   refuse_if(config.at("D_has_hdim").get<bool>(), "D_has_hdim");
   const json& limit = config.at("time_step_limit");

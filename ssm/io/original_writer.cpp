@@ -19,7 +19,7 @@ std::string original_name(const std::string& name) {
 // The arguments of mamba_ssm's Mamba or Mamba2; what has its default there is left out where old versions do
 // not know the field.
 ordered_json module_arguments(const json& config, const std::string& file) {
-  const bool is_mamba2 = config.at("model_type") == "mamba2";
+  const bool is_mamba2 = config.value("ssm_layer", "") == "Mamba2" || config.at("model_type") == "mamba2";
   ordered_json out;
   if (is_mamba2) out["layer"] = "Mamba2";
   out["d_state"] = config.at("state_size");
@@ -56,16 +56,17 @@ ordered_json module_arguments(const json& config, const std::string& file) {
 
 std::string original_config(const json& config, const std::string& file) {
   SSM_CHECK(config.at("model_type") != "falcon_mamba", "{}: mamba_ssm has no FalconMamba", file);
+  SSM_CHECK(config.at("model_type") != "gpt_neox", "{}: mamba_ssm has no GPT-NeoX", file);
   SSM_CHECK(config.at("layer_norm_epsilon") == 1e-5, "{}: layer_norm_epsilon is {}, and mamba_ssm's is 1e-5",
             file, config.at("layer_norm_epsilon").get<double>());
   const int64_t vocab = config.at("vocab_size");
   ordered_json out{{"d_model", config.at("hidden_size")},
-                   {"d_intermediate", 0},
+                   {"d_intermediate", config.value("d_intermediate", int64_t{0})},
                    {"n_layer", config.at("num_hidden_layers")},
                    {"vocab_size", vocab},
                    {"ssm_cfg", module_arguments(config, file)},
-                   {"attn_layer_idx", ordered_json::array()},
-                   {"attn_cfg", ordered_json::object()},
+                   {"attn_layer_idx", config.value("attn_layer_idx", json::array())},
+                   {"attn_cfg", config.value("attn_cfg", json::object())},
                    {"rms_norm", true},
                    {"residual_in_fp32", config.at("residual_in_fp32")},
                    {"fused_add_norm", true},

@@ -14,8 +14,6 @@ namespace {
 
 using nn::Lora;
 
-constexpr std::string_view kEmbedding = "backbone.embeddings", kHead = "lm_head";
-
 class LoraVisitor : public nn::Visitor {
  protected:
   void on_weight(const std::string&, Weight&, const Shape&) override {}
@@ -67,10 +65,11 @@ class Attacher final : public nn::Visitor {
 class Adder final : public nn::Visitor {
  public:
   Adder(const io::AdapterConfig& config, uint64_t seed) : config_(config), seed_(seed) {}
-  std::set<std::string, std::less<>> used;
+  std::set<std::string, std::less<>> used, known;
 
  protected:
   void on_target(const std::string& module, const nn::LoraTarget& target) override {
+    known.insert(module.substr(module.rfind('.') + 1));
     bool wanted = false;
     for (const std::string& name : config_.target_modules) {
       if (module != name && !module.ends_with("." + name)) continue;
@@ -150,8 +149,8 @@ bool has_lora(CausalLm& model) { return !loras_of(model).empty(); }
 
 void attach_adapter(CausalLm& model, const io::Adapter& adapter, const Placement& placement) {
   const io::WeightSource& source = *adapter.weights;
-  for (const std::string_view module : {kEmbedding, kHead}) {
-    if (source.find(std::string(module) + ".weight")) model.untie();
+  for (const std::string& module : {model.names().embeddings, model.names().head}) {
+    if (source.find(module + ".weight")) model.untie();
   }
   Attacher attacher(adapter, placement);
   model.visit(attacher);
@@ -168,10 +167,8 @@ void add_lora(CausalLm& model, const io::AdapterConfig& config, uint64_t seed) {
   Adder adder(config, seed);
   model.visit(adder);
   for (const std::string& name : config.target_modules) {
-    SSM_CHECK(adder.used.contains(name),
-              "target module {}: the model has none of that name (in_proj, x_proj and dt_proj of Mamba-1, "
-              "out_proj, embeddings, lm_head)",
-              name);
+    SSM_CHECK(adder.used.contains(name), "target module {}: the model has none of that name; it has {}", name,
+              fmt::join(adder.known, ", "));
   }
 }
 
@@ -190,7 +187,7 @@ void Dropout::set(std::optional<uint64_t> seed) const {
 
 std::vector<io::LazyTensor> merged_parameters(CausalLm& model, DType stored) {
   const std::map<std::string, Lora> loras = loras_of(model);
-  if (loras.contains(std::string(kEmbedding)) || loras.contains(std::string(kHead))) model.untie();
+  if (loras.contains(model.names().embeddings) || loras.contains(model.names().head)) model.untie();
   std::vector<io::LazyTensor> all = lazy_parameters(model, stored),
                               exact = lazy_parameters(model, DType::f32);
   for (size_t i = 0; i < all.size(); ++i) {

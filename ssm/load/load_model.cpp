@@ -1,5 +1,8 @@
 #include "ssm/load/load_model.h"
 
+#include <unistd.h>
+
+#include <array>
 #include <future>
 
 #include "ssm/io/checkpoint.h"
@@ -12,7 +15,13 @@
 namespace ssm {
 namespace {
 
-constexpr std::string_view kFirstMatrix = "backbone.layers.0.mixer.in_proj.weight";
+// Of the first layer, one of a family's: its type stands for the file's.
+constexpr std::array kFirstMatrices{"backbone.layers.0.mixer.in_proj.weight",
+                                    "gpt_neox.layers.0.attention.query_key_value.weight"};
+
+size_t memory_of_machine() {
+  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
+}
 
 std::vector<int32_t> eos_ids(const nlohmann::json& config, const text::Tokenizer* tokenizer) {
   std::vector<int32_t> ids;
@@ -58,11 +67,17 @@ void set_execution(LoadedModel& loaded, const LoadOptions& options) {
               name_of(*loaded.packed));
     loaded.device = kCpu;
   }
+  if (loaded.device.is_cuda() && !runs_on_card(loaded.config)) {
+    SSM_CHECK(options.device_is_a_wish, "a {} model has attention, which runs on a CPU only so far",
+              loaded.config.at("model_type").get<std::string>());
+    loaded.device = kCpu;
+  }
   const std::string why = why_unavailable(loaded.device);
   SSM_CHECK(why.empty(), "{}: {}", name_of(loaded.device), why);
   SSM_CHECK(options.state == DType::f32 || loaded.device.is_cuda(),
             "states in {}: on a CPU they are kept in f32", name_of(options.state));
   loaded.state = options.state;
+  loaded.kv_bytes = options.kv_bytes > 0 ? options.kv_bytes : memory_of_machine() / 2;
   const bool native = !loaded.packed && multiplies_natively(loaded.stored, loaded.device);
   loaded.compute = options.compute.value_or(native ? loaded.stored : DType::f32);
 }
@@ -80,12 +95,12 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   loaded.folder = folder;
   loaded.config = checkpoint.config;
   loaded.layout = io::name_of(checkpoint.layout);
-  if (const std::optional<Tensor> first = checkpoint.weights->find(kFirstMatrix))
-    loaded.stored = first->dtype();
-  if (options.quantization)
-    loaded.packed = options.quantization->format;
-  else if (const std::optional<QuantizedTensor> first = checkpoint.weights->find_packed(kFirstMatrix))
-    loaded.packed = first->format;
+  for (const char* name : kFirstMatrices) {
+    if (const std::optional<Tensor> first = checkpoint.weights->find(name)) loaded.stored = first->dtype();
+    if (const std::optional<QuantizedTensor> first = checkpoint.weights->find_packed(name))
+      loaded.packed = first->format;
+  }
+  if (options.quantization) loaded.packed = options.quantization->format;
   set_execution(loaded, options);
   loaded.model = make_causal_lm(loaded.config, precision_of(loaded));
   const Placement placement =

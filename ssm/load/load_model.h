@@ -26,6 +26,7 @@ struct LoadOptions {
   bool device_is_a_wish = false;
   std::optional<Quantization> quantization = {};  // pack the matrices while they are read
   DType state = DType::f32;                       // how SSM states are stored; bf16 and f16 on a card only
+  size_t kv_bytes = 0;  // that attention's keys and values may take; 0: half of this machine's memory
   // Leave the parameters on the host as they are stored: who trains the model takes them to `device`.
   bool parameters_stay = false;
 };
@@ -39,6 +40,7 @@ struct LoadedModel {
   std::optional<QuantFormat> packed = {};      // of the first layer's in_proj, where that is packed
   DType compute = DType::f32;
   DType state = DType::f32;  // of SSM states
+  size_t kv_bytes = 0;       // that attention's keys and values may take
   Device device = kCpu;
   int64_t parameters = 0;
   size_t weight_bytes = 0;

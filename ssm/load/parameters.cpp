@@ -47,6 +47,12 @@ class Filler final : public nn::Visitor {
   std::set<std::string, std::less<>> used_;
 };
 
+// What Transformers once stored beside GPT-NeoX's parameters.
+bool is_buffer(std::string_view name) {
+  return name.ends_with(".attention.bias") || name.ends_with(".attention.masked_bias") ||
+         name.ends_with(".rotary_emb.inv_freq");
+}
+
 class Counter final : public nn::Visitor {
  public:
   ParameterCount count;
@@ -85,7 +91,9 @@ void fill_parameters(CausalLm& model, const io::WeightSource& source, const Plac
   model.visit(filler);
   model.prepare();
   for (const std::string& name : source.names()) {
-    if (filler.used().contains(name) || (name == "lm_head.weight" && model.tied())) continue;
+    if (filler.used().contains(name) || (name == model.names().head + ".weight" && model.tied()) ||
+        is_buffer(name))
+      continue;
     log(LogLevel::warning, fmt::format("{}: the model that the config describes has no such tensor; ignored",
                                        source.describe(name)));
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
@@ -18,9 +19,10 @@ struct NamedShape {
   std::string_view name;
   std::string_view model_type;
   int64_t layers, hidden, vocab;
+  int64_t heads = 0;  // of attention, in GPT-NeoX
 };
 
-constexpr std::array<NamedShape, 12> kShapes{{{"mamba-130m", "mamba", 24, 768, 50280},
+constexpr std::array<NamedShape, 24> kShapes{{{"mamba-130m", "mamba", 24, 768, 50280},
                                               {"mamba-370m", "mamba", 48, 1024, 50280},
                                               {"mamba-790m", "mamba", 48, 1536, 50280},
                                               {"mamba-1.4b", "mamba", 48, 2048, 50280},
@@ -31,9 +33,21 @@ constexpr std::array<NamedShape, 12> kShapes{{{"mamba-130m", "mamba", 24, 768, 5
                                               {"mamba2-780m", "mamba2", 48, 1536, 50288},
                                               {"mamba2-1.3b", "mamba2", 48, 2048, 50288},
                                               {"mamba2-2.7b", "mamba2", 64, 2560, 50288},
-                                              {"mamba-codestral-7b-v0.1", "mamba2", 64, 4096, 32768}}};
+                                              {"mamba-codestral-7b-v0.1", "mamba2", 64, 4096, 32768},
+                                              {"mamba2attn-2.7b", "mamba_hybrid", 64, 2560, 50288},
+                                              {"transformerpp-2.7b", "mamba_hybrid", 32, 2560, 50288},
+                                              {"pythia-14m", "gpt_neox", 6, 128, 50304, 4},
+                                              {"pythia-31m", "gpt_neox", 6, 256, 50304, 8},
+                                              {"pythia-70m", "gpt_neox", 6, 512, 50304, 8},
+                                              {"pythia-160m", "gpt_neox", 12, 768, 50304, 12},
+                                              {"pythia-410m", "gpt_neox", 24, 1024, 50304, 16},
+                                              {"pythia-1b", "gpt_neox", 16, 2048, 50304, 8},
+                                              {"pythia-1.4b", "gpt_neox", 24, 2048, 50304, 16},
+                                              {"pythia-2.8b", "gpt_neox", 32, 2560, 50304, 32},
+                                              {"pythia-6.9b", "gpt_neox", 32, 4096, 50432, 32},
+                                              {"pythia-12b", "gpt_neox", 36, 5120, 50688, 40}}};
 
-nlohmann::json config_of(const NamedShape& shape) {
+nlohmann::json mamba_config(const NamedShape& shape) {
   const bool falcon = shape.model_type == "falcon_mamba", codestral = shape.vocab == 32768;
   nlohmann::json config{{"model_type", shape.model_type},
                         {"vocab_size", shape.vocab},
@@ -47,7 +61,7 @@ nlohmann::json config_of(const NamedShape& shape) {
                         {"layer_norm_epsilon", 1e-5},
                         {"tie_word_embeddings", !falcon && !codestral},
                         {"eos_token_id", nullptr}};
-  if (shape.model_type == "mamba2") {
+  if (shape.model_type == "mamba2" || shape.model_type == "mamba_hybrid") {
     config.update({{"state_size", 128},
                    {"head_dim", 64},
                    {"num_heads", 2 * shape.hidden / 64},
@@ -59,6 +73,56 @@ nlohmann::json config_of(const NamedShape& shape) {
         {{"state_size", 16}, {"time_step_rank", (shape.hidden + 15) / 16}, {"mixer_rms_eps", 1e-6}});
   }
   return config;
+}
+
+// Of mamba_ssm: six layers of 64 are attention, or all of 32, which have an MLP too.
+nlohmann::json hybrid_config(const NamedShape& shape) {
+  nlohmann::json config = mamba_config(shape);
+  const bool all = shape.layers == 32;
+  std::vector<int64_t> attending{9, 18, 27, 36, 45, 56};
+  if (all) {
+    attending.resize(static_cast<size_t>(shape.layers));
+    std::iota(attending.begin(), attending.end(), 0);
+  }
+  config.update({{"ssm_layer", "Mamba2"},
+                 {"attn_layer_idx", attending},
+                 {"attn_cfg",
+                  {{"causal", true},
+                   {"d_conv", all ? 0 : 4},
+                   {"head_dim", 128},
+                   {"num_heads", all ? 20 : 30},
+                   {"num_heads_kv", all ? 20 : 30},
+                   {"out_proj_bias", false},
+                   {"qkv_proj_bias", false},
+                   {"rotary_emb_dim", 64},
+                   {"rotary_emb_base", 10000.0}}},
+                 {"d_intermediate", all ? 6912 : 0}});
+  return config;
+}
+
+nlohmann::json neox_config(const NamedShape& shape) {
+  return {{"model_type", shape.model_type},
+          {"vocab_size", shape.vocab},
+          {"hidden_size", shape.hidden},
+          {"num_hidden_layers", shape.layers},
+          {"num_attention_heads", shape.heads},
+          {"intermediate_size", 4 * shape.hidden},
+          {"hidden_act", "gelu"},
+          {"layer_norm_eps", 1e-5},
+          {"rotary_pct", 0.25},
+          {"rotary_emb_base", 10000.0},
+          {"use_parallel_residual", true},
+          {"attention_bias", true},
+          {"max_position_embeddings", 2048},
+          {"tie_word_embeddings", false},
+          {"bos_token_id", 0},
+          {"eos_token_id", nullptr},
+          {"pad_token_id", nullptr}};
+}
+
+nlohmann::json config_of(const NamedShape& shape) {
+  if (shape.model_type == "gpt_neox") return neox_config(shape);
+  return shape.model_type == "mamba_hybrid" ? hybrid_config(shape) : mamba_config(shape);
 }
 
 // Fills with values of the reference initialisation's scale. A block of them repeats: only sizes matter here,
@@ -83,8 +147,9 @@ class Randomizer final : public nn::Visitor {
   }
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
     Tensor t = Tensor::empty(shape);
-    const bool A_log = name.ends_with("A_log"),
-               one = name.ends_with(".D") || name.ends_with("norm.weight") || name.ends_with("norm_f.weight");
+    const bool A_log = name.ends_with("A_log"), one = name.ends_with(".D") || name.ends_with("norm.weight") ||
+                                                      name.ends_with("norm_f.weight") ||
+                                                      name.ends_with("norm2.weight");
     const bool dt = name.ends_with("dt_bias") || name.ends_with("dt_proj.bias");
     int64_t i = 0;
     for (float& x : t.values<float>()) {

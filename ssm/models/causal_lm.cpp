@@ -1,41 +1,31 @@
 #include "ssm/models/causal_lm.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "ssm/autograd/tape.h"
 #include "ssm/ops/elementwise/elementwise.h"
+#include "ssm/ops/layer_norm/layer_norm.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 
 namespace ssm {
-namespace {
-
-// Of the residual with x, where that is defined, added to it.
-Tensor normed(const nn::RmsNorm& norm, const Tensor& x, Tensor& residual, DType result) {
-  return x.defined() ? add_rms_norm(x, residual, norm.weight, norm.eps, result)
-                     : rms_norm(residual, norm.weight, norm.eps, result);
-}
-
-}  // namespace
 
 void copy_slot(const ModelState& from, int64_t slot, const ModelState& to, int64_t to_slot) {
-  for (size_t layer = 0; layer < from.size(); ++layer) {
-    from[layer].for_each_with(to[layer], [&](const Tensor& source, const Tensor& target) {
-      if (source.numel() == 0) return;  // a convolution of width 1 keeps nothing
-      const Tensor a = source.select(0, slot), b = target.select(0, to_slot);
-      copy_bytes(b.raw(), b.device(), a.raw(), a.device(), a.bytes());
-    });
-  }
+  for (size_t layer = 0; layer < from.size(); ++layer) to[layer].copy_slot(to_slot, from[layer], slot);
 }
 
-CausalLm::CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer)
-    : activations_(precision.activations), tied_(config.at("tie_word_embeddings")) {
+CausalLm::CausalLm(const nlohmann::json& config, Precision precision, const Blueprint& blueprint)
+    : activations_(precision.activations), names_(blueprint.names), tied_(config.at("tie_word_embeddings")) {
   const int64_t V = config.at("vocab_size"), M = config.at("hidden_size");
-  const float eps = config.at("layer_norm_epsilon");
+  Norm norm = nn::RmsNorm{.width = M, .eps = blueprint.norm_eps};
+  if (blueprint.layer_norm) norm = nn::LayerNorm{.width = M, .eps = blueprint.norm_eps};
   embeddings_ = {.rows = V, .width = M};
-  for (int64_t layer = config.at("num_hidden_layers"); layer > 0; --layer) {
-    layers_.push_back({{.width = M, .eps = eps}, make_mixer(config, precision.compute)});
+  const int64_t layers = config.at("num_hidden_layers");
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    layers_.push_back(
+        {names_, norm, blueprint.mixer(layer), norm, blueprint.mlp, blueprint.parallel && blueprint.mlp});
   }
-  norm_f_ = {.width = M, .eps = eps};
+  norm_f_ = norm;
   lm_head_ = {.in = M,
               .out = V,
               .has_bias = false,
@@ -57,7 +47,7 @@ Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, cons
     const MixerState& kept = state.empty() ? none : state[i];
     const bool recorded = current_tape() != nullptr;
     const bool step = !recorded && !state.empty() && !x.defined() && batch.is_step();
-    if (step && block.mixer->step(residual, block.norm, batch, kept)) {
+    if (step && block.step(residual, batch, kept)) {
       if (on_layer) on_layer(residual);
       continue;
     }
@@ -71,11 +61,31 @@ Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, cons
   return normed(norm_f_, x, residual, activations_);  // [T, M]
 }
 
+// Of the residual with x, where that is defined, added to it.
+Tensor CausalLm::normed(const Norm& norm, const Tensor& x, Tensor& residual, DType result) {
+  if (const auto* layer = std::get_if<nn::LayerNorm>(&norm)) {
+    return x.defined() ? add_layer_norm(x, residual, layer->weight, layer->bias, layer->eps)
+                       : layer_norm(residual, layer->weight, layer->bias, layer->eps);
+  }
+  const auto& rms = std::get<nn::RmsNorm>(norm);
+  return x.defined() ? add_rms_norm(x, residual, rms.weight, rms.eps, result)
+                     : rms_norm(residual, rms.weight, rms.eps, result);
+}
+
 std::vector<Tensor> CausalLm::Block::forward(Tensor x, Tensor residual, const SequenceBatch& batch,
                                              const MixerState& state, DType activations) const {
   Tensor u = normed(norm, x, residual, activations);  // [T, M]
-  x = {};
-  return {mixer->forward(std::move(u), batch, state), residual};
+  x = mixer->forward(std::move(u), batch, state);
+  if (!mlp) return {x, residual};
+  if (parallel) return {add_scaled(x, (*mlp)(normed(mlp_norm, {}, residual, activations)), 1.0f), residual};
+  u = normed(mlp_norm, x, residual, activations);
+  return {(*mlp)(u), residual};
+}
+
+bool CausalLm::Block::step(const Tensor& residual, const SequenceBatch& batch,
+                           const MixerState& state) const {
+  const auto* rms = std::get_if<nn::RmsNorm>(&norm);
+  return rms && !mlp && mixer->step(residual, *rms, batch, state);
 }
 
 // The layer runs twice and must begin from the same residual and state both times; it changes both in place.
@@ -90,22 +100,34 @@ std::vector<Tensor> CausalLm::recomputed(const Block& block, const Tensor& x, co
 
 Tensor CausalLm::logits(const Tensor& hidden) const { return lm_head_(hidden); }  // [T, V]
 
-ModelState CausalLm::make_state(int64_t slots, DType ssm) const {
+ModelState CausalLm::make_state(int64_t slots, DType ssm, const std::shared_ptr<KvBudget>& kv_budget) const {
   ModelState state;
-  for (const Block& block : layers_) state.push_back(block.mixer->make_state(slots, {device(), ssm}));
+  for (const Block& block : layers_)
+    state.push_back(block.mixer->make_state(slots, {device(), ssm, kv_budget}));
   return state;
 }
 
+bool CausalLm::has_attention() const {
+  return std::any_of(layers_.begin(), layers_.end(),
+                     [](const Block& block) { return block.mixer->attends(); });
+}
+
 void CausalLm::Block::visit(nn::Visitor& v) {
-  v.child("norm", norm);
-  v.child("mixer", *mixer);
+  const auto child = [&](const std::string& name, Norm& n) {
+    std::visit([&](auto& any) { v.child(name, any); }, n);
+  };
+  child(names.norm, norm);
+  v.child(names.mixer, *mixer);
+  if (!mlp) return;
+  child(names.mlp_norm, mlp_norm);
+  v.child(names.mlp, *mlp);
 }
 
 void CausalLm::visit(nn::Visitor& v) {
-  v.child("backbone.embeddings", embeddings_);
-  for (size_t i = 0; i < layers_.size(); ++i) v.child("backbone.layers." + std::to_string(i), layers_[i]);
-  v.child("backbone.norm_f", norm_f_);
-  v.child("lm_head", lm_head_);
+  v.child(names_.embeddings, embeddings_);
+  for (size_t i = 0; i < layers_.size(); ++i) v.child(fmt::format("{}.{}", names_.layers, i), layers_[i]);
+  std::visit([&](auto& norm) { v.child(names_.norm_f, norm); }, norm_f_);
+  v.child(names_.head, lm_head_);
 }
 
 void CausalLm::untie() {

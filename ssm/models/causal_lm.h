@@ -1,10 +1,13 @@
-// CausalLm: embedding, layers of norm and mixer with an f32 residual, a final norm, a head. Written once for
-// every family; which one it is lies in its mixers.
+// CausalLm: embedding, layers of norm and mixer, of some families also of a norm and an MLP, with an f32
+// residual, a final norm, a head. Written once for every family; which one it is lies in its blueprint.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <variant>
 #include <vector>
 
 #include "ssm/models/mixer.h"
@@ -24,12 +27,27 @@ struct Precision {
   DType activations = DType::f32;
 };
 
+// A family's names of the modules, as in its checkpoints.
+struct ModuleNames {
+  std::string embeddings = "backbone.embeddings", layers = "backbone.layers", norm_f = "backbone.norm_f",
+              head = "lm_head";
+  std::string norm = "norm", mixer = "mixer", mlp_norm = "norm2", mlp = "mlp";  // of a layer
+};
+
+// What a family makes of a config.
+struct Blueprint {
+  ModuleNames names = {};
+  bool layer_norm = false;  // else RMS norms
+  float norm_eps = 1e-5f;
+  std::function<std::unique_ptr<Mixer>(int64_t layer)> mixer;
+  std::optional<nn::Mlp> mlp = {};  // one in each layer, after the mixer
+  bool parallel = false;            // or beside it: both read the residual before either is added
+};
+
 class CausalLm {
  public:
-  using MakeMixer = std::unique_ptr<Mixer> (*)(const nlohmann::json& config, DType compute);
-
   // `config` is a full one in Transformers' key names.
-  CausalLm(const nlohmann::json& config, Precision precision, MakeMixer make_mixer);
+  CausalLm(const nlohmann::json& config, Precision precision, const Blueprint& blueprint);
 
   // ids [T] i32 -> the final hidden states [T, M], after the last norm.
   Tensor hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {
@@ -44,7 +62,9 @@ class CausalLm {
   // Rows of hidden states [T, M] -> logits [T, V] f32.
   Tensor logits(const Tensor& hidden) const;
 
-  ModelState make_state(int64_t slots, DType ssm = DType::f32) const;  // zeros, where the model is
+  // Zeros, where the model is.
+  ModelState make_state(int64_t slots, DType ssm = DType::f32,
+                        const std::shared_ptr<KvBudget>& kv_budget = nullptr) const;
   void visit(nn::Visitor& v);
   void prepare();
   // [V, M], for a loss that makes logits block by block.
@@ -57,15 +77,25 @@ class CausalLm {
   int64_t hidden_size() const { return embeddings_.width; }
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
   bool tied() const { return tied_; }
+  const ModuleNames& names() const { return names_; }
+  bool has_attention() const;
   void untie();  // a head of its own, which begins as the embedding
   Device device() const { return device_of(embeddings_.weight); }
 
  private:
+  using Norm = std::variant<nn::RmsNorm, nn::LayerNorm>;
+  static Tensor normed(const Norm& norm, const Tensor& x, Tensor& residual, DType result);
+
   struct Block {
-    nn::RmsNorm norm;
+    const ModuleNames& names;
+    Norm norm;
     std::unique_ptr<Mixer> mixer;
+    Norm mlp_norm;  // of the MLP, where there is one
+    std::optional<nn::Mlp> mlp;
+    bool parallel;
     void visit(nn::Visitor& v);
-    // (x, residual) -> (the mixer's output, the residual it is to be added to); x undefined in the first.
+    bool step(const Tensor& residual, const SequenceBatch& batch, const MixerState& state) const;
+    // (x, residual) -> (the layer's output, the residual it is to be added to); x undefined in the first.
     std::vector<Tensor> forward(Tensor x, Tensor residual, const SequenceBatch& batch,
                                 const MixerState& state, DType activations) const;
   };
@@ -74,9 +104,10 @@ class CausalLm {
                                  const SequenceBatch& batch, const MixerState& state) const;
 
   DType activations_;
+  ModuleNames names_;
   nn::Embedding embeddings_;
   std::vector<Block> layers_;
-  nn::RmsNorm norm_f_;
+  Norm norm_f_;
   bool tied_;
   bool recompute_layers_ = false;
   nn::Linear lm_head_;  // its weight is the embedding's when tied

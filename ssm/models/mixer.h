@@ -1,37 +1,38 @@
 // Mixer: the part of a layer that looks along time. A model family is a config and a list of mixers.
 #pragma once
 
+#include <memory>
 #include <string_view>
 
 #include "ssm/nn/modules.h"
 #include "ssm/nn/visitor.h"
+#include "ssm/ops/attention/kv_cache.h"
 #include "ssm/ops/sequence_batch.h"
 
 namespace ssm {
 
-// One layer's recurrent state; dimension 0 of every tensor is the slot.
+// One layer's state: what a mixer has no use for is undefined. Dimension 0 of every tensor is the slot.
 struct MixerState {
-  Tensor conv;  // [S, K - 1, C] f32: the last inputs of the convolution, newest last
-  Tensor ssm;   // Mamba-1: [S, N, E]; Mamba-2: [S, H, N, P]; f32, or 16 bits where StateOptions ask for it
+  Tensor conv = {};  // [S, K - 1, C] f32: the last inputs of the convolution, newest last
+  Tensor ssm =
+      {};  // Mamba-1: [S, N, E]; Mamba-2: [S, H, N, P]; f32, or 16 bits where StateOptions ask for it
+  std::shared_ptr<KvCache> kv = nullptr;  // attention's keys and values: what alone grows with a text
 
   template <class F>
-  void for_each(F&& f) const {  // f(name, tensor)
-    f(std::string_view("conv"), conv);
-    f(std::string_view("ssm"), ssm);
+  void for_each(F&& f) const {  // f(name, tensor), of those there are
+    if (conv.defined()) f(std::string_view("conv"), conv);
+    if (ssm.defined()) f(std::string_view("ssm"), ssm);
   }
-  template <class F>
-  void for_each_with(const MixerState& other, F&& f) const {  // f(tensor, other's)
-    f(conv, other.conv);
-    f(ssm, other.ssm);
-  }
-  MixerState clone() const {
-    return conv.defined() ? MixerState{.conv = conv.clone(), .ssm = ssm.clone()} : MixerState{};
-  }
+  MixerState clone() const;
+  void clear(int64_t slot) const;  // as before a text
+  // A slot of another of the same model on the same device.
+  void copy_slot(int64_t slot, const MixerState& from, int64_t from_slot) const;
 };
 
 struct StateOptions {
   Device device = kCpu;
-  DType ssm = DType::f32;  // how the SSM state is stored
+  DType ssm = DType::f32;                         // how the SSM state is stored
+  std::shared_ptr<KvBudget> kv_budget = nullptr;  // of attention's keys and values; null: no bound
 };
 
 class Mixer {
@@ -49,6 +50,7 @@ class Mixer {
     return false;
   }
   virtual MixerState make_state(int64_t slots, StateOptions options) const = 0;  // zeros
+  virtual bool attends() const { return false; }  // attention, which runs on a CPU only so far
   virtual void visit(nn::Visitor& v) = 0;
   virtual void prepare() = 0;  // after the parameters were set: what is derived from them
 };

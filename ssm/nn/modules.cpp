@@ -1,5 +1,6 @@
 #include "ssm/nn/modules.h"
 
+#include "ssm/ops/activation/activation.h"
 #include "ssm/ops/embedding/embedding.h"
 #include "ssm/ops/linear/linear.h"
 
@@ -43,13 +44,29 @@ void Embedding::visit(Visitor& v) {
 
 void RmsNorm::visit(Visitor& v) { v.tensor("weight", weight, {width}); }
 
+void LayerNorm::visit(Visitor& v) {
+  v.tensor("weight", weight, {width});
+  v.tensor("bias", bias, {width});
+}
+
 Tensor Conv1d::operator()(const Tensor& x, const SequenceBatch& batch, const Tensor& state) const {
-  return causal_conv1d(x, weight.select(1, 0), bias, Activation::silu, batch, state);
+  return causal_conv1d(x, weight.select(1, 0), bias, activation, batch, state);
 }
 
 void Conv1d::visit(Visitor& v) {
   v.tensor("weight", weight, {channels, 1, width}, Storage::channels_contiguous);
   if (has_bias) v.tensor("bias", bias, {channels});
+}
+
+Tensor Mlp::operator()(const Tensor& x) const {
+  const Tensor h = up(x);  // [T, F], or [T, 2F]
+  const int64_t F = down.in;
+  return down(gated ? gated_silu(h.slice(1, 0, F), h.slice(1, F, 2 * F)) : gelu(h));
+}
+
+void Mlp::visit(Visitor& v) {
+  v.child(up_name, up);
+  v.child(down_name, down);
 }
 
 }  // namespace ssm::nn

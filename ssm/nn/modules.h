@@ -46,14 +46,34 @@ struct RmsNorm {
   void visit(Visitor& v);
 };
 
-// Depthwise, with SiLU.
+struct LayerNorm {
+  int64_t width = 0;
+  float eps = 1e-5f;
+  Tensor weight = {};  // [width]
+  Tensor bias = {};    // [width]
+
+  void visit(Visitor& v);
+};
+
+// Depthwise.
 struct Conv1d {
   int64_t channels = 0, width = 0;
   bool has_bias = true;
+  Activation activation = Activation::silu;
   Tensor weight = {};  // [channels, 1, width]
   Tensor bias = {};    // [channels]
 
   Tensor operator()(const Tensor& x, const SequenceBatch& batch, const Tensor& state) const;  // [T, channels]
+  void visit(Visitor& v);
+};
+
+// down(gelu(up(x))), or gated: down(a silu(b)), a and b the halves of up(x).
+struct Mlp {
+  Linear up = {}, down = {};
+  bool gated = false;
+  std::string_view up_name = {}, down_name = {};
+
+  Tensor operator()(const Tensor& x) const;  // [T, width] -> [T, width]
   void visit(Visitor& v);
 };
 

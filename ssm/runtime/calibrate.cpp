@@ -33,7 +33,7 @@ std::map<std::string, std::vector<float>, std::less<>> column_importance(const L
   Moments moments;
   Watcher watch(moments, true), leave(moments, false);
   nn::ColumnMoments head;  // of the hidden states themselves: logits of each token would cost much more
-  StatePool pool(model, 1);
+  StatePool pool(model, 1, DType::f32, loaded.kv_bytes);
   SequenceRunner runner(model, pool);
   model.visit(watch);
   try {
@@ -48,7 +48,7 @@ std::map<std::string, std::vector<float>, std::less<>> column_importance(const L
     if (std::vector<float> means = seen->means(); !means.empty())
       importance[module + ".weight"] = std::move(means);
   }
-  importance[model.tied() ? "backbone.embeddings.weight" : "lm_head.weight"] = head.means();
+  importance[(model.tied() ? model.names().embeddings : model.names().head) + ".weight"] = head.means();
   return importance;
 }
 

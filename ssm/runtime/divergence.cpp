@@ -103,7 +103,8 @@ Divergence divergence(const LoadedModel& original, const LoadedModel& other, std
   for (size_t i = 0; i < ids.size(); ++i)
     SSM_CHECK(ids[i] >= 0 && ids[i] < vocab, "token {} at position {} is outside the vocabulary of {}",
               ids[i], i, vocab);
-  StatePool p_pool(*original.model, 1), q_pool(*other.model, 1);
+  StatePool p_pool(*original.model, 1, DType::f32, original.kv_bytes);
+  StatePool q_pool(*other.model, 1, DType::f32, other.kv_bytes);
   SequenceRunner p_runner(*original.model, p_pool), q_runner(*other.model, q_pool);
   const int32_t q_slot = q_pool.acquire();
   Comparer comparer(original, other, ids);

@@ -1,8 +1,9 @@
 // PrefixCache: the states that stand after known texts, in a tree over their tokens, within a budget of
 // bytes. A prompt begins at the deepest one that it extends.
 //
-// A state costs the same whatever its text's length. What was used longest ago goes first; a text's tokens
-// (4 bytes each) go with the last state that needs them. Not thread-safe.
+// A recurrent state costs the same whatever its text's length, what attention keeps grows with it; each entry
+// counts what it takes. What was used longest ago goes first; a text's tokens (4 bytes each) go with the last
+// state that needs them. Not thread-safe.
 #pragma once
 
 #include <cstdint>

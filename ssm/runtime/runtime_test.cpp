@@ -42,7 +42,8 @@ std::vector<Generated> generate(const LoadedModel& model, const std::vector<std:
 using test::TempFolder;
 
 TEST(Generate, ABatchOfUnequalPromptsEqualsEachAlone) {
-  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default"}) {
+  for (const char* name :
+       {"mamba-default", "mamba2-default", "falcon-default", "neox-default", "hybrid-attn"}) {
     const LoadedModel model = golden_model(name);
     const std::vector<std::vector<int32_t>> prompts{
         {5}, {1, 2, 3, 4, 5, 6, 7}, std::vector<int32_t>(700, 9), {8, 8}};
@@ -126,7 +127,8 @@ TEST(Generate, StopsAtAStopStringAndStreamsExactlyTheText) {
 
 TEST(Generate, ASavedStateGoesOnAsIfNothingHadHappened) {
   const TempFolder folder;
-  for (const char* name : {"mamba-default", "mamba2-groups2", "falcon-default", "mamba-conv2"}) {
+  for (const char* name : {"mamba-default", "mamba2-groups2", "falcon-default", "mamba-conv2", "neox-serial",
+                           "hybrid-attn", "hybrid-mlp"}) {
     const LoadedModel model = golden_model(name);
     GenerateOptions options{.sampling = {.temperature = 0.8f, .repetition_penalty = 1.3f, .seed = 3},
                             .max_new_tokens = 30,
@@ -213,7 +215,7 @@ TEST(StatePool, AcquiresForksAndReleases) {
 }
 
 TEST(Score, AgreesWithTheLogits) {
-  for (const char* name : {"mamba-default", "mamba2-default"}) {
+  for (const char* name : {"mamba-default", "mamba2-default", "neox-default"}) {
     const LoadedModel model = golden_model(name);
     std::vector<int32_t> ids;
     Rng rng(1);

@@ -136,7 +136,8 @@ bool Scheduler::step() {
     return waiting_ > 0;
   }
   const auto start = std::chrono::steady_clock::now();
-  const std::vector<Piece> plan = make_plan();
+  std::vector<Piece> plan = make_plan();
+  reserve(plan);
   bool reads = false, writes = false;
   for (const Piece& piece : plan) (piece.job->phase == Job::Phase::writing ? writes : reads) = true;
   try {
@@ -204,7 +205,7 @@ void Scheduler::admit() {
     }
     std::unique_ptr<Job>& first = next->waiting.front();
     const int64_t needed = first->request.slot >= 0 ? 0 : first->request.n;
-    if (needed > texts_.states().available()) return;
+    if (needed > texts_.states().available() || waits_for_memory(*first)) return;
     waiting_ -= first->request.n;
     running_.push_back(std::move(first));
     next->waiting.pop_front();
@@ -215,6 +216,47 @@ void Scheduler::admit() {
       fail_job(job, e.what());
     }
   }
+}
+
+// What attention will keep of a job's tokens that are not read yet, about.
+size_t Scheduler::bytes_to_come(const Job& job) const {
+  const StatePool& states = texts_.states();
+  const Request& r = job.request;
+  int64_t tokens = 0, texts = r.n;
+  if (job.choices.empty()) {
+    tokens = std::ssize(r.prompt) + (r.from ? r.from->note.tokens : 0);
+    tokens += r.n * std::max<int64_t>(0, r.options.max_new_tokens);
+  } else {
+    tokens = job.left;
+    texts = 0;
+    for (const Choice& choice : job.choices) {
+      if (!choice.live) continue;
+      tokens += std::max<int64_t>(0, r.options.max_new_tokens - std::ssize(choice.ids));
+      ++texts;
+    }
+  }
+  return states.bytes_per_token() *
+         static_cast<size_t>(tokens + texts * KvCache::kPageTokens);  // the last page of each is not full
+}
+
+bool Scheduler::waits_for_memory(const Job& job) const {
+  if (running_.empty() || texts_.states().bytes_per_token() == 0) return false;
+  size_t bytes = job.request.slot >= 0 ? 0 : bytes_to_come(job);
+  for (const std::unique_ptr<Job>& other : running_) bytes += bytes_to_come(*other);
+  return bytes > 0 && !texts_.states().has_room(bytes);
+}
+
+// Memory for what attention will keep of the plan's tokens. A job that finds none fails, and the others go
+// on.
+void Scheduler::reserve(std::vector<Piece>& plan) {
+  for (const Piece& piece : plan) {
+    try {
+      if (piece.job->phase != Job::Phase::finished) texts_.states().reserve(piece.choice->slot, piece.length);
+    } catch (const Error& e) {
+      fail_job(*piece.job, e.what());
+    }
+  }
+  std::erase_if(plan, [](const Piece& piece) { return piece.job->phase == Job::Phase::finished; });
 }
 
 void Scheduler::make_choices(Job& job) const {
@@ -275,6 +317,8 @@ int64_t Scheduler::next_cut(const Job& job) const {
       kKeepEvery, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(job.position / 8))));
   const int64_t since = job.position - job.begin;
   int64_t cut = job.begin + (since / every + 1) * every;
+  // What attention keeps grows with the text: only what was asked for.
+  if (texts_.states().bytes_per_token() > 0) cut = std::numeric_limits<int64_t>::max();
   const auto consider = [&](int64_t length) {
     const int64_t at = job.begin + whole_chunks(length - job.begin);
     if (length > job.begin && at > job.position) cut = std::min(cut, at);
@@ -354,7 +398,12 @@ void Scheduler::read(const std::vector<Piece>& plan) {
                                 [](const auto& job) { return job->phase == Job::Phase::reading; });
   for (const std::unique_ptr<Job>& job : running_) {
     if (job->phase != Job::Phase::ready || wait) continue;
-    prompt_done(*job);
+    try {
+      prompt_done(*job);
+    } catch (const Error& e) {  // no memory for its choices
+      fail_job(*job, e.what());
+      continue;
+    }
     for (Choice& choice : job->choices) rows.push_back({job.get(), &choice, job->last_hidden});
   }
   write(rows);

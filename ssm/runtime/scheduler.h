@@ -6,6 +6,10 @@
 // the prefix cache begins there: the same bits where that text was cut at such a multiple, or the model is a
 // Mamba-1; elsewhere the bound of docs/numerics.md for any split.
 //
+// Attention's memory: a request is admitted when it and those that run have room for their prompts and for
+// all they may write, or when nothing runs. One that passes the bound all the same fails alone, with an error
+// that says so.
+//
 // Fairness: a user's cost is the tokens that were read and written for them. Who has had least is admitted
 // first and read first; each prompt that waits gets a share of a step, at least one chunk. While texts are
 // being written, a step reads so much of prompts that it takes about `stall_seconds`.
@@ -132,6 +136,9 @@ class Scheduler {
   std::vector<Piece> make_plan();
   int64_t next_cut(const Job& job) const;
   int64_t prompt_room(int64_t writing) const;
+  size_t bytes_to_come(const Job& job) const;
+  bool waits_for_memory(const Job& job) const;
+  void reserve(std::vector<Piece>& plan);
   void read(const std::vector<Piece>& plan);
   void heed_prompt(Job& job, const Tensor& hidden);
   void score_prompt(Job& job, const Tensor& hidden);

@@ -38,7 +38,7 @@ void Scheduler::prompt_done(Job& job) {
 }
 
 void Scheduler::remember(std::span<const int32_t> ids, int32_t slot, const Tensor& hidden) {
-  if (ids.empty() || cache_.budget() < texts_.states().bytes_per_slot() || cache_.contains(ids)) return;
+  if (ids.empty() || cache_.budget() < texts_.states().bytes_of(slot) || cache_.contains(ids)) return;
   PrefixCache::Entry entry;  // outlives the step
   {
     const ArenaScope reused(&cache_memory_);

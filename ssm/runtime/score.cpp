@@ -23,7 +23,7 @@ void score(const LoadedModel& loaded, std::span<const int32_t> ids,
   }
   const Device device = model.device();
   const int64_t logit_rows = device.is_cuda() ? kLogitRowsCuda : kLogitRowsCpu;
-  StatePool pool(model, 1, loaded.state);
+  StatePool pool(model, 1, loaded.state, loaded.kv_bytes);
   SequenceRunner runner(model, pool);
   Arena arena;
   float next_logprob = std::numeric_limits<float>::quiet_NaN();

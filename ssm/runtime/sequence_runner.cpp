@@ -23,6 +23,7 @@ Tensor SequenceRunner::hidden(std::span<const Input> inputs, std::span<const Pie
   std::vector<int64_t> lengths;
   std::vector<int32_t> slots, ids;
   for (const Piece& piece : pieces) {
+    pool_.reserve(inputs[piece.input].slot, piece.length);
     const auto part =
         inputs[piece.input].ids.subspan(static_cast<size_t>(piece.begin), static_cast<size_t>(piece.length));
     lengths.push_back(piece.length);

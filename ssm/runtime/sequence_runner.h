@@ -24,7 +24,8 @@ class SequenceRunner {
     Tensor embeddings = {};        // [T, M] f32 of the ids' number, read instead of theirs; or undefined
   };
 
-  // Reads every input in one pass; returns the hidden states of all their tokens, one after another, [T, M].
+  // Reads every input in one pass (where attention's memory ends: none of the pass, and Error); returns the
+  // hidden states of all their tokens, one after another, [T, M].
   Tensor hidden(std::span<const Input> inputs);
   Tensor logits(const Tensor& hidden);  // [T, V] f32
 

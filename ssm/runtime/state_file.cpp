@@ -20,6 +20,26 @@ const std::string& field(const io::Metadata& metadata, const std::string& key, c
   return it->second;
 }
 
+Shape shape_of(const StateRow& row, int64_t tokens) {
+  return row.per_token ? Shape{tokens, row.shape[0], row.shape[1]} : row.shape;
+}
+
+// The tensor of a row, finite, of a text of which `tokens` were read.
+Tensor tensor_of(const io::SafetensorsFile& source, const StateRow& row, int64_t tokens,
+                 const std::string& file) {
+  const std::optional<Tensor> t = source.find(row.name);
+  SSM_CHECK(t.has_value(), "{}: tensor {} is missing", file, row.name);
+  const Shape shape = shape_of(row, tokens);
+  SSM_CHECK(t->shape() == shape && t->dtype() == DType::f32,
+            "{}: tensor {} is {} {}, this model's state is f32 {}", file, row.name, name_of(t->dtype()),
+            t->shape(), shape);
+  for (const float x : t->values<float>())
+    SSM_CHECK(std::isfinite(x), "{}: tensor {} is not finite", file, row.name);
+  return t->to(row.dtype);
+}
+
+int64_t tokens_read(const StateNote& note) { return note.tokens - std::ssize(note.pending); }
+
 StateNote parse_note(const std::string& text, int64_t vocab, const std::string& file) {
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
   const bool fits = json.is_object() && json.contains("tokens") && json["tokens"].is_number_unsigned() &&
@@ -40,15 +60,24 @@ StateNote parse_note(const std::string& text, int64_t vocab, const std::string& 
 
 StateLayout state_layout(const StatePool& pool) {
   StateLayout layout;
-  pool.for_each_row(0, [&](size_t layer, std::string_view name, const Tensor& row) {
-    layout.push_back({tensor_name(layer, name), row.shape(), row.dtype()});
-  });
+  for (size_t layer = 0; layer < pool.state().size(); ++layer) {
+    const MixerState& state = pool.state()[layer];
+    state.for_each([&](std::string_view name, const Tensor& t) {
+      layout.push_back({tensor_name(layer, name), t.select(0, 0).shape(), t.dtype()});
+    });
+    if (!state.kv) continue;
+    const Shape token{state.kv->heads(), state.kv->head_dim()};
+    layout.push_back({tensor_name(layer, "keys"), token, DType::f32, true});
+    layout.push_back({tensor_name(layer, "values"), token, DType::f32, true});
+  }
   return layout;
 }
 
-size_t bytes_of(const StateLayout& layout) {
+size_t bytes_of(const StateLayout& layout, int64_t tokens) {
   size_t bytes = 0;
-  for (const StateRow& row : layout) bytes += static_cast<size_t>(row.shape.numel()) * size_of(row.dtype);
+  for (const StateRow& row : layout) {
+    bytes += static_cast<size_t>(row.shape.numel() * (row.per_token ? tokens : 1)) * size_of(row.dtype);
+  }
   return bytes;
 }
 
@@ -58,10 +87,12 @@ void save_text(const std::filesystem::path& path, const LoadedModel& model, cons
   SSM_CHECK(!note.pending.empty() && note.pending.size() <= kMaxPending,
             "{}: {} tokens are not read yet, a state file holds 1 to {}", path.string(), note.pending.size(),
             kMaxPending);
+  SSM_CHECK(text.state.bytes() == bytes_of(layout, tokens_read(note)),
+            "{}: a state of {} bytes after {} tokens", path.string(), text.state.bytes(), tokens_read(note));
   std::vector<io::NamedTensor> tensors;
   const std::byte* from = text.state.raw();
   for (const StateRow& row : layout) {
-    const Tensor t = Tensor::empty(row.shape, row.dtype);
+    const Tensor t = Tensor::empty(shape_of(row, tokens_read(note)), row.dtype);
     std::memcpy(t.raw(), from, t.bytes());
     from += t.bytes();
     tensors.push_back({row.name, t.to(DType::f32)});
@@ -94,19 +125,17 @@ TextCopy read_text(const io::SafetensorsFile& source, const std::string& file, c
   const int64_t vocab = model.model->vocab_size();
   TextCopy text;
   text.note = parse_note(field(metadata, "note", file), vocab, file);
-  text.state = Tensor::empty({static_cast<int64_t>(bytes_of(layout))}, DType::u8);
-  std::byte* to = text.state.raw();
+  std::vector<Tensor> rows;  // all checked before memory is taken for them
+  size_t bytes = 0;
   for (const StateRow& row : layout) {
-    const std::optional<Tensor> t = source.find(row.name);
-    SSM_CHECK(t.has_value(), "{}: tensor {} is missing", file, row.name);
-    SSM_CHECK(t->shape() == row.shape && t->dtype() == DType::f32,
-              "{}: tensor {} is {} {}, this model's state is f32 {}", file, row.name, name_of(t->dtype()),
-              t->shape(), row.shape);
-    for (const float x : t->values<float>())
-      SSM_CHECK(std::isfinite(x), "{}: tensor {} is not finite", file, row.name);
-    const Tensor stored = t->to(row.dtype);
-    std::memcpy(to, stored.raw(), stored.bytes());
-    to += stored.bytes();
+    rows.push_back(tensor_of(source, row, tokens_read(text.note), file));
+    bytes += rows.back().bytes();
+  }
+  text.state = Tensor::empty({static_cast<int64_t>(bytes)}, DType::u8);
+  std::byte* to = text.state.raw();
+  for (const Tensor& row : rows) {
+    std::memcpy(to, row.raw(), row.bytes());
+    to += row.bytes();
   }
   if (const std::optional<Tensor> seen = source.find(kSeen)) {
     SSM_CHECK(seen->shape() == Shape{vocab} && seen->dtype() == DType::u8, "{}: tensor {} is not u8 [{}]",

@@ -1,5 +1,5 @@
-// A text on disk: a safetensors file with one tensor a layer and state, and what it belongs to in its
-// metadata. Portable between devices, versioned, written atomically.
+// A text on disk: a safetensors file with one tensor a layer and state, of attention its keys and values, and
+// what it belongs to in its metadata. Portable between devices, versioned, written atomically.
 #pragma once
 
 #include <filesystem>
@@ -29,12 +29,13 @@ struct TextCopy {
 // What a pool's states are made of, in the order of copy_out's bytes.
 struct StateRow {
   std::string name;
-  Shape shape;
+  Shape shape;  // where `per_token`, of a token that was read: the text's tensor is [tokens, shape...]
   DType dtype;
+  bool per_token = false;
 };
 using StateLayout = std::vector<StateRow>;
 StateLayout state_layout(const StatePool& pool);
-size_t bytes_of(const StateLayout& layout);
+size_t bytes_of(const StateLayout& layout, int64_t tokens);  // after so many tokens
 
 // `more` is added to the file's metadata.
 void save_text(const std::filesystem::path& path, const LoadedModel& model, const StateLayout& layout,

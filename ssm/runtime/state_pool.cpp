@@ -4,8 +4,11 @@
 
 namespace ssm {
 
-StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm)
-    : device_(model.device()), used_(static_cast<size_t>(slots)), state_(model.make_state(rows(), ssm)) {}
+StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm, size_t kv_bytes)
+    : device_(model.device()),
+      used_(static_cast<size_t>(slots)),
+      budget_(model.has_attention() ? std::make_shared<KvBudget>(kv_bytes) : nullptr),
+      state_(model.make_state(rows(), ssm, budget_)) {}
 
 int32_t StatePool::acquire() {
   const auto free = std::find(used_.begin(), used_.end(), false);
@@ -19,12 +22,20 @@ int32_t StatePool::acquire() {
 void StatePool::release(int32_t slot) {
   check_used(slot);
   used_[static_cast<size_t>(slot)] = false;
+  for (const MixerState& layer : state_) {
+    if (layer.kv) layer.kv->clear(slot);
+  }
 }
 
 int32_t StatePool::fork(int32_t slot) {
   check_used(slot);
   const int32_t made = acquire();
-  copy(slot, made);
+  try {
+    copy(slot, made);
+  } catch (...) {
+    release(made);
+    throw;
+  }
   return made;
 }
 
@@ -36,31 +47,64 @@ void StatePool::copy(int32_t from, int32_t to) {
 
 Tensor StatePool::copy_out(int32_t slot) const {
   check_used(slot);
-  Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_per_slot())}, DType::u8);
+  Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_of(slot))}, DType::u8);
   std::byte* to = bytes.raw();
-  for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
-    copy_bytes(to, kCpu, row.raw(), device_, row.bytes());
-    to += row.bytes();
-  });
+  for (const MixerState& layer : state_) {
+    layer.for_each([&](std::string_view, const Tensor& t) {
+      const Tensor row = t.select(0, slot);
+      copy_bytes(to, kCpu, row.raw(), device_, row.bytes());
+      to += row.bytes();
+    });
+    if (!layer.kv) continue;
+    auto* const keys = reinterpret_cast<float*>(to);
+    const int64_t each = layer.kv->tokens(slot) * layer.kv->heads() * layer.kv->head_dim();
+    layer.kv->read(slot, keys, keys + each);
+    to += 2 * static_cast<size_t>(each) * sizeof(float);
+  }
   return bytes;
 }
 
 void StatePool::copy_in(int32_t slot, const Tensor& state) {
   check_used(slot);
-  SSM_CHECK(state.bytes() == bytes_per_slot(), "a state of {} bytes for a slot of {}", state.bytes(),
-            bytes_per_slot());
+  const size_t more = std::max(state.bytes(), bytes_per_slot()) - bytes_per_slot(), each = bytes_per_token();
+  SSM_CHECK(state.bytes() >= bytes_per_slot() && (each == 0 ? more == 0 : more % each == 0),
+            "a state of {} bytes for a slot of {} and {} a token", state.bytes(), bytes_per_slot(), each);
+  const int64_t tokens = each == 0 ? 0 : static_cast<int64_t>(more / each);
+  reset(slot);
+  reserve(slot, tokens);
   const std::byte* from = state.raw();
-  for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
-    copy_bytes(row.raw(), device_, from, kCpu, row.bytes());
-    from += row.bytes();
-  });
+  for (const MixerState& layer : state_) {
+    layer.for_each([&](std::string_view, const Tensor& t) {
+      const Tensor row = t.select(0, slot);
+      copy_bytes(row.raw(), device_, from, kCpu, row.bytes());
+      from += row.bytes();
+    });
+    if (!layer.kv) continue;
+    const auto* const keys = reinterpret_cast<const float*>(from);
+    const int64_t all = tokens * layer.kv->heads() * layer.kv->head_dim();
+    layer.kv->assign(slot, tokens, keys, keys + all);
+    from += 2 * static_cast<size_t>(all) * sizeof(float);
+  }
 }
 
 void StatePool::reset(int32_t slot) {
   check_used(slot);
-  for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
-    zero_bytes(row.raw(), device_, row.bytes());
-  });
+  for (const MixerState& layer : state_) layer.clear(slot);
+}
+
+void StatePool::reserve(int32_t slot, int64_t tokens) {
+  check_used(slot);
+  if (!budget_) return;
+  size_t bytes = 0;
+  for (const MixerState& layer : state_) {
+    if (layer.kv) bytes += layer.kv->bytes_for(slot, tokens);
+  }
+  SSM_CHECK(has_room(bytes),
+            "the keys and values of attention would take more than the {} MiB that they may (--kv-memory)",
+            budget_->bytes() >> 20);
+  for (const MixerState& layer : state_) {
+    if (layer.kv) layer.kv->reserve(slot, tokens);
+  }
 }
 
 int64_t StatePool::available() const { return std::count(used_.begin(), used_.end(), false); }
@@ -71,6 +115,25 @@ size_t StatePool::bytes_per_slot() const {
     layer.for_each([&](std::string_view, const Tensor& t) { bytes += t.select(0, 0).bytes(); });
   }
   return bytes;
+}
+
+size_t StatePool::bytes_per_token() const {
+  int64_t floats = 0;
+  for (const MixerState& layer : state_) {
+    if (layer.kv) floats += 2 * layer.kv->heads() * layer.kv->head_dim();
+  }
+  return static_cast<size_t>(floats) * sizeof(float);
+}
+
+int64_t StatePool::attention_layers() const {
+  return std::count_if(state_.begin(), state_.end(),
+                       [](const MixerState& layer) { return layer.kv != nullptr; });
+}
+
+size_t StatePool::bytes_of(int32_t slot) const {
+  const auto attending = std::find_if(state_.begin(), state_.end(), [](const MixerState& l) { return l.kv; });
+  const int64_t tokens = attending == state_.end() ? 0 : attending->kv->tokens(slot);
+  return bytes_per_slot() + static_cast<size_t>(tokens) * bytes_per_token();
 }
 
 void StatePool::check_used(int32_t slot) const {

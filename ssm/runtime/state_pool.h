@@ -1,8 +1,10 @@
-// StatePool: the recurrent states of many sequences, all layers, by slot. A slot is a few megabytes whatever
-// the sequence's length, so a conversation can be kept, forked and resumed at once.
+// StatePool: the states of many sequences, all layers, by slot. A recurrent state is a few megabytes whatever
+// the sequence's length, so a conversation can be kept, forked and resumed at once. What attention keeps
+// grows with the text, within a bound for the whole pool.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "ssm/models/causal_lm.h"
@@ -11,8 +13,10 @@ namespace ssm {
 
 class StatePool {
  public:
-  // Room for `slots` sequences of `model`, on its device; SSM states stored as `ssm`.
-  StatePool(const CausalLm& model, int64_t slots, DType ssm = DType::f32);
+  // Room for `slots` sequences of `model`, on its device; SSM states stored as `ssm`; at most `kv_bytes` of
+  // keys and values.
+  StatePool(const CausalLm& model, int64_t slots, DType ssm = DType::f32,
+            size_t kv_bytes = std::numeric_limits<size_t>::max());
 
   int32_t acquire();  // a zeroed slot; throws Error when none is free
   void release(int32_t slot);
@@ -20,9 +24,15 @@ class StatePool {
   void reset(int32_t slot);    // back to zeros
   void copy(int32_t from, int32_t to);
 
-  // A slot's state in host memory, u8 [bytes_per_slot()], and back.
+  // A slot's state in host memory, u8 [bytes_of(slot)]: layer by layer its tensors' rows, then the keys and
+  // the values of attention, [tokens, Hk, D] f32 each; and back.
   Tensor copy_out(int32_t slot) const;
   void copy_in(int32_t slot, const Tensor& state);
+
+  // Memory for `tokens` more of a text, where attention keeps any. Throws Error past the bound; nothing has
+  // changed then.
+  void reserve(int32_t slot, int64_t tokens);
+  bool has_room(size_t bytes) const { return !budget_ || bytes <= budget_->left(); }
 
   const ModelState& state() const { return state_; }
   int64_t capacity() const { return static_cast<int64_t>(used_.size()); }
@@ -31,9 +41,12 @@ class StatePool {
   // it.
   int32_t scratch_slot() const { return static_cast<int32_t>(used_.size()); }
   int64_t rows() const { return capacity() + (device_.is_cuda() ? 1 : 0); }  // of each state tensor
-  size_t bytes_per_slot() const;
+  size_t bytes_per_slot() const;   // of a text's state whatever its length
+  size_t bytes_per_token() const;  // and of each token that attention has read
+  int64_t attention_layers() const;
+  size_t bytes_of(int32_t slot) const;
 
-  // Calls f(layer, name, row) for each state tensor's row of a slot.
+  // Calls f(layer, name, row) for each state tensor's row of a slot; not for what attention keeps.
   template <class F>
   void for_each_row(int32_t slot, F&& f) const {
     for (size_t layer = 0; layer < state_.size(); ++layer) {
@@ -47,6 +60,7 @@ class StatePool {
 
   Device device_;
   std::vector<bool> used_;
+  std::shared_ptr<KvBudget> budget_;  // null: the model has no attention
   ModelState state_;
 };
 

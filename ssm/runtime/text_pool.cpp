@@ -6,7 +6,7 @@ namespace ssm {
 
 TextPool::TextPool(const LoadedModel& model, int64_t slots)
     : model_(model),
-      states_(*model.model, slots, model.state),
+      states_(*model.model, slots, model.state, model.kv_bytes),
       texts_(static_cast<size_t>(slots)),
       seen_(Tensor::zeros({states_.rows(), model.model->vocab_size()}, DType::u8, model.device)) {}
 
@@ -26,10 +26,21 @@ int32_t TextPool::begin(std::span<const int32_t> ids) {
   return slot;
 }
 
+// A slot whose state `fill` sets; what attention keeps may find no room.
+int32_t TextPool::begin_with(const std::function<void(int32_t)>& fill) {
+  const int32_t slot = states_.acquire();
+  try {
+    fill(slot);
+  } catch (...) {
+    states_.release(slot);
+    throw;
+  }
+  return slot;
+}
+
 int32_t TextPool::begin(const TextCopy& text, std::span<const int32_t> more) {
   check_ids(more);
-  const int32_t slot = states_.acquire();
-  states_.copy_in(slot, text.state);
+  const int32_t slot = begin_with([&](int32_t taken) { states_.copy_in(taken, text.state); });
   set(slot, text.note, more);
   return slot;
 }
@@ -41,8 +52,7 @@ int32_t TextPool::begin(const std::filesystem::path& state_file, std::span<const
 int32_t TextPool::begin(const ModelState& states, int64_t from, int64_t tokens,
                         std::span<const int32_t> more) {
   check_ids(more);
-  const int32_t slot = states_.acquire();
-  copy_slot(states, from, states_.state(), slot);
+  const int32_t slot = begin_with([&](int32_t taken) { copy_slot(states, from, states_.state(), taken); });
   set(slot, {.tokens = tokens, .pending = {}, .seen = {}}, more);
   return slot;
 }

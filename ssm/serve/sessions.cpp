@@ -44,7 +44,7 @@ void check_session_name(const std::string& name, const std::string& field) {
 }
 
 Sessions::Sessions(const LoadedModel& model, const ServerOptions& options)
-    : model_(model), options_(options), layout_(layout_of(model)), bytes_each_(bytes_of(layout_)) {
+    : model_(model), options_(options), layout_(layout_of(model)), bytes_each_(ssm::bytes_of(layout_, 0)) {
   if (!options_.session_dir.empty()) open_folder();
 }
 
@@ -102,7 +102,9 @@ Sessions::Entry& Sessions::make(const std::string& name) {
     throw ApiError(429, fmt::format("{} sessions are kept, no more are taken: delete one", entries_.size()));
   }
   const bool in_memory = options_.session_dir.empty();
-  if (in_memory && (entries_.size() + 1) * bytes_each_ > options_.session_bytes) {
+  size_t bytes = bytes_each_;
+  for (const auto& [other, entry] : entries_) bytes += bytes_of(entry.text);
+  if (in_memory && bytes > options_.session_bytes) {
     throw ApiError(
         429, fmt::format("the states of {} sessions fill the memory for them: delete one", entries_.size()));
   }
@@ -138,10 +140,10 @@ void Sessions::make_room() {
     Entry* oldest = nullptr;
     for (auto& [name, entry] : entries_) {
       if (!entry.text) continue;
-      ++held;
+      held += bytes_of(entry.text);
       if (!entry.busy && (!oldest || entry.used < oldest->used)) oldest = &entry;
     }
-    if (held * bytes_each_ <= options_.session_bytes || !oldest) return;
+    if (held <= options_.session_bytes || !oldest) return;
     oldest->text.reset();
   }
 }
@@ -232,8 +234,18 @@ void Sessions::finish_turn(const std::string& name, const Session& after) {
   if (!options_.session_dir.empty()) save_session(file_of(name), model_, layout_, after);
   const std::lock_guard lock(mutex_);
   Entry& entry = entries_.at(name);
+  if (options_.session_dir.empty() && after.text && after.text->state.bytes() > bytes_each_) {
+    size_t bytes = bytes_of(after.text);
+    for (const auto& [other, there] : entries_) bytes += &there == &entry ? 0 : bytes_of(there.text);
+    SSM_CHECK(bytes <= options_.session_bytes,
+              "the states of {} sessions fill the memory for them: delete one", entries_.size());
+  }
   put(entry, after);
   entry.kept = true;
+}
+
+size_t Sessions::bytes_of(const std::shared_ptr<const TextCopy>& text) const {
+  return std::max(bytes_each_, text ? text->state.bytes() : 0);
 }
 
 void Sessions::end(const std::string& name, std::shared_ptr<const Session> after,

@@ -1,6 +1,7 @@
 // Sessions: texts with a name that go on where they ended, with only what is new to be read. A session is a
-// state of fixed size and a transcript. With a folder each is a file there, written whole before its turn's
-// answer has ended, and states beyond a budget of memory lie there alone. By any thread.
+// state, of fixed size but for what attention keeps, and a transcript. With a folder each is a file there,
+// written whole before its turn's answer has ended, and states beyond a budget of memory lie there alone. By
+// any thread.
 #pragma once
 
 #include <boost/asio/thread_pool.hpp>
@@ -56,6 +57,7 @@ class Sessions {
   Session whole(const std::string& name, const Entry& entry) const;
   void put(Entry& entry, const Session& session);
   void make_room();
+  size_t bytes_of(const std::shared_ptr<const TextCopy>& text) const;
   void finish_turn(const std::string& name, const Session& after);
   void release(const std::string& name);
   static nlohmann::ordered_json about(const std::string& name, const Entry& entry);
@@ -63,8 +65,8 @@ class Sessions {
   const LoadedModel& model_;
   const ServerOptions& options_;
   const StateLayout layout_;
-  const size_t bytes_each_;
-  int lock_ = -1;  // of the folder: two servers must not share one
+  const size_t bytes_each_;  // at least
+  int lock_ = -1;            // of the folder: two servers must not share one
 
   mutable std::mutex mutex_;  // of what follows
   Entries entries_;

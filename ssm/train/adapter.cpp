@@ -86,7 +86,7 @@ void begin_adapter(CausalLm& model, const io::AdapterConfig& config, uint64_t se
     SSM_CHECK(std::find(config.target_modules.begin(), config.target_modules.end(), part) ==
                   config.target_modules.end(),
               "{} is to be trained whole and by a low-rank change", part);
-    if (part == "embeddings" || part == "lm_head") model.untie();
+    if (model.names().embeddings.ends_with(part) || part == model.names().head) model.untie();
   }
   Names all;
   model.visit(all);

@@ -9,7 +9,7 @@ namespace ssm::train {
 namespace {
 
 constexpr float kStepMin = 1e-3f, kStepMax = 1e-1f, kStepFloor = 1e-4f;
-constexpr float kReferenceEmbedding = 0.02f, kHuggingFaceRange = 0.1f;
+constexpr float kReferenceEmbedding = 0.02f, kHuggingFaceRange = 0.1f, kNeoxRange = 0.02f;
 
 bool is(const std::string& name, std::string_view parameter) { return name.ends_with(parameter); }
 
@@ -37,7 +37,8 @@ class Initialiser final : public nn::Visitor {
 
   float value(const std::string& name, const Shape& shape, int64_t i, Rng& rng) const {
     if (is(name, "A_log")) return A_log(shape, i, rng);
-    if (is(name, ".D") || is(name, "norm.weight") || is(name, "norm_f.weight")) return 1.0f;
+    if (is(name, ".D") || is(name, "norm.weight") || is(name, "norm_f.weight") || is(name, "norm2.weight"))
+      return 1.0f;
     if (is(name, "dt_bias") || is(name, "dt_proj.bias")) return step_bias(rng);
     if (is(name, "conv1d.weight")) return uniform(rng, 1.0f / std::sqrt(static_cast<float>(shape[2])));
     if (is(name, "conv1d.bias")) {
@@ -63,10 +64,12 @@ class Initialiser final : public nn::Visitor {
 
   float matrix(const std::string& name, const Shape& shape, Rng& rng) const {
     const float fan_in = 1.0f / std::sqrt(static_cast<float>(shape[1]));
+    if (config_.at("model_type") == "gpt_neox") return kNeoxRange * rng.normal();
     if (is(name, "dt_proj.weight")) return uniform(rng, fan_in);
-    if (is(name, "out_proj.weight")) {
+    if (is(name, "out_proj.weight") || is(name, "fc2.weight")) {
+      const float residuals = config_.value("d_intermediate", 0) > 0 ? 2.0f : 1.0f;  // added by a layer
       const float layers = config_.at("num_hidden_layers");
-      return uniform(rng, reference_ ? fan_in / std::sqrt(layers) : fan_in);
+      return uniform(rng, reference_ ? fan_in / std::sqrt(residuals * layers) : fan_in);
     }
     if (!reference_) return kHuggingFaceRange * rng.normal();
     return is(name, "embeddings.weight") ? kReferenceEmbedding * rng.normal() : uniform(rng, fan_in);

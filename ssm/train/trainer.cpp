@@ -237,11 +237,15 @@ void Trainer::for_each_moment(const std::function<void(const std::string& name, 
 }
 
 void Trainer::carry_streams(int64_t streams) {
-  if (!carried_.empty() && carried_[0].ssm.size(0) >= streams) return;
+  SSM_CHECK(
+      !model_.has_attention(),
+      "rows that go on from step to step need a state of fixed size, and attention's grows with the text: "
+      "take packed rows or whole documents");
+  if (carried_streams_ >= streams) return;
   const ArenaScope heap(nullptr);
   const ModelState before = std::exchange(carried_, model_.make_state(streams));
-  const int64_t kept = before.empty() ? 0 : before[0].ssm.size(0);
-  for (int64_t s = 0; s < kept; ++s) copy_slot(before, s, carried_, s);
+  for (int64_t s = 0; s < carried_streams_; ++s) copy_slot(before, s, carried_, s);
+  carried_streams_ = streams;
 }
 
 void Trainer::restored(int64_t steps_done) {

@@ -94,6 +94,7 @@ class Trainer {
   ParameterSet parameters_;
   Dropout dropout_;
   ModelState carried_;  // a row a stream
+  int64_t carried_streams_ = 0;
   Arena arena_{Arena::kTight};
   std::optional<Enqueued> started_;
   int64_t done_ = 0;

@@ -16,7 +16,7 @@ void read(std::span<const std::byte> file) {
   for (const int32_t id : note.pending) {
     if (id < 0 || id >= tiny_model().model->vocab_size()) __builtin_trap();
   }
-  if (text.state.bytes() != ssm::bytes_of(tiny_layout())) __builtin_trap();
+  if (text.state.bytes() != ssm::bytes_of(tiny_layout(), 0)) __builtin_trap();
   for (size_t at = 0; at < text.state.bytes(); at += sizeof(float)) {
     float x = 0;
     std::memcpy(&x, text.state.raw() + at, sizeof x);

@@ -17,7 +17,7 @@ int64_t pages_for(int64_t tokens) { return (tokens + KvCache::kPageTokens - 1) /
 
 std::shared_ptr<std::byte> KvBudget::allocate(const std::shared_ptr<KvBudget>& budget, size_t bytes) {
   SSM_CHECK(bytes <= budget->left(),
-            "the keys and values of attention would take more than the {} MiB they may (--kv-memory)",
+            "the keys and values of attention would take more than the {} MiB that they may (--kv-memory)",
             budget->bytes() >> 20);
   const ArenaScope heap(nullptr);  // a page outlives any step
   std::shared_ptr<std::byte> memory = allocate_bytes(bytes);
@@ -37,6 +37,11 @@ KvCache::KvCache(int64_t slots, int64_t heads, int64_t head_dim, std::shared_ptr
       budget_(std::move(budget)),
       texts_(static_cast<size_t>(slots)) {}
 
+KvCache::KvCache(const KvCache& other)
+    : KvCache(other.slots(), other.heads_, other.head_dim_, other.budget_) {
+  for (int64_t slot = 0; slot < slots(); ++slot) copy(slot, other, slot);
+}
+
 const KvCache::Text& KvCache::at(int64_t slot) const {
   SSM_CHECK(slot >= 0 && slot < slots(), "slot {} of a cache of {}", slot, slots());
   return texts_[static_cast<size_t>(slot)];
@@ -50,9 +55,10 @@ std::shared_ptr<std::byte> KvCache::new_page() const {
   return page;
 }
 
-int64_t KvCache::bytes_for(int64_t slot, int64_t tokens) const {
+size_t KvCache::bytes_for(int64_t slot, int64_t tokens) const {
   const Text& text = at(slot);
-  return std::max<int64_t>(0, pages_for(text.tokens + tokens) - std::ssize(text.pages)) * page_bytes();
+  const int64_t more = pages_for(text.tokens + tokens) - std::ssize(text.pages);
+  return static_cast<size_t>(std::max<int64_t>(0, more) * page_bytes());
 }
 
 void KvCache::reserve(int64_t slot, int64_t tokens) {

@@ -40,6 +40,9 @@ class KvCache {
   // `heads` Hk of `head_dim` D. Without a budget pages come from the current allocator, without a bound.
   KvCache(int64_t slots, int64_t heads, int64_t head_dim, std::shared_ptr<KvBudget> budget = nullptr);
 
+  KvCache(const KvCache& other);  // the same texts, which from now on go their own ways
+  KvCache& operator=(const KvCache&) = delete;
+
   int64_t slots() const { return static_cast<int64_t>(texts_.size()); }
   int64_t heads() const { return heads_; }
   int64_t head_dim() const { return head_dim_; }
@@ -64,7 +67,7 @@ class KvCache {
   int64_t value_stride() const { return value_stride_; }
   int64_t page_bytes() const { return heads_ * head_floats() * static_cast<int64_t>(sizeof(float)); }
   // That reserve() would take for `tokens` more.
-  int64_t bytes_for(int64_t slot, int64_t tokens) const;
+  size_t bytes_for(int64_t slot, int64_t tokens) const;
 
  private:
   struct Text {

@@ -56,8 +56,8 @@ TEST(KvCache, RefusesWhatPassesTheBudget) {
   const auto budget = std::make_shared<KvBudget>(static_cast<size_t>(3 * shape.page_bytes()));
   KvCache a(2, 2, 8, budget), b(1, 2, 8, budget);
   a.reserve(0, 100);
-  EXPECT_EQ(a.bytes_for(0, 1), 0);
-  EXPECT_EQ(a.bytes_for(1, 65), 2 * a.page_bytes());
+  EXPECT_EQ(a.bytes_for(0, 1), 0u);
+  EXPECT_EQ(a.bytes_for(1, 65), static_cast<size_t>(2 * a.page_bytes()));
   test::expect_error([&] { b.reserve(0, 65); }, {"keys and values", "MiB", "--kv-memory"});
   EXPECT_EQ(budget->left(), static_cast<size_t>(a.page_bytes()));
   b.reserve(0, 64);
