@@ -61,8 +61,7 @@ TEST(CommandFailure, Arguments) {
   expect_refusal(kFailure, "two prompts", {"generate", kBundled, "a", "--prompt", "b"});
   expect_refusal(kFailure, "--save-state",
                  {"generate", "--prompt", "a", "--prompt", "b", "--save-state", "/tmp/x"});
-  expect_refusal(kFailure, "Transformer",
-                 {"bench", "--model-name", "EleutherAI/pythia-2.8b", "--batch", "128"});
+  expect_refusal(kUsage, "--kv-memory", {"info", "--kv-memory", "0"});
   expect_refusal(kFailure, "known shape", {"bench", "nosuch"});
 }
 

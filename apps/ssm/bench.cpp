@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "apps/ssm/bench_model.h"
 #include "apps/ssm/bench_report.h"
 #include "apps/ssm/commands.h"
 #include "apps/ssm/machine_limits.h"
@@ -13,9 +14,7 @@
 #include "apps/ssm/resolve_model.h"
 #include "apps/ssm/sampling_options.h"
 #include "ssm/core/parallel.h"
-#include "ssm/core/rng.h"
 #include "ssm/load/random_model.h"
-#include "ssm/load/tokenizer.h"
 #include "ssm/runtime/generate.h"
 
 namespace ssm::app {
@@ -36,43 +35,17 @@ struct Run {
   std::vector<int64_t> each_second;  // tokens in each whole second from the first token on
 };
 
-LoadedModel open(const Arguments& arguments, BenchReport& report) {
-  const LoadOptions options = load_options(arguments.model);
-  const std::string& name = arguments.model.model;
-  report.model = name.empty() ? kBundledModel : name;
-  report.weights = "file";
-  if (find_model(name)) return load(arguments.model);
-  refuse_transformer(name);
-  const std::optional<nlohmann::json> shape = named_shape(name);
-  if (!shape) {
-    fail("{}: no such folder, not in the model cache, and no known shape ({})", name,
-         fmt::join(named_shapes(), ", "));
-  }
-  report.weights = "random";
-  note(fmt::format("{} is not here: random weights of its shape", name));
-  LoadedModel model = random_model(*shape, *dtype_from_name(arguments.stored), options);
-  if (!arguments.model.tokenizer.empty()) model.tokenizer = open_model_tokenizer(arguments.model.tokenizer);
-  return model;
-}
-
 std::vector<std::vector<int32_t>> make_prompts(const Arguments& arguments, const LoadedModel& model) {
   int64_t length = arguments.prompt_length;
-  std::vector<std::vector<int32_t>> prompts(static_cast<size_t>(arguments.batch));
   if (!arguments.prompt.empty() && model.tokenizer) {
     const std::vector<int32_t> ids = model.tokenizer->encode(arguments.prompt);
-    std::fill(prompts.begin(), prompts.end(), ids);
-    return prompts;
+    return std::vector<std::vector<int32_t>>(static_cast<size_t>(arguments.batch), ids);
   }
   if (!arguments.prompt.empty()) {
     length = std::max<int64_t>(1, static_cast<int64_t>(arguments.prompt.size() + 3) / 4);
     note(fmt::format("no tokenizer: {} random tokens stand for the prompt (four bytes a token)", length));
   }
-  Rng rng(7);
-  for (auto& prompt : prompts) {
-    for (int64_t i = 0; i < length; ++i)
-      prompt.push_back(static_cast<int32_t>(rng.below(model.usable_vocab())));
-  }
-  return prompts;
+  return random_prompts(model, arguments.batch, length);
 }
 
 Run measure(Generator& generator, const std::vector<std::vector<int32_t>>& prompts,
@@ -96,12 +69,6 @@ Run measure(Generator& generator, const std::vector<std::vector<int32_t>>& promp
   const double end = seconds_now();
   if (!each_second.empty()) each_second.pop_back();  // not whole
   return {first - start, end - first, end - start, std::move(each_second)};
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
 int64_t peak_memory() {
@@ -152,7 +119,9 @@ void run(Arguments& arguments) {
   }
   BenchReport report;
   const double start = seconds_now();
-  LoadedModel model = open(arguments, report);
+  const std::string& name = arguments.model.model;
+  report.model = name.empty() ? kBundledModel : name;
+  LoadedModel model = open_for_bench(arguments.model, arguments.stored, report.weights);
   report.load = seconds_now() - start;
   report.stored_dtype = model.stored_name();
   report.compute_dtype = name_of(model.compute);
@@ -182,10 +151,7 @@ void add_bench_flags(CLI::App& verb, Arguments& a) {
   verb.add_option("--repeats", a.repeats, "Medians are of these; default 3, fewer when one takes minutes")
       ->transform(integer_between(1, 1000))
       ->option_text("N");
-  verb.add_option("--stored", a.stored,
-                  "Type of random weights before --quantize: f32, bf16 (default) or f16")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
-      ->option_text("NAME");
+  add_stored_flag(verb, a.stored);
 }
 
 }  // namespace
@@ -215,8 +181,9 @@ void add_bench(CLI::App& program) {
                   "--temperature 0.7",
                   fmt::join(named_shapes(), ", ")));
   add_bench_ops(*verb);
+  add_bench_compare(*verb);
   verb->callback([arguments, verb] {
-    if (!verb->get_subcommands().empty()) return;  // `bench ops` has run
+    if (!verb->get_subcommands().empty()) return;  // it has run
     const bool draws = verb->count("--temperature") + verb->count("--top-p") + verb->count("--min-p") > 0;
     if (draws && verb->count("--top-k") == 0) arguments->sampling.params.top_k = 0;
     run(*arguments);

@@ -14,11 +14,12 @@ namespace {
 
 class CostVisitor final : public nn::Visitor {
  public:
+  explicit CostVisitor(const ModuleNames& names) : names_(names) {}
   ModelCost cost;
 
  protected:
   void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
-    const bool embeddings = name == "backbone.embeddings.weight", head = name == "lm_head.weight";
+    const bool embeddings = name == names_.embeddings + ".weight", head = name == names_.head + ".weight";
     if (embeddings) {
       embedding_parameters_ = shape.numel();
       embedding_bytes_ = bytes_of(weight);
@@ -40,6 +41,7 @@ class CostVisitor final : public nn::Visitor {
   }
 
  private:
+  const ModuleNames& names_;
   int64_t embedding_parameters_ = 0;
   size_t embedding_bytes_ = 0;
 };
@@ -50,10 +52,12 @@ double ratio(double a, double b) { return a > 0 && b > 0 ? a / b : NAN; }
 }  // namespace
 
 ModelCost cost_of(LoadedModel& model) {
-  CostVisitor visitor;
+  CostVisitor visitor(model.model->names());
   model.model->visit(visitor);
   visitor.finish(model.model->tied());
-  visitor.cost.state_bytes = StatePool(*model.model, 1, model.state).bytes_per_slot();
+  const StatePool one(*model.model, 1, model.state);
+  visitor.cost.state_bytes = one.bytes_per_slot();
+  visitor.cost.kv_bytes = one.bytes_per_token();
   return visitor.cost;
 }
 
@@ -62,8 +66,11 @@ void BenchReport::print(bool json) const {
   const double prompt_rate = ratio(B * static_cast<double>(prompt_tokens), first_token);
   const double decode_rate = ratio(B * static_cast<double>(new_tokens - 1), decode);
   const double prompt_limit = ratio(gemm_rate, 2.0 * static_cast<double>(cost.layer_parameters));
+  const double kv_bytes =  // in the middle of the text
+      static_cast<double>(cost.kv_bytes) *
+      (static_cast<double>(prompt_tokens) + static_cast<double>(new_tokens) / 2);
   const double step_bytes =
-      static_cast<double>(cost.step_bytes) + 2 * B * static_cast<double>(cost.state_bytes);
+      static_cast<double>(cost.step_bytes) + B * (2 * static_cast<double>(cost.state_bytes) + kv_bytes);
   const double step_operations = 2 * B * static_cast<double>(cost.layer_parameters + cost.head_parameters);
   const double byte_time = step_bytes / read_bandwidth, gemm_time = step_operations / gemm_rate;
   const double decode_limit = ratio(B, std::max(byte_time, gemm_time));
@@ -93,6 +100,7 @@ void BenchReport::print(bool json) const {
                        {"card_memory_bytes", card_memory},
                        {"weight_bytes_per_step", cost.step_bytes},
                        {"state_bytes_per_sequence", cost.state_bytes},
+                       {"kv_bytes_per_token", cost.kv_bytes},
                        {"read_bandwidth", finite_or_null(read_bandwidth)},
                        {"gemm_rate", finite_or_null(gemm_rate)},
                        {"prompt_limit_tokens_per_second", finite_or_null(prompt_limit)},

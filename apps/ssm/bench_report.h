@@ -3,7 +3,8 @@
 //   prompt limit   GEMM rate / (2 x parameters in the layers' matrices), tokens a second
 //   decode limit   batch / max(bytes a step / read bandwidth, operations a step / GEMM rate), where a step
 //   reads
-//                  every weight once and reads and writes each sequence's state
+//                  every weight once, reads and writes each sequence's state, and reads what attention keeps
+//                  of its text
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,7 @@ struct ModelCost {
   int64_t head_parameters = 0;   // of the one that only a last token is
   size_t step_bytes = 0;         // of weights that a decode step reads
   size_t state_bytes = 0;        // of one sequence
+  size_t kv_bytes = 0;           // of each of its tokens, which attention keeps
 };
 
 ModelCost cost_of(LoadedModel& model);

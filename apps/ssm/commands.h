@@ -19,6 +19,7 @@ void add_pull(CLI::App& program);
 void add_serve(CLI::App& program);
 void add_train(CLI::App& program);
 void add_bench(CLI::App& program);
-void add_bench_ops(CLI::App& bench);  // `ssm bench ops`
+void add_bench_ops(CLI::App& bench);      // `ssm bench ops`
+void add_bench_compare(CLI::App& bench);  // `ssm bench compare`
 
 }  // namespace ssm::app

@@ -1,5 +1,8 @@
 // ssm finetune: trains a LoRA adapter of a model.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <array>
 
 #include "apps/ssm/commands.h"
 #include "apps/ssm/resolve_model.h"
@@ -16,9 +19,15 @@ struct Arguments : TrainArguments {
   std::optional<double> dropout;
 };
 
+constexpr std::array<std::string_view, 14> kTargets{
+    "in_proj", "x_proj",          "dt_proj", "out_proj",      "embeddings",    "lm_head",  "fc1",
+    "fc2",     "query_key_value", "dense",   "dense_h_to_4h", "dense_4h_to_h", "embed_in", "embed_out"};
+
 // Mamba-2 has no x_proj.
 std::vector<std::string> default_targets(const LoadedModel& loaded) {
-  if (loaded.config.at("model_type") == "mamba2") return {"in_proj", "out_proj"};
+  const std::string type = loaded.config.at("model_type");
+  if (type == "gpt_neox") return {"query_key_value", "dense"};
+  if (type == "mamba2" || type == "mamba_hybrid") return {"in_proj", "out_proj"};
   return {"in_proj", "x_proj", "out_proj"};
 }
 
@@ -66,11 +75,13 @@ void add_lora_options(CLI::App& verb, Arguments& a) {
   verb.add_option("--lora-dropout", a.dropout, "Of what goes into them, in training; default 0")
       ->check(CLI::Range(0.0, 0.99))
       ->option_text("X");
-  verb.add_option("--target-modules", a.adapter.target_modules,
-                  "Any of in_proj, x_proj, dt_proj, out_proj, embeddings, lm_head; without it "
-                  "in_proj,x_proj,out_proj")
+  verb.add_option(
+          "--target-modules", a.adapter.target_modules,
+          fmt::format("Any of {}, as the model has them; without it in_proj,x_proj,out_proj, of GPT-NeoX "
+                      "query_key_value,dense",
+                      fmt::join(kTargets, ", ")))
       ->delimiter(',')
-      ->check(CLI::IsMember({"in_proj", "x_proj", "dt_proj", "out_proj", "embeddings", "lm_head"}))
+      ->check(CLI::IsMember(std::vector<std::string>(kTargets.begin(), kTargets.end())))
       ->option_text("NAMES")
       ->excludes(begun);
   verb.add_option("--bias", a.adapter.bias,

@@ -39,6 +39,11 @@ Json describe(const LoadedModel& model) {
       info[key] = model.config.at(key);
   }
   info["state_bytes_per_sequence"] = one.bytes_per_slot();
+  if (one.attention_layers() > 0) {
+    info["attention_layers"] = one.attention_layers();
+    info["kv_bytes_per_token"] = one.bytes_per_token();
+    info["kv_memory_bytes"] = model.kv_bytes;
+  }
   info["end_tokens"] = model.eos;
   info["tokenizer"] = nullptr;
   if (const text::Tokenizer* tokenizer = model.tokenizer.get()) {

@@ -74,6 +74,10 @@ void add_machine_flags(CLI::App& verb, ModelOptions& options) {
   verb.add_option("--state-dtype", options.state_dtype, "How SSM states are kept on a card: f32, bf16 or f16")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->option_text("NAME");
+  verb.add_option("--kv-memory", options.kv_memory,
+                  "MiB that attention's keys and values may take; without it half of the machine's memory")
+      ->transform(integer_between(1, int64_t{1} << 30))
+      ->option_text("MIB");
   verb.add_option("--threads", options.threads, "CPU threads; without it OMP_NUM_THREADS, or one a CPU")
       ->transform(integer_between(1, 1024))
       ->option_text("N");
@@ -95,6 +99,7 @@ LoadOptions load_options(const ModelOptions& options) {
   load.state = *dtype_from_name(options.state_dtype);
   SSM_CHECK(load.state == DType::f32 || load.device.is_cuda(),
             "--state-dtype {}: on a CPU states are kept in f32", options.state_dtype);
+  load.kv_bytes = static_cast<size_t>(options.kv_memory) << 20;
   load.tokenizer = options.tokenizer;
   load.adapter = options.adapter;
   return load;

@@ -17,7 +17,8 @@ struct ModelOptions {
   std::string dtype = "auto";
   std::string state_dtype = "f32";
   int threads = 0;
-  std::string quantize;  // a type; empty: matrices stay as they are stored
+  int64_t kv_memory = 0;  // MiB; 0: half of the machine's
+  std::string quantize;   // a type; empty: matrices stay as they are stored
   int64_t group = 64;
   bool group_given = false;
   bool json = false;

@@ -40,7 +40,6 @@ fs::path resolve_model(const std::string& model) {
   if (const std::optional<fs::path> found = find_model(model)) return *found;
   if (model.empty())
     fail("no MODEL given, and the bundled model {} is not beside this program", kBundledModel);
-  refuse_transformer(model);
   if (const std::optional<hub::HubName> name = hub::parse_hub_name(model)) {
     PullProgress progress;
     return hub::find_or_pull(*name, true, [&] { return progress.options(); });
@@ -56,17 +55,6 @@ bool names_model(const std::string& argument) {
   const bool could_be = argument.find('/') != std::string::npos || argument.ends_with(".gguf") ||
                         argument == kBundledModel || named_shape(argument);
   return is_word && could_be;
-}
-
-void refuse_transformer(const std::string& model) {
-  std::string name = model;
-  std::transform(name.begin(), name.end(), name.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
-  for (const std::string_view family : {"pythia", "gpt-neox"}) {
-    if (name.find(family) != std::string::npos) {
-      fail("{}: is a Transformer; this program runs Mamba-family models and no Transformer yet", model);
-    }
-  }
 }
 
 }  // namespace ssm::app
