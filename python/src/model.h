@@ -20,9 +20,10 @@ class State {
 
   int64_t slots() const { return pool_.capacity(); }
   int64_t layers() const { return std::ssize(pool_.state()); }
-  // Of a layer: conv [B, K - 1, C] and ssm [B, N, E] or [B, H, N, P], the memory itself.
-  nb::object conv(size_t layer) const { return array_of(pool_.state().at(layer).conv); }
-  nb::object ssm(size_t layer) const { return array_of(pool_.state().at(layer).ssm); }
+  // Of a layer: conv [B, K - 1, C] and ssm [B, N, E] or [B, H, N, P], the memory itself; None in one that
+  // keeps none, as attention.
+  nb::object conv(size_t layer) const { return array_or_none(pool_.state().at(layer).conv); }
+  nb::object ssm(size_t layer) const { return array_or_none(pool_.state().at(layer).ssm); }
   void reset();
   // New states that begin as these rows, each as often as it is named.
   std::unique_ptr<State> select(const std::vector<int32_t>& rows) const;
@@ -34,6 +35,8 @@ class State {
   const ModelPtr& model() const { return model_; }
 
  private:
+  static nb::object array_or_none(const Tensor& t) { return t.defined() ? array_of(t) : nb::none(); }
+
   ModelPtr model_;
   StatePool pool_;
 };

@@ -4,7 +4,7 @@
 namespace ssm::python {
 
 State::State(ModelPtr model, int64_t slots)
-    : model_(std::move(model)), pool_(*model_->model, slots, model_->state) {
+    : model_(std::move(model)), pool_(*model_->model, slots, model_->state, model_->kv_bytes) {
   for (int64_t slot = 0; slot < slots; ++slot) pool_.acquire();
 }
 

@@ -6,7 +6,14 @@ from ._core import Error, __version__, num_threads, set_num_threads
 
 # Imported when they are asked for, so that `import ssm_cpp` stays quick and needs NumPy alone.
 _WHERE = {
-    "config": ["AutoConfig", "FalconMambaConfig", "Mamba2Config", "MambaConfig"],
+    "config": [
+        "AutoConfig",
+        "FalconMambaConfig",
+        "GPTNeoXConfig",
+        "Mamba2Config",
+        "MambaConfig",
+        "MambaHybridConfig",
+    ],
     "tokenizer": ["AutoTokenizer", "BatchEncoding", "Tokenizer"],
     "cache": ["MambaCache"],
     "modeling": [
@@ -14,9 +21,13 @@ _WHERE = {
         "AutoModelForCausalLM",
         "FalconMambaForCausalLM",
         "FalconMambaModel",
+        "GPTNeoXForCausalLM",
+        "GPTNeoXModel",
         "Mamba2ForCausalLM",
         "Mamba2Model",
         "MambaForCausalLM",
+        "MambaHybridForCausalLM",
+        "MambaHybridModel",
         "MambaModel",
     ],
     "evaluation": ["EvalPrediction"],

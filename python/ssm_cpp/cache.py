@@ -1,4 +1,4 @@
-"""MambaCache: the recurrent state of a batch, with get, update, reset and clone."""
+"""MambaCache: the state of a batch, with get, update, reset and clone."""
 
 import numpy as np
 
@@ -13,6 +13,9 @@ class MambaCache:
 
     conv_states[layer]  [B, C, K - 1]  the last inputs of the convolution, newest last (Transformers keeps K)
     ssm_states[layer]   [B, E, N], of Mamba-2 [B, H, P, N]
+
+    None where a layer keeps no such state. What attention keeps, keys and values that grow with the text, is copied,
+    selected and reset with the rest.
 
     Made of a model, or of a config: then the first model that it is given to makes its arrays.
     """
@@ -56,10 +59,7 @@ class MambaCache:
         """(conv state, SSM state) of a layer, in place."""
         if self._state is None:
             raise ValueError("this cache was made of a config: the first model that it is given to makes its arrays")
-        conv, ssm = self._state.conv(layer_idx), self._state.ssm(layer_idx)
-        if isinstance(conv, np.ndarray):
-            return np.swapaxes(conv, 1, 2), np.swapaxes(ssm, -1, -2)
-        return to_torch(conv).transpose(1, 2), to_torch(ssm).transpose(-1, -2)  # on a card
+        return tuple(_last_two_swapped(x) for x in (self._state.conv(layer_idx), self._state.ssm(layer_idx)))
 
     def update_conv_state(self, layer_idx: int, new_conv_state, cache_position=None):
         """Takes over the newest K - 1 columns of [B, C, any]; fewer are shifted in."""
@@ -103,3 +103,9 @@ class MambaCache:
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seqlen_offset
+
+
+def _last_two_swapped(x):
+    if x is None or isinstance(x, np.ndarray):
+        return x if x is None else np.swapaxes(x, -1, -2)
+    return to_torch(x).transpose(-1, -2)  # on a card

@@ -42,6 +42,16 @@ SHAPE_FIELDS = {
     "use_bias",
     "use_conv_bias",
     "tie_word_embeddings",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "rotary_pct",
+    "rotary_emb_base",
+    "use_parallel_residual",
+    "attention_bias",
+    "ssm_layer",
+    "attn_layer_idx",
+    "attn_cfg",
+    "d_intermediate",
 }
 USAGE_FIELDS = {"output_hidden_states", "return_dict", "use_cache", "pad_token_id", "eos_token_id", "bos_token_id"}
 
@@ -56,16 +66,12 @@ class PretrainedConfig:
         for name, value in {**self._defaults, **fields}.items():
             if name != "model_type":
                 setattr(self, name, value)
-        if self.time_step_rank == "auto":
+        if getattr(self, "time_step_rank", None) == "auto":
             self.time_step_rank = math.ceil(self.hidden_size / 16)
         self._check()
 
     def _check(self):
         pass
-
-    @property
-    def num_attention_heads(self):
-        return 0
 
     def to_dict(self) -> dict:
         return {"model_type": self.model_type, **vars(self)}
@@ -104,7 +110,13 @@ class PretrainedConfig:
         return f"{type(self).__name__} {self.to_json_string()}"
 
 
-class MambaConfig(PretrainedConfig):
+class _WithoutAttention(PretrainedConfig):
+    @property
+    def num_attention_heads(self):
+        return 0
+
+
+class MambaConfig(_WithoutAttention):
     model_type = "mamba"
     _defaults = {
         **_COMMON,
@@ -132,7 +144,7 @@ class FalconMambaConfig(MambaConfig):
     _defaults = {**MambaConfig._defaults, "mixer_rms_eps": 1e-6}
 
 
-class Mamba2Config(PretrainedConfig):
+class Mamba2Config(_WithoutAttention):
     model_type = "mamba2"
     _defaults = {
         **_COMMON,
@@ -164,6 +176,64 @@ class Mamba2Config(PretrainedConfig):
         pass
 
 
+class GPTNeoXConfig(PretrainedConfig):
+    model_type = "gpt_neox"
+    _defaults = {
+        "vocab_size": 50432,
+        "hidden_size": 6144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24576,
+        "hidden_act": "gelu",
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "classifier_dropout": 0.1,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-5,
+        "use_cache": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+        "output_hidden_states": False,
+        "return_dict": True,
+    }
+
+    def _check(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.num_attention_heads} heads")
+
+
+class MambaHybridConfig(PretrainedConfig):
+    """mamba_ssm's models with attention in some layers, or an MLP in each: `ssm_layer` is Mamba1 or Mamba2."""
+
+    model_type = "mamba_hybrid"
+    _defaults = {
+        **_COMMON,
+        "ssm_layer": "Mamba2",
+        "vocab_size": 50288,
+        "hidden_size": 2560,
+        "state_size": 128,
+        "num_hidden_layers": 64,
+        "num_heads": 80,
+        "head_dim": 64,
+        "n_groups": 1,
+        "time_step_limit": (0.0, math.inf),
+        "chunk_size": 256,
+        "attn_layer_idx": [],
+        "attn_cfg": {},
+        "d_intermediate": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": True,
+    }
+
+
 class AutoConfig(PretrainedConfig):
     """from_pretrained gives the class that the file names."""
 
@@ -172,7 +242,7 @@ class AutoConfig(PretrainedConfig):
 
 
 def config_class(model_type):
-    for kind in (MambaConfig, Mamba2Config, FalconMambaConfig):
+    for kind in (MambaConfig, Mamba2Config, FalconMambaConfig, GPTNeoXConfig, MambaHybridConfig):
         if kind.model_type == model_type:
             return kind
-    raise _core.Error(f"model_type {model_type!r}: supported are mamba, mamba2, falcon_mamba")
+    raise _core.Error(f"model_type {model_type!r}: supported are mamba, mamba2, falcon_mamba, gpt_neox")

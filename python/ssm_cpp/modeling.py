@@ -10,7 +10,7 @@ from ._arrays import device_name, dtype_name, is_torch, like, to_numpy, to_torch
 from ._batch import Batch
 from ._loading import checked_config, config_of, config_text
 from .cache import MambaCache
-from .config import USAGE_FIELDS, FalconMambaConfig, Mamba2Config, MambaConfig
+from .config import USAGE_FIELDS, FalconMambaConfig, GPTNeoXConfig, Mamba2Config, MambaConfig, MambaHybridConfig
 from .generation import GenerationConfig, joined, new_tokens, stream_to
 from .outputs import BaseModelOutput, CausalLMOutput, GenerateOutput
 from .quantization import type_and_group
@@ -373,6 +373,14 @@ class Mamba2Model(Backbone):
     config_class = Mamba2Config
 
 
+class GPTNeoXModel(Backbone):
+    config_class = GPTNeoXConfig
+
+
+class MambaHybridModel(Backbone):
+    config_class = MambaHybridConfig
+
+
 class MambaForCausalLM(CausalLM):
     config_class = MambaConfig
 
@@ -383,6 +391,14 @@ class FalconMambaForCausalLM(CausalLM):
 
 class Mamba2ForCausalLM(CausalLM):
     config_class = Mamba2Config
+
+
+class GPTNeoXForCausalLM(CausalLM):
+    config_class = GPTNeoXConfig
+
+
+class MambaHybridForCausalLM(CausalLM):
+    config_class = MambaHybridConfig
 
 
 class _Auto:
@@ -399,12 +415,24 @@ class _Auto:
 
 class AutoModelForCausalLM(_Auto):
     _base = CausalLM
-    _classes = {"mamba": MambaForCausalLM, "mamba2": Mamba2ForCausalLM, "falcon_mamba": FalconMambaForCausalLM}
+    _classes = {
+        "mamba": MambaForCausalLM,
+        "mamba2": Mamba2ForCausalLM,
+        "falcon_mamba": FalconMambaForCausalLM,
+        "gpt_neox": GPTNeoXForCausalLM,
+        "mamba_hybrid": MambaHybridForCausalLM,
+    }
 
 
 class AutoModel(_Auto):
     _base = Backbone
-    _classes = {"mamba": MambaModel, "mamba2": Mamba2Model, "falcon_mamba": FalconMambaModel}
+    _classes = {
+        "mamba": MambaModel,
+        "mamba2": Mamba2Model,
+        "falcon_mamba": FalconMambaModel,
+        "gpt_neox": GPTNeoXModel,
+        "mamba_hybrid": MambaHybridModel,
+    }
 
 
 def _targets(batch, labels) -> np.ndarray:

@@ -39,11 +39,11 @@ class LoraConfig:
         if str(getattr(self.task_type, "value", self.task_type)) not in ("CAUSAL_LM", "None"):
             raise ValueError(f"LoraConfig: task_type {self.task_type}: expected CAUSAL_LM")
         targets = self.target_modules
-        narrow = ["in_proj", "out_proj"] if model_type == "mamba2" else ["in_proj", "x_proj", "out_proj"]
+        narrow = _TARGETS.get(model_type, ["in_proj", "x_proj", "out_proj"])
         if targets is None:
             targets = narrow
         elif targets == "all-linear":
-            targets = narrow + ([] if model_type == "mamba2" else ["dt_proj"])
+            targets = narrow + _OTHER_MATRICES.get(model_type, ["dt_proj"])
         elif isinstance(targets, str):
             raise ValueError(f"LoraConfig: target_modules {targets!r}: give a list of names, or 'all-linear'")
         return {
@@ -60,6 +60,13 @@ class LoraConfig:
         }
 
 
+# Of which family a change is trained where nothing is said, and its other matrices.
+_TARGETS = {
+    "mamba2": ["in_proj", "out_proj"],
+    "mamba_hybrid": ["in_proj", "out_proj"],
+    "gpt_neox": ["query_key_value", "dense"],
+}
+_OTHER_MATRICES = {"mamba2": [], "mamba_hybrid": [], "gpt_neox": ["dense_h_to_4h", "dense_4h_to_h"]}
 _PEFT_NOTES = {"peft_type", "auto_mapping", "revision", "inference_mode", "peft_version", "runtime_config"}
 
 
