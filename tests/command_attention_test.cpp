@@ -83,6 +83,21 @@ TEST(CommandAttention, ConvertsAndQuantizes) {
     const CommandResult converted = ssm({"convert", source, made, "--to", neox ? "hf" : "original"});
     ASSERT_EQ(converted.code, 0) << converted.err;
     EXPECT_EQ(generated(made, golden_ids(name, "tokens"), 24), golden_ids(name, "greedy")) << name;
+    if (name == "neox-default") {
+      for (const bool packed : {false, true}) {
+        const std::string file = folder / (packed ? "packed.gguf" : "neox.gguf"), back = folder / "back";
+        const CommandResult gguf =
+            packed ? ssm({"quantize", source, file, "--type", "q8_0"}) : ssm({"convert", source, file});
+        ASSERT_EQ(gguf.code, 0) << gguf.err;
+        const std::vector<int32_t> ids = generated(file, golden_ids(name, "tokens"), 24);
+        if (!packed) {
+          EXPECT_EQ(ids, golden_ids(name, "greedy"));
+        }
+        ASSERT_EQ(ssm({"convert", file, back}).code, 0);
+        EXPECT_EQ(generated(back, golden_ids(name, "tokens"), 24), ids);
+        fs::remove_all(back);
+      }
+    }
     const CommandResult other = ssm({"convert", source, folder / "x", "--to", neox ? "original" : "gguf"});
     EXPECT_EQ(other.code, 1);
     EXPECT_NE(other.err.find(neox ? "GPT-NeoX" : "GGUF"), std::string::npos) << other.err;
@@ -181,6 +196,15 @@ TEST(CommandAttention, TrainsAndTakesAdapters) {
     ASSERT_EQ(trained.code, 0) << trained.err;
     const nlohmann::json scored = ssm({"score", run, "--tokens", "97,97,97,97,97,97,97,97", "--json"}).json();
     EXPECT_LT(scored["perplexity"].get<double>(), 20) << scored;
+    if (!neox) continue;
+    // Packed rows are put into GGUF's order and back.
+    const std::string file = folder / "packed.gguf", packed = folder / "packed";
+    ASSERT_EQ(ssm({"quantize", run, file, "--type", "q8_0"}).code, 0);
+    ASSERT_EQ(ssm({"quantize", run, packed, "--type", "q8_0"}).code, 0);
+    const auto score = [](const std::string& model) {
+      return ssm({"score", model, "--tokens", "97,98,97,99,100,97,97,98", "--json"}).out;
+    };
+    EXPECT_EQ(score(file), score(packed));
   }
 }
 

@@ -82,18 +82,53 @@ void read_mamba2(const GgufFile& file, const Keys& keys, json& config) {
   config["n_groups"] = groups;
 }
 
+// int(head size * share) is the dimension again.
+double share_of(int64_t dimension, int64_t head_size) {
+  const auto size = static_cast<double>(head_size);
+  const double share = static_cast<double>(dimension) / size;
+  return static_cast<int64_t>(size * share) < dimension ? std::nextafter(share, HUGE_VAL) : share;
+}
+
+json read_gptneox(const GgufFile& file, const Keys& keys) {
+  json config;
+  config["model_type"] = "gpt_neox";
+  config["vocab_size"] = rows_of_embedding(file);
+  config["hidden_size"] = keys.positive("embedding_length");
+  config["num_hidden_layers"] = keys.positive("block_count");
+  config["num_attention_heads"] = keys.positive("attention.head_count");
+  config["intermediate_size"] = keys.positive("feed_forward_length");
+  config["layer_norm_eps"] = keys.positive_real("attention.layer_norm_epsilon");
+  config["max_position_embeddings"] = keys.positive("context_length", 2048);
+  config["use_parallel_residual"] = file.flag(keys.name("use_parallel_residual")).value_or(true);
+  config["attention_bias"] = file.entry("blk.0.attn_qkv.bias") != nullptr;
+  const int64_t hidden = config["hidden_size"], heads = config["num_attention_heads"];
+  SSM_CHECK(hidden % heads == 0, "{} is {}, which does not divide {}",
+            file.describe_key(keys.name("attention.head_count")), heads, hidden);
+  const int64_t rotated = keys.positive("rope.dimension_count");
+  SSM_CHECK(rotated <= hidden / heads && rotated % 2 == 0, "{} is {}, not an even number up to {}",
+            file.describe_key(keys.name("rope.dimension_count")), rotated, hidden / heads);
+  config["rotary_pct"] = share_of(rotated, hidden / heads);
+  config["rotary_emb_base"] = file.real(keys.name("rope.freq_base")).value_or(10000);
+  config["tie_word_embeddings"] = file.entry("output.weight") == nullptr;
+  config["bos_token_id"] = token_id(file, "bos_token_id");
+  config["eos_token_id"] = end_tokens(file);
+  config["pad_token_id"] = token_id(file, "padding_token_id");
+  return normalise_transformers(config, file.file());
+}
+
 }  // namespace
 
 json gguf_config(const GgufFile& file) {
   const std::string architecture(file.text("general.architecture").value_or(""));
   SSM_CHECK(!architecture.empty(), "{} is missing", file.describe_key("general.architecture"));
-  SSM_CHECK(architecture == "mamba" || architecture == "mamba2",
-            "{} is {}; supported are mamba (FalconMamba included) and mamba2",
+  SSM_CHECK(architecture == "mamba" || architecture == "mamba2" || architecture == "gptneox",
+            "{} is {}; supported are mamba (FalconMamba included), mamba2 and gptneox",
             file.describe_key("general.architecture"), printable(architecture));
   SSM_CHECK(file.integer("split.count").value_or(1) <= 1,
             "{} is {}: a model in several files must be joined first (llama-gguf-split --merge)",
             file.describe_key("split.count"), *file.integer("split.count"));
   const Keys keys(file, architecture);
+  if (architecture == "gptneox") return read_gptneox(file, keys);
   const bool is_mamba2 = architecture == "mamba2";
   json config;
   config["model_type"] = !is_mamba2 && keys.flag("ssm.dt_b_c_rms") ? "falcon_mamba" : architecture;

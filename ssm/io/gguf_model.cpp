@@ -1,6 +1,7 @@
 #include "ssm/io/gguf_model.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "ssm/io/renamed.h"
 #include "ssm/quant/dequantize.h"
@@ -27,13 +28,14 @@ float log_of_minus(float a) {
 
 class GgufWeights final : public RenamedSource {
  public:
-  GgufWeights(std::shared_ptr<const GgufFile> file, bool is_mamba2)
+  GgufWeights(std::shared_ptr<const GgufFile> file, const nlohmann::json& config)
       : RenamedSource(file,
-                      [&](std::string_view name) {
-                        return transformers_name(name, is_mamba2).value_or(std::string(name));
+                      [type = config.at("model_type").get<std::string>()](std::string_view name) {
+                        return transformers_name(name, type).value_or(std::string(name));
                       }),
         file_(std::move(file)),
-        is_mamba2_(is_mamba2) {}
+        is_mamba2_(config.at("model_type") == "mamba2"),
+        heads_(config.value("num_attention_heads", int64_t{0})) {}
 
   std::optional<Tensor> find(std::string_view name) const override {
     const std::string* in_file = name_in_file(name);
@@ -41,11 +43,20 @@ class GgufWeights final : public RenamedSource {
     std::optional<Tensor> stored = file_->find(*in_file);
     if (!stored && is_gguf_matrix(name)) return std::nullopt;
     if (!stored) stored = unpacked(*in_file);
+    if (is_fused_qkv(name) && fits_heads(stored->shape())) {
+      const ArenaScope heap(nullptr);  // a weight outlives the step that happens to be running
+      return reordered_qkv(*stored, heads_, QkvOrder::transformers);
+    }
     return name.ends_with(".A_log") ? a_log(*stored, name) : shaped(*stored, name);
   }
 
   std::optional<QuantizedTensor> find_packed(std::string_view name) const override {
-    return is_gguf_matrix(name) ? RenamedSource::find_packed(name) : std::nullopt;
+    if (!is_gguf_matrix(name)) return std::nullopt;
+    std::optional<QuantizedTensor> packed = RenamedSource::find_packed(name);
+    if (!packed || !is_fused_qkv(name) || !fits_heads(packed->shape)) return packed;
+    const ArenaScope heap(nullptr);
+    packed->bytes = reordered_qkv(packed->bytes, heads_, QkvOrder::transformers);
+    return packed;
   }
 
   std::string describe(std::string_view name) const override {
@@ -54,6 +65,8 @@ class GgufWeights final : public RenamedSource {
   }
 
  private:
+  bool fits_heads(const Shape& shape) const { return heads_ > 0 && shape[0] % (3 * heads_) == 0; }
+
   // A vector or a convolution: who asks for those computes with f32.
   Tensor unpacked(const std::string& in_file) const {
     const ArenaScope heap(nullptr);  // a weight outlives the step that happens to be running
@@ -83,13 +96,33 @@ class GgufWeights final : public RenamedSource {
 
   std::shared_ptr<const GgufFile> file_;
   bool is_mamba2_;
+  int64_t heads_;
 };
 
 }  // namespace
 
 std::unique_ptr<WeightSource> gguf_weights(std::shared_ptr<const GgufFile> file,
                                            const nlohmann::json& config) {
-  return std::make_unique<GgufWeights>(std::move(file), config.at("model_type") == "mamba2");
+  return std::make_unique<GgufWeights>(std::move(file), config);
+}
+
+bool is_fused_qkv(std::string_view name) {
+  return name.ends_with(".query_key_value.weight") || name.ends_with(".query_key_value.bias");
+}
+
+Tensor reordered_qkv(const Tensor& rows, int64_t heads, QkvOrder to) {
+  const Tensor from = rows.row_major(), result = Tensor::empty(rows.shape(), rows.dtype());
+  const int64_t D = rows.size(0) / (3 * heads);
+  const size_t bytes = rows.bytes() / static_cast<size_t>(3 * heads);  // of the rows of one head's query, say
+  for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t part = 0; part < 3; ++part) {
+      const int64_t by_head = (3 * head + part) * D, by_part = (part * heads + head) * D;
+      const bool back = to == QkvOrder::transformers;
+      std::memcpy(result.slice(0, back ? by_head : by_part, rows.size(0)).raw(),
+                  from.slice(0, back ? by_part : by_head, rows.size(0)).raw(), bytes);
+    }
+  }
+  return result;
 }
 
 }  // namespace ssm::io

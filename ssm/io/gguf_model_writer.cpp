@@ -19,8 +19,8 @@ void check_sayable(const json& config, const std::string& file) {
     SSM_CHECK(!refused, "{}: {} is {}, and GGUF has no key for that", file, field, config.at(field).dump());
   };
   const std::string type = config.at("model_type");
-  SSM_CHECK(type != "gpt_neox" && type != "mamba_hybrid", "{}: {} models are not written as GGUF", file,
-            type);
+  SSM_CHECK(type != "mamba_hybrid", "{}: GGUF has no hybrids of mamba_ssm", file);
+  if (type == "gpt_neox") return refuse_if(!config.at("attention_bias").get<bool>(), "attention_bias");
   refuse_if(config.at("use_bias").get<bool>(), "use_bias");
   refuse_if(!config.at("use_conv_bias").get<bool>(), "use_conv_bias");
   if (type == "falcon_mamba") refuse_if(config.at("mixer_rms_eps") != 1e-6, "mixer_rms_eps");
@@ -92,19 +92,9 @@ Shape shape_in_file(const LazyWeight& weight, const json& config) {
   return {groups, shape[0] / groups};
 }
 
-}  // namespace
-
-void add_model_keys(GgufWriter& writer, const json& config, const std::string& name,
-                    std::span<const LazyWeight> weights) {
-  check_sayable(config, writer.file());
-  const bool is_mamba2 = config.at("model_type") == "mamba2";
-  const std::string arch = is_mamba2 ? "mamba2" : "mamba";
-  const Summary summary = summary_of(weights);
+void add_mamba_keys(GgufWriter& writer, const json& config, const std::string& arch) {
+  const bool is_mamba2 = arch == "mamba2";
   const auto size = [&](const char* key, const json& value) { writer.u32(arch + key, value.get<int64_t>()); };
-  writer.text("general.architecture", arch);
-  writer.text("general.type", "model");
-  writer.text("general.name", name);
-  writer.text("general.size_label", summary.size);
   size(".context_length", kContextLength);
   size(".embedding_length", config.at("hidden_size"));
   size(".feed_forward_length", 0);
@@ -117,6 +107,53 @@ void add_model_keys(GgufWriter& writer, const json& config, const std::string& n
   if (is_mamba2) size(".ssm.group_count", config.at("n_groups"));
   writer.f32(arch + ".attention.layer_norm_rms_epsilon", config.at("layer_norm_epsilon"));
   if (!is_mamba2) writer.flag("mamba.ssm.dt_b_c_rms", config.at("model_type") == "falcon_mamba");
+}
+
+void add_neox_keys(GgufWriter& writer, const json& config) {
+  const int64_t hidden = config.at("hidden_size"), heads = config.at("num_attention_heads");
+  const double rotated = static_cast<double>(hidden / heads) * config.at("rotary_pct").get<double>();
+  writer.u32("gptneox.context_length", config.at("max_position_embeddings").get<int64_t>());
+  writer.u32("gptneox.embedding_length", hidden);
+  writer.u32("gptneox.block_count", config.at("num_hidden_layers").get<int64_t>());
+  writer.u32("gptneox.feed_forward_length", config.at("intermediate_size").get<int64_t>());
+  writer.u32("gptneox.rope.dimension_count", static_cast<int64_t>(rotated));
+  writer.f32("gptneox.rope.freq_base", config.at("rotary_emb_base"));
+  writer.u32("gptneox.attention.head_count", heads);
+  writer.flag("gptneox.use_parallel_residual", config.at("use_parallel_residual").get<bool>());
+  writer.f32("gptneox.attention.layer_norm_epsilon", config.at("layer_norm_eps"));
+}
+
+// query_key_value's weight or bias in GGUF's order of rows.
+std::function<Weight()> in_gguf_order(const LazyWeight& weight, const json& config) {
+  if (!is_fused_qkv(weight.name)) return weight.make;
+  return [make = weight.make, heads = config.at("num_attention_heads").get<int64_t>()]() -> Weight {
+    Weight made = make();
+    if (auto* packed = std::get_if<QuantizedTensor>(&made)) {
+      packed->bytes = reordered_qkv(packed->bytes, heads, QkvOrder::gguf);
+      return made;
+    }
+    return reordered_qkv(std::get<Tensor>(made), heads, QkvOrder::gguf);
+  };
+}
+
+}  // namespace
+
+std::string gguf_architecture(const json& config) {
+  const std::string type = config.at("model_type");
+  if (type == "gpt_neox") return "gptneox";
+  return type == "mamba2" ? "mamba2" : "mamba";
+}
+
+void add_model_keys(GgufWriter& writer, const json& config, const std::string& name,
+                    std::span<const LazyWeight> weights) {
+  check_sayable(config, writer.file());
+  const std::string arch = gguf_architecture(config);
+  const Summary summary = summary_of(weights);
+  writer.text("general.architecture", arch);
+  writer.text("general.type", "model");
+  writer.text("general.name", name);
+  writer.text("general.size_label", summary.size);
+  arch == "gptneox" ? add_neox_keys(writer, config) : add_mamba_keys(writer, config, arch);
   writer.u32("general.file_type", file_type(*summary.type));
   writer.u32("general.quantization_version", kQuantizationVersion);
 }
@@ -125,14 +162,15 @@ void add_model_tensors(GgufWriter& writer, const json& config, std::span<const L
   for (const LazyWeight& weight : weights) {
     const std::optional<std::string> in_file = gguf_name(weight.name);
     SSM_CHECK(in_file, "{}: tensor {} has no name in GGUF", writer.file(), printable(weight.name));
+    const std::function<Weight()> make = in_gguf_order(weight, config);
     if (is_gguf_matrix(weight.name)) {
-      writer.tensor({*in_file, weight.shape, weight.type, weight.make});
+      writer.tensor({*in_file, weight.shape, weight.type, make});
       continue;
     }
     const Shape shape = shape_in_file(weight, config);
     const bool is_a_log = weight.name.ends_with(".A_log");
     writer.tensor({*in_file, shape, DType::f32,
-                   [make = weight.make, shape, is_a_log] { return as_in_file(make(), shape, is_a_log); }});
+                   [make, shape, is_a_log] { return as_in_file(make(), shape, is_a_log); }});
   }
 }
 

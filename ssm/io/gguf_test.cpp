@@ -326,15 +326,38 @@ TEST(GgufModel, SmallTensorsAreUnpacked) {
 }
 
 TEST(GgufModel, NamesGoBothWays) {
-  for (const bool is_mamba2 : {false, true}) {
+  for (const char* type : {"mamba", "mamba2"}) {
     for (const std::string name : {"token_embd.weight", "output.weight", "blk.12.ssm_a", "blk.0.ssm_dt.bias",
                                    "blk.3.ssm_conv1d.bias", "blk.63.ssm_norm.weight"}) {
-      EXPECT_EQ(gguf_name(transformers_name(name, is_mamba2).value()), name);
+      EXPECT_EQ(gguf_name(transformers_name(name, type).value()), name);
     }
     for (const char* name : {"blk.ssm_a", "blk.x.ssm_a", "blk.1.attn_q.weight", "rope_freqs.weight"}) {
-      EXPECT_FALSE(transformers_name(name, is_mamba2)) << name;
+      EXPECT_FALSE(transformers_name(name, type)) << name;
     }
   }
+  for (const std::string name : {"token_embd.weight", "output_norm.bias", "output.weight",
+                                 "blk.12.attn_norm.bias", "blk.0.attn_qkv.weight", "blk.3.ffn_up.bias"}) {
+    EXPECT_EQ(gguf_name(transformers_name(name, "gpt_neox").value()), name);
+  }
+  EXPECT_EQ(transformers_name("blk.7.ffn_down.weight", "gpt_neox"),
+            "gpt_neox.layers.7.mlp.dense_4h_to_h.weight");
+  for (const char* name : {"blk.0.ssm_a", "blk.0.attn_qkv", "blk.0.attn_qkv.scale", "blk..attn_qkv.bias"})
+    EXPECT_FALSE(transformers_name(name, "gpt_neox")) << name;
+}
+
+// Rows [part, head, element] there, [head, part, element] here.
+TEST(GgufModel, FusedRowsGoBothWays) {
+  std::vector<float> values(36);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  const Tensor here = Tensor::from_values<float>(values, {18, 2});  // 3 heads of 2 elements
+  const Tensor there = reordered_qkv(here, 3, QkvOrder::gguf);
+  const auto first = [](const Tensor& t, int64_t row) { return t.data<float>()[row * 2] / 2; };
+  EXPECT_EQ(first(there, 0), 0);    // query of head 0
+  EXPECT_EQ(first(there, 2), 6);    // query of head 1
+  EXPECT_EQ(first(there, 6), 2);    // key of head 0
+  EXPECT_EQ(first(there, 17), 17);  // value of head 2
+  const Tensor back = reordered_qkv(there, 3, QkvOrder::transformers);
+  EXPECT_TRUE(std::equal(values.begin(), values.end(), back.data<float>()));
 }
 
 // What a 16-bit model stored comes back as it was; whatever it was, A is the same to a bit or so.

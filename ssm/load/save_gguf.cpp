@@ -49,7 +49,7 @@ void add_tokenizer_keys(io::GgufWriter& writer, const nlohmann::json& config,
     if (!embedded.chat_template.empty()) writer.text("tokenizer.chat_template", embedded.chat_template);
   } else {
     writer.text("tokenizer.ggml.model", "none");
-    writer.u32((config.at("model_type") == "mamba2" ? "mamba2" : "mamba") + std::string(".vocab_size"), rows);
+    writer.u32(io::gguf_architecture(config) + ".vocab_size", rows);
   }
   id("bos", special_id(tokenizer.bos, config, "bos_token_id"));
   id("eos", special_id(tokenizer.eos, config, "eos_token_id"));
