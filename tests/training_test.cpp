@@ -129,7 +129,7 @@ TEST(TrainerContract, AccumulatedBatchesAreOneBatch) {
 
 // Windows of a document, each from the state that the one before left: the losses are those of the whole.
 TEST(TrainerContract, StatesAreCarriedFromWindowToWindow) {
-  for (const std::string& name : kFamilies) {
+  for (const char* name : {"mamba-bias", "mamba2-groups2", "falcon-default"}) {
     for (const bool recompute : {false, true}) {
       const auto documents = golden_documents(name);
       std::vector<int32_t> ids = documents[0];

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import ssm_cpp
+from conftest import ROOT
 
 MODELS = ROOT / "tests" / "goldens" / "models"
 NAMES = ["neox-default", "neox-serial", "hybrid-attn", "hybrid-mlp"]
