@@ -21,7 +21,7 @@ struct Arguments {
   ModelOptions model;
   serve::ServerOptions server;
   std::string api_key_file, chat_template;
-  int64_t prefix_cache_mb = 512, session_mb = 256, max_body_mb = 8;
+  int64_t prefix_cache_mb = 512, session_mb = 256, max_body_mb = 8, stream_ms = 10;
   bool verbose = false;
 };
 
@@ -49,6 +49,7 @@ void run(Arguments& a) {
   options.prefix_cache_bytes = static_cast<size_t>(a.prefix_cache_mb) << 20;
   options.session_bytes = static_cast<size_t>(a.session_mb) << 20;
   options.max_body_bytes = static_cast<size_t>(a.max_body_mb) << 20;
+  options.stream_seconds = static_cast<double>(a.stream_ms) / 1000;
   if (a.verbose) options.log = [](std::string_view line) { note(line); };
   const LoadedModel model = load(a.model);
   options.begins_with_bos = begins_with_bos(model);
@@ -106,6 +107,7 @@ void add_serve(CLI::App& program) {
   count("--max-n", s.max_choices, 1, "Choices of a prompt, at most");
   count("--max-body-mb", a.max_body_mb, 1, "MiB of a request, at most");
   count("--max-connections", s.max_connections, 1, "Open connections, at most");
+  count("--stream-ms", a.stream_ms, 0, "Tokens of a stream that follow within so many ms go out together");
   const auto seconds = [&](const char* flag, double& value, const char* text) {
     verb->add_option(flag, value, fmt::format("{}; default {}", text, value))
         ->check(number_between(0.001, 1e6))

@@ -116,6 +116,11 @@ void Scheduler::cancel(uint64_t id) {
   if (known_.contains(id)) cancelled_.insert(id);
 }
 
+void Scheduler::cancel_all() {
+  const std::lock_guard lock(mutex_);
+  cancelled_ = known_;
+}
+
 void Scheduler::wait(std::stop_token stop) {
   std::unique_lock lock(mutex_);
   wake_.wait(lock, std::move(stop), [&] { return outstanding_ > 0; });

@@ -10,7 +10,8 @@
 // first and read first; each prompt that waits gets a share of a step, at least one chunk. While texts are
 // being written, a step reads so much of prompts that it takes about `stall_seconds`.
 //
-// submit() and cancel() may be called by any thread, everything else by the one that calls step().
+// submit(), cancel() and cancel_all() may be called by any thread, everything else by the one that calls
+// step().
 #pragma once
 
 #include <condition_variable>
@@ -108,6 +109,7 @@ class Scheduler {
   std::vector<uint64_t> submit(std::vector<Request> requests);
   uint64_t submit(Request request);
   void cancel(uint64_t id);  // heard at the next step; unknown ids are finished ones
+  void cancel_all();
 
   bool step();                      // false: nothing to do
   void wait(std::stop_token stop);  // until there is something to do

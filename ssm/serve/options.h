@@ -45,6 +45,7 @@ struct ServerOptions {
   double write_seconds = 30;     // a client that does not take an answer for so long is closed
   double idle_seconds = 75;      // a connection without a request
   double drain_seconds = 30;     // what runs may finish when the server is to stop
+  double stream_seconds = 0.01;  // tokens of a stream that come within this time go out together
   std::function<void(std::string_view)> warn;  // what people should know, a line each
   std::function<void(std::string_view)> log;   // a line for each request; never what was asked or answered
 };
