@@ -262,7 +262,7 @@ void Scheduler::find_prefix(Job& job) {
   const PrefixCache::Match match = cache_.find(ids);
   job.shared = match.shared;
   if (match.length == 0) return;
-  texts_.begin_from_state(job.choices[0].slot, match.entry.state, match.length);
+  texts_.begin_from_state(job.choices[0].slot, match.entry.state, options_.cache_dtype, match.length);
   job.begin = job.position = match.length;
   if (match.length < std::ssize(r.prompt)) return;
   job.last_hidden = match.entry.hidden.to(model_.device);

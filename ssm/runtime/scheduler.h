@@ -86,9 +86,10 @@ class Busy : public Error {
 };
 
 struct SchedulerOptions {
-  int64_t slots = 1;         // choices that are read and written at the same time
-  int64_t max_waiting = -1;  // choices that may wait beyond those; -1: any number
-  size_t cache_bytes = 0;    // of the prefix cache
+  int64_t slots = 1;               // choices that are read and written at the same time
+  int64_t max_waiting = -1;        // choices that may wait beyond those; -1: any number
+  size_t cache_bytes = 0;          // of the prefix cache
+  DType cache_dtype = DType::f32;  // of its states: 16 bits hold twice as many, outside the bitwise promise
   double stall_seconds = 0.1;
   bool prompts_first = false;  // read all prompts before any text is written: least work for a fixed batch
 };

@@ -65,6 +65,7 @@ SchedulerOptions scheduler_options(const ServerOptions& options) {
   s.slots = options.max_sequences;
   s.max_waiting = options.max_waiting;
   s.cache_bytes = options.prefix_cache_bytes;
+  s.cache_dtype = options.prefix_cache_dtype;
   return s;
 }
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ssm/core/dtype.h"
 #include "ssm/text/chat_template.h"
 
 namespace ssm::serve {
@@ -32,6 +33,7 @@ struct ServerOptions {
   int64_t max_sequences = 64;  // texts at the same time
   int64_t max_waiting = 256;   // beyond those
   size_t prefix_cache_bytes = size_t{512} << 20;
+  DType prefix_cache_dtype = DType::f32;
   std::filesystem::path session_dir;  // sessions are kept here; empty: in memory alone
   int64_t max_sessions = 1000;
   size_t session_bytes = size_t{256} << 20;  // of their states in memory; without a folder no more are taken
