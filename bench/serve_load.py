@@ -6,7 +6,7 @@
     python3 bench/serve_load.py overhead [--rounds 5]     one user against `ssm bench` at batch 1
     python3 bench/serve_load.py follow [--rounds 5]       the next turn of a conversation of 10,000 tokens
     python3 bench/serve_load.py soak [--users 64] [--seconds 600]   memory under requests of every kind
-    Common: [--model FOLDER] [--ssm PATH] [--dtype NAME] [--threads N]
+    Common, but for users with --port N, any server that runs there: [--model FOLDER] [--ssm PATH] [--dtype NAME] [--threads N]
 
 streams: that many texts are written at the same time, none queued and none refused; reported are each one's tokens/s
 while all are written, the gaps between its tokens, and the server's peak resident memory against weights and states.
@@ -101,7 +101,7 @@ def read(text: dict) -> dict:
             event = json.loads(line[6:])
             if event["choices"] and event["choices"][0]["text"]:
                 times.append(at)
-            count = (event["usage"] or {}).get("completion_tokens", count)
+            count = (event.get("usage") or {}).get("completion_tokens", count)
     status = int(text["pieces"][0][1].split()[1]) if text["pieces"] else 0
     whole = status == 200 and count == text["tokens"] and len(times) > 1
     return {"status": status, "asked": text["asked"], "times": times, "whole": whole}
@@ -170,29 +170,39 @@ async def one_after_another(args: argparse.Namespace, port: int) -> list[dict]:
     return texts
 
 
+def load(args: argparse.Namespace, port: int) -> tuple[list[dict], float]:
+    """What every request got, and the tokens/s of all together."""
+    asyncio.run(one_after_another(argparse.Namespace(**{**vars(args), "seconds": 3}), port))  # warm
+    texts = [read(t) for t in asyncio.run(one_after_another(args, port))]
+    begin = min(t["asked"] for t in texts)
+    pieces = [sum(at <= begin + args.seconds for at in t["times"]) / len(t["times"]) for t in texts if t["times"]]
+    return texts, sum(pieces) * args.tokens / args.seconds
+
+
 def users(args: argparse.Namespace) -> bool:
     table()
-    ratios, both, first = [], [], []
-    whole = True
+    texts, ratios, both = [], [], []
     for _ in range(args.rounds):
-        alone = bench(args, args.users, 16)
-        with serve(args, args.users, args.users) as server:  # who is done asks again at once
-            asyncio.run(one_after_another(argparse.Namespace(**{**vars(args), "seconds": 3}), server.port))  # warm
-            texts = [read(t) for t in asyncio.run(one_after_another(args, server.port))]
-        whole &= all(t["whole"] for t in texts)
-        first += [t["times"][0] - t["asked"] for t in texts if t["times"]]
-        begin = min(t["asked"] for t in texts)
-        pieces = [sum(at <= begin + args.seconds for at in t["times"]) / len(t["times"]) for t in texts if t["times"]]
-        count = sum(pieces) * args.tokens
-        rate, decode = count / args.seconds, alone["decode_tokens_per_second"]
-        same = args.users * args.tokens / alone["total_seconds"]
-        ratios.append(rate / decode)
-        both.append(rate / same)
-        say("tokens/s: server, `ssm bench` writing, reading and writing", f"{rate:.0f}, {decode:.0f}, {same:.0f}")
+        if args.port:
+            more, rate = load(args, args.port)
+            say("tokens/s", f"{rate:.0f}")
+        else:
+            alone = bench(args, args.users, 16)
+            with serve(args, args.users, args.users) as server:  # who is done asks again at once
+                more, rate = load(args, server.port)
+            decode, same = alone["decode_tokens_per_second"], args.users * args.tokens / alone["total_seconds"]
+            ratios.append(rate / decode)
+            both.append(rate / same)
+            say("tokens/s: server, `ssm bench` writing, reading and writing", f"{rate:.0f}, {decode:.0f}, {same:.0f}")
+        texts += more
+    first = [t["times"][0] - t["asked"] for t in texts if t["times"]]
     say("first token: median, 99 %", f"{percentile(first, 0.5):.3f} s, {percentile(first, 0.99):.3f} s")
-    middle = statistics.median(ratios)
-    ok = say("server / `ssm bench` writing alone, median", f"{middle:.3f}", middle >= 0.85)
-    say("server / `ssm bench` reading such prompts too", f"{statistics.median(both):.3f}")
+    ok = True
+    if ratios:
+        middle = statistics.median(ratios)
+        ok = say("server / `ssm bench` writing alone, median", f"{middle:.3f}", middle >= 0.85)
+        say("server / `ssm bench` reading such prompts too", f"{statistics.median(both):.3f}")
+    whole = all(t["whole"] for t in texts)
     return say("requests that were answered whole", "all" if whole else "not all", whole) and ok
 
 
@@ -321,6 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("mode", choices=list(MODES))
     parser.add_argument("--ssm", default=COMMAND)
+    parser.add_argument("--port", type=int, help="users: of a server that runs already, of any program")
     parser.add_argument("--model", default=[], type=lambda model: [model])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
