@@ -64,22 +64,25 @@ Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tenso
 // slope is that of softplus, and zero where dt' is clamped. dx, ddt, dB, dC are overwritten (x's type, row
 // strides allowed), dA, dD and ddt_bias (laid out as the operands, f32) added to. An undefined one is not
 // wanted. None overlaps an operand or another. `initial` [B, H, N, P] f32 is the state before each sequence
-// of the batch, in its order (undefined: zeros); nothing flows into it, nor out of the last state.
+// of the batch, in its order (undefined: zeros), dinitial its gradient exp(dt'[0] A) dh[0], overwritten.
+// `dlast` [B, H, N, P] f32 is the gradient of the state after each sequence, which dh begins from (undefined:
+// zeros). On a card neither dinitial nor dlast is there yet: Error.
 //
 // States are computed again. On a CPU those before every 1024th token are kept; the bits do not depend on the
 // threads, nor those of the activations' gradients on the batch. On a card h and dh of every 64th token are
 // kept in x's type (in f16 both must stay below 65504); the same call gives the same bits, docs/numerics.md
 // has the bounds.
 struct SsdScanGrads {
-  Tensor dx;        // [T, H*P]
-  Tensor ddt;       // [T, H]
-  Tensor dA;        // [H]
-  Tensor dB, dC;    // [T, G*N]
-  Tensor dD;        // as D
-  Tensor ddt_bias;  // [H]
+  Tensor dx;             // [T, H*P]
+  Tensor ddt;            // [T, H]
+  Tensor dA;             // [H]
+  Tensor dB, dC;         // [T, G*N]
+  Tensor dD;             // as D
+  Tensor ddt_bias;       // [H]
+  Tensor dinitial = {};  // [B, H, N, P] f32
 };
 
 void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
-                       const Tensor& dy, const SsdScanGrads& grads);
+                       const Tensor& dy, const SsdScanGrads& grads, const Tensor& dlast = {});
 
 }  // namespace ssm
