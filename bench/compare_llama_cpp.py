@@ -17,7 +17,7 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SSM = ROOT / "build/release/bin/ssm"
 SHAPES = ("mamba-130m", "mamba2-130m")
-MEASURES = ("prompt of 512", "prompt of 2048", "decode, batch 1", "decode, batch 32")
+MEASURES = ("prompt of 512", "prompt of 2048", "decode, batch 1", "decode, batch 32", "the same, states in f16")
 LLAMA_TYPES = {"bf16": "f16"}  # llama.cpp's bf16 products are slower than its f16 ones
 
 
@@ -28,19 +28,22 @@ def output(command: list) -> str:
 def ssm_round(shape: str, kind: str, threads: int) -> dict:
     flags = ["--stored", kind, "--dtype", kind] if kind in ("f32", "bf16", "f16") else ["--quantize", kind]
 
-    def bench(prompt: int, new: int, batch: int):
-        sizes = ["--promptlen", prompt, "--genlen", new, "--batch", batch]
+    def bench(prompt: int, new: int, batch: int, state: str = "f32"):
+        sizes = ["--promptlen", prompt, "--genlen", new, "--batch", batch, "--state-dtype", state]
         common = ["--temperature", 0, "--threads", threads, "--repeats", 1, "--json"]
         return json.loads(output([SSM, "bench", shape, *flags, *sizes, *common]))
 
     single, long, many = bench(512, 64, 1), bench(2048, 1, 1), bench(16, 32, 32)
+    narrow = bench(16, 32, 32, "f16")
     speeds = (
         single["prompt_tokens_per_second"],
         long["prompt_tokens_per_second"],
         single["decode_tokens_per_second"],
         many["decode_tokens_per_second"],
+        narrow["decode_tokens_per_second"],
     )
-    fractions = (single["prompt_fraction"], long["prompt_fraction"], single["decode_fraction"], many["decode_fraction"])
+    fractions = [single["prompt_fraction"], long["prompt_fraction"]]
+    fractions += [b["decode_fraction"] for b in (single, many, narrow)]
     return {
         "speed": dict(zip(MEASURES, speeds, strict=True)),
         "fraction": dict(zip(MEASURES, fractions, strict=True)),
@@ -59,7 +62,8 @@ def llama_round(binaries: pathlib.Path, model: pathlib.Path, threads: int) -> di
         + ["-ntg", 32, "-npl", 32, "-t", threads, "-tb", threads, "--output-format", "jsonl"]
     )
     line = next(line for line in batched.splitlines() if line.startswith("{"))
-    return dict(zip(MEASURES, (*prompts, decode, json.loads(line)["speed_tg"]), strict=True))
+    together = json.loads(line)["speed_tg"]
+    return dict(zip(MEASURES, (*prompts, decode, together, together), strict=True))  # its states are f32
 
 
 def main() -> None:

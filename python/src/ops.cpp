@@ -94,18 +94,20 @@ nb::object ssd(const InArray& x, const InArray& dt, const InArray& A, const InAr
 nb::tuple ssd_backward(const InArray& x, const InArray& dt, const InArray& A, const InArray& B,
                        const InArray& C, const OptionalIn& D, const OptionalIn& dt_bias, int64_t groups,
                        bool dt_softplus, float dt_min, float dt_max, const Lengths& lengths,
-                       const OptionalIn& initial, const InArray& dy) {
+                       const OptionalIn& initial, const InArray& dy, const OptionalIn& dlast) {
   const SsdScanArgs args = ssd_args(x, dt, A, B, C, D, dt_bias, groups, dt_softplus, dt_min, dt_max);
   const Tensor h = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
+  const Tensor after = tensor_of(dlast, "dlast");
   const SsdScanGrads g{.dx = Tensor::empty_like(args.x),
                        .ddt = Tensor::empty_like(args.dt),
                        .dA = Tensor::zeros_like(args.A, DType::f32),
                        .dB = Tensor::empty_like(args.B),
                        .dC = Tensor::empty_like(args.C),
                        .dD = Tensor::zeros_like(args.D, DType::f32),
-                       .ddt_bias = Tensor::zeros_like(args.dt_bias, DType::f32)};
-  unlocked([&] { ssd_scan_backward(args, batch_of(lengths), h, from, g); });
-  return arrays_of(g.dx, g.ddt, g.dA, g.dB, g.dC, g.dD, g.ddt_bias);
+                       .ddt_bias = Tensor::zeros_like(args.dt_bias, DType::f32),
+                       .dinitial = Tensor::empty_like(h)};
+  unlocked([&] { ssd_scan_backward(args, batch_of(lengths), h, from, g, after); });
+  return arrays_of(g.dx, g.ddt, g.dA, g.dB, g.dC, g.dD, g.ddt_bias, g.dinitial);
 }
 
 nb::object conv(const InArray& x, const InArray& weight, const OptionalIn& bias, bool silu,
@@ -152,8 +154,8 @@ void bind_ops(nb::module_& m) {
         "y [T, H*P]; `state` [B, H, N, P] is read and written in place.");
   m.def("ssd_scan_backward", &ssd_backward, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"),
         arg("D").none(), arg("dt_bias").none(), arg("groups"), arg("dt_softplus"), arg("dt_min"),
-        arg("dt_max"), arg("lengths"), arg("initial").none(), arg("dy"),
-        "(dx, ddt, dA, dB, dC, dD, ddt_bias)");
+        arg("dt_max"), arg("lengths"), arg("initial").none(), arg("dy"), arg("dlast") = none,
+        "(dx, ddt, dA, dB, dC, dD, ddt_bias, dinitial)");
   m.def("causal_conv1d", &conv, arg("x"), arg("weight"), arg("bias") = none, arg("silu") = false,
         arg("lengths"), arg("state") = none, "y [T, C]; `state` [B, K - 1, C] is read and written in place.");
   m.def("causal_conv1d_backward", &conv_backward, arg("x"), arg("weight"), arg("bias").none(), arg("silu"),

@@ -30,21 +30,25 @@ def _on_host(x):
 
 
 class _Op(torch.autograd.Function):
-    """make(*arrays): the call of ops.py, whose forward() gives the result, states without a gradient, and itself."""
+    """make(*arrays): the call of ops.py, whose forward() gives the result, states, and itself."""
 
     @staticmethod
     def forward(ctx, make, *tensors):
         _on_host(tensors[0])
         out, *states, ctx.call = make(*map(_array, tensors)).forward()
         ctx.tensors = tensors
-        states = [torch.from_numpy(x) for x in states]
-        ctx.mark_non_differentiable(*states)
+        ctx.set_materialize_grads(False)
+        states = [torch.from_numpy(np.ascontiguousarray(x)) for x in states]
+        if not ctx.call.states_have_gradients:
+            ctx.mark_non_differentiable(*states)
         return _tensor(out, tensors[0]), *states
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dout, *_):
-        grads = ctx.call.backward(_array(dout))
+    def backward(ctx, dout, *dstates):
+        dout = torch.zeros_like(ctx.tensors[0]) if dout is None else dout
+        dstates = map(_array, dstates) if ctx.call.states_have_gradients else ()
+        grads = ctx.call.backward(_array(dout), *dstates)
         return None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))
 
 
@@ -54,8 +58,8 @@ def selective_scan(u, delta, A, B, C, D, z, delta_bias, softplus, initial):
 
 
 def chunk_scan(x, dt, A, B, C, D, z, dt_bias, initial, seq_idx, cu_seqlens, softplus, limit):
-    options = _no_gradient(initial, "initial_states"), _array(seq_idx), _array(cu_seqlens), softplus, limit
-    return _Op.apply(lambda *x: SsdCall(*x, *options), x, dt, A, B, C, D, z, dt_bias)
+    options = _array(seq_idx), _array(cu_seqlens), softplus, limit
+    return _Op.apply(lambda *x: SsdCall(*x, *options), x, dt, A, B, C, D, z, dt_bias, initial)
 
 
 def conv1d(x, weight, bias, seq_idx, initial, silu):

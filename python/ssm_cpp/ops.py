@@ -69,7 +69,7 @@ def mamba_chunk_scan_combined(
     """Mamba-2's scan (docs of ssm/ops/ssd_scan).
 
     x, z [B, L, H, P];  dt [B, L, H];  A, dt_bias [H];  B, C [B, L, G, N];  D [H] or [H, P]
-    out  [B, L, H, P];  with return_final_states also [B, H, P, N], f32, without a gradient, as initial_states
+    out  [B, L, H, P];  with return_final_states also [B, H, P, N], f32, as initial_states; both have gradients
 
     seq_idx [B, L] and cu_seqlens (B = 1) say where sequences begin anew. chunk_size changes nothing.
     """
@@ -219,6 +219,8 @@ def _states(shape, lengths, owners, initial):
 class ScanCall:
     """One selective scan: its operands in rows, its result, its gradients."""
 
+    states_have_gradients = False
+
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
         for name, x in (("B", B), ("C", C)):
             if np.ndim(x) not in (3, 4):
@@ -295,6 +297,8 @@ class ScanCall:
 class SsdCall:
     """One scan of Mamba-2, likewise."""
 
+    states_have_gradients = True
+
     def __init__(self, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit):
         self.x, self.shape, self.z = x, x.shape, _f32(z)
         batch, length, heads, width = x.shape
@@ -317,6 +321,9 @@ class SsdCall:
         self.lengths, self.owners = segments(batch, length, seq_idx, cu_seqlens)
         initial = None if initial_states is None else np.swapaxes(np.asarray(initial_states, np.float32), -1, -2)
         self.initial = _states((heads, self.n, width), self.lengths, self.owners, initial)
+        self.has_initial = initial is not None
+        self.first = [self.owners.index(b) for b in range(batch)]  # of each row's sequences
+        self.last = [len(self.owners) - 1 - self.owners[::-1].index(b) for b in range(batch)]
         self.d_shape = None if D is None else np.shape(D)
 
     def forward(self):
@@ -324,20 +331,26 @@ class SsdCall:
         state = self.initial.copy()
         self.y = _core.ssd_scan(*self.operands, *self.options, self.lengths, state).reshape(self.shape)
         states = np.swapaxes(state, -1, -2)
-        last = [len(self.owners) - 1 - self.owners[::-1].index(b) for b in range(self.shape[0])]
         out = self.y if self.z is None else self.y * (self.z * _sigmoid(self.z))
-        return _typed(out, self.x), states[last], states, self
+        return _typed(out, self.x), states[self.last], states, self
 
-    def backward(self, dout):
-        """Gradients of x, dt, A, B, C, D, z, dt_bias, in their layouts."""
+    def backward(self, dout, dlast=None, dstates=None):
+        """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_states, in their layouts, from those of forward()'s."""
         dy, dz = _f32(dout), None
         if self.z is not None:
             s = _sigmoid(self.z)
             dz = dy * self.y * (s * (1 + self.z * (1 - s)))
             dy = dy * (self.z * s)
         dy = np.ascontiguousarray(dy.reshape(self.operands[0].shape))
-        grads = _core.ssd_scan_backward(*self.operands, *self.options, self.lengths, self.initial, dy)
-        dx, ddt, dA, dB, dC, dD, dbias = grads
+        dafter = None
+        if dlast is not None or dstates is not None:
+            dafter = np.zeros_like(self.initial)
+            if dstates is not None:
+                dafter += np.swapaxes(dstates, -1, -2)
+            if dlast is not None:
+                dafter[self.last] += np.swapaxes(dlast, -1, -2)
+        grads = _core.ssd_scan_backward(*self.operands, *self.options, self.lengths, self.initial, dy, dafter)
+        dx, ddt, dA, dB, dC, dD, dbias, dinitial = grads
         batch, length = self.shape[:2]
         projection = (batch, length, self.groups, self.n)
         dD = None if dD is None else dD.reshape(self.d_shape)
@@ -350,11 +363,14 @@ class SsdCall:
             dD,
             dz,
             dbias,
+            np.swapaxes(dinitial[self.first], -1, -2) if self.has_initial else None,
         )
 
 
 class ConvCall:
     """One causal convolution, likewise."""
+
+    states_have_gradients = False
 
     def __init__(self, x, weight, bias, seq_idx, initial_states, silu):
         self.x, (self.batch, channels, length) = x, x.shape

@@ -137,11 +137,11 @@ def test_selective_scan_gradients(random, groups):
     check_gradients(call, lambda *x: scan_reference(*x, True)[0], wide, random)
 
 
-def ssd_reference(x, dt, A, B, C, D, z, bias, softplus=True, limit=(0.0, np.inf)):
+def ssd_reference(x, dt, A, B, C, D, z, bias, initial=None, softplus=True, limit=(0.0, np.inf)):
     batch, length, heads, width = x.shape
     B, C = (np.repeat(m, heads // m.shape[2], 2) for m in (B, C))
     dt = np.clip(np.log1p(np.exp(dt + bias)) if softplus else dt, *limit)
-    h, y = np.zeros((batch, heads, width, B.shape[-1])), np.zeros(x.shape)
+    h, y = np.zeros((batch, heads, width, B.shape[-1])) if initial is None else initial, np.zeros(x.shape)
     for t in range(length):
         h = h * np.exp(dt[:, t] * A)[..., None, None]
         h = h + (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None, :]
@@ -165,9 +165,10 @@ def test_chunk_scan(random, wide_D):
     wanted, state = ssd_reference(*wide)
     np.testing.assert_allclose(y, wanted, atol=2e-4, rtol=1e-4)
     np.testing.assert_allclose(last, state, atol=2e-4, rtol=1e-4)
-    call = ops.SsdCall(*case[:6], z, bias, None, None, None, True, (0.0, float("inf")))
+    initial = random.standard_normal((b, h, p, n)).astype(np.float32)
+    call = ops.SsdCall(*case[:6], z, bias, initial, None, None, True, (0.0, float("inf")))
     call.forward()
-    check_gradients(call, lambda *v: ssd_reference(*v)[0], wide, random)
+    check_gradients(call, lambda *v: ssd_reference(*v)[0], [*wide, initial.astype(np.float64)], random)
     seq_idx = np.repeat([[0, 1, 2]], b, 0).repeat([20, 30, 20], 1)
     packed = ops.mamba_chunk_scan_combined(x, dt, A, B, C, 16, D=D, dt_bias=bias, dt_softplus=True, seq_idx=seq_idx)
     for begin, end in ((0, 20), (20, 50), (50, 70)):

@@ -47,6 +47,22 @@ def test_chunk_scan_and_conv_gradients_flow():
     y = ops.mamba_chunk_scan_combined(x, dt, A, B, C, 64, D=D, dt_softplus=True)
     y.square().sum().backward()
     assert all(t.grad is not None and t.grad.shape == t.shape and t.grad.abs().sum() > 0 for t in (x, dt, A, B, C, D))
+    # In two parts: the second one's gradients reach the first through the state between them.
+    before, operands = leaf(2, 4, 8, 16), (x, dt, A, B, C, D)
+    whole = {"D": D, "dt_softplus": True, "return_final_states": True}
+    y, last = ops.mamba_chunk_scan_combined(x, dt, A, B, C, 64, initial_states=before, **whole)
+    first, state = ops.mamba_chunk_scan_combined(
+        *(t[:, :5] for t in (x, dt)), A, B[:, :5], C[:, :5], 64, initial_states=before, **whole
+    )
+    second, end = ops.mamba_chunk_scan_combined(
+        *(t[:, 5:] for t in (x, dt)), A, B[:, 5:], C[:, 5:], 64, initial_states=state, **whole
+    )
+    dy, dlast = torch.randn_like(y), torch.randn_like(last)
+    wanted = torch.autograd.grad((y, last), (*operands, before), (dy, dlast))
+    parts = torch.autograd.grad((first, second, end), (*operands, before), (dy[:, :5], dy[:, 5:], dlast))
+    for a, b in zip(wanted, parts, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert wanted[-1].abs().sum() > 0
     x, w, b = leaf(2, 5, 9), leaf(5, 4), leaf(5)
     y = ops.causal_conv1d_fn(x, w, b, activation="silu")
     wanted = torch.nn.functional.silu(torch.nn.functional.conv1d(x, w[:, None], b, padding=3, groups=5)[..., :9])

@@ -56,15 +56,15 @@ void check_parameter_gradient(std::string_view op, std::string_view name, const 
 }
 
 void check_initial(std::string_view op, const Tensor& initial, const SequenceBatch& batch, const Shape& row,
-                   const Tensor& first) {
+                   const Tensor& first, std::string_view name) {
   if (!initial.defined()) return;
   bool fits = initial.rank() == row.rank() + 1 && initial.size(0) == batch.size();
   for (int d = 0; fits && d < row.rank(); ++d) fits = initial.size(d + 1) == row[d];
-  SSM_CHECK(fits, "{}: initial has shape {}, expected [{}, {}]", op, initial.shape(), batch.size(),
+  SSM_CHECK(fits, "{}: {} has shape {}, expected [{}, {}]", op, name, initial.shape(), batch.size(),
             fmt::join(row.begin(), row.end(), ", "));
-  SSM_CHECK(initial.dtype() == DType::f32, "{}: initial is {}, expected f32", op, name_of(initial.dtype()));
-  SSM_CHECK(initial.contiguous(), "{}: initial is not contiguous", op);
-  check_device(op, "initial", initial, first);
+  SSM_CHECK(initial.dtype() == DType::f32, "{}: {} is {}, expected f32", op, name, name_of(initial.dtype()));
+  SSM_CHECK(initial.contiguous(), "{}: {} is not contiguous", op, name);
+  check_device(op, name, initial, first);
 }
 
 void check_state(std::string_view op, const Tensor& state, const SequenceBatch& batch, const Shape& row,
@@ -74,8 +74,9 @@ void check_state(std::string_view op, const Tensor& state, const SequenceBatch& 
   for (int d = 0; fits && d < row.rank(); ++d) fits = state.size(d + 1) == row[d];
   SSM_CHECK(fits, "{}: state has shape {}, expected [more than {}, {}]", op, state.shape(), batch.max_slot(),
             fmt::join(row.begin(), row.end(), ", "));
-  SSM_CHECK(state.dtype() == DType::f32 || (narrow && is_activation(state.dtype(), state.device())),
-            "{}: state is {}, expected f32", op, name_of(state.dtype()));
+  const bool is_narrow = state.dtype() == DType::bf16 || state.dtype() == DType::f16;
+  SSM_CHECK(state.dtype() == DType::f32 || (narrow && is_narrow), "{}: state is {}, expected f32", op,
+            name_of(state.dtype()));
   SSM_CHECK(state.contiguous(), "{}: state is not contiguous", op);
   check_device(op, "state", state, first);
 }

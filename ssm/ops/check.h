@@ -22,11 +22,12 @@ void check_activation_gradient(std::string_view op, std::string_view name, const
                                const Shape& shape, const Tensor& first);
 void check_parameter_gradient(std::string_view op, std::string_view name, const Tensor& dw,
                               const Shape& shape, const Tensor& first);
-// `initial` is undefined, or contiguous, f32, [sequences of the batch, row...] on the device of `first`.
+// `initial`, or what else is a state of each sequence, is undefined, or contiguous, f32, [sequences of the
+// batch, row...] on the device of `first`.
 void check_initial(std::string_view op, const Tensor& initial, const SequenceBatch& batch, const Shape& row,
-                   const Tensor& first);
+                   const Tensor& first, std::string_view name = "initial");
 // `state` is undefined, or a contiguous [slots > max_slot, row...] on the device of `first`: f32, or where
-// `narrow` on a card also bf16 or f16.
+// `narrow` also bf16 or f16.
 void check_state(std::string_view op, const Tensor& state, const SequenceBatch& batch, const Shape& row,
                  const Tensor& first, bool narrow = false);
 // A result may have this type on this device.

@@ -42,12 +42,16 @@ TEST(AttentionState, AForkGoesItsOwnWayAndALoadedCopyGoesOn) {
     const Tensor kept = pool.copy_out(a);
     EXPECT_EQ(kept.bytes(), pool.bytes_of(a));
     EXPECT_EQ(kept.bytes(), pool.bytes_per_slot() + 100 * pool.bytes_per_token());
+    const Tensor narrow = pool.copy_out(a, DType::f16);
+    EXPECT_EQ(2 * narrow.bytes(), kept.bytes());
     const Tensor after_one = read(a, one), after_other = read(b, other);
     const int32_t c = pool.acquire();
     pool.copy_in(c, kept);
     EXPECT_TRUE(test::same_bits(read(c, one), after_one)) << name;
     pool.copy_in(c, kept);
     EXPECT_TRUE(test::same_bits(read(c, other), after_other)) << name;
+    pool.copy_in(c, narrow, DType::f16);
+    EXPECT_LT(test::relative_error(read(c, one), test::to_doubles(after_one)), 0.05) << name;
     test::expect_error([&] { pool.copy_in(c, kept.slice(0, 0, kept.size(0) - 1)); }, {"a state of", "bytes"});
   }
 }

@@ -3,6 +3,13 @@
 #include <algorithm>
 
 namespace ssm {
+namespace {
+
+DType stored_as(const Tensor& state, DType wide) {
+  return state.dtype() == DType::f32 ? wide : state.dtype();
+}
+
+}  // namespace
 
 StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm, size_t kv_bytes)
     : device_(model.device()),
@@ -45,45 +52,55 @@ void StatePool::copy(int32_t from, int32_t to) {
   copy_slot(state_, from, state_, to);
 }
 
-Tensor StatePool::copy_out(int32_t slot) const {
+Tensor StatePool::copy_out(int32_t slot, DType wide) const {
   check_used(slot);
-  Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_of(slot))}, DType::u8);
+  Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_of(slot, wide))}, DType::u8);
   std::byte* to = bytes.raw();
+  const auto put = [&](const Tensor& values) {
+    copy_bytes(to, kCpu, values.raw(), values.device(), values.bytes());
+    to += values.bytes();
+  };
   for (const MixerState& layer : state_) {
     layer.for_each([&](std::string_view, const Tensor& t) {
       const Tensor row = t.select(0, slot);
-      copy_bytes(to, kCpu, row.raw(), device_, row.bytes());
-      to += row.bytes();
+      const DType stored = stored_as(row, wide);
+      put(stored == row.dtype() ? row : row.to(kCpu).to(stored));
     });
     if (!layer.kv) continue;
-    auto* const keys = reinterpret_cast<float*>(to);
     const int64_t each = layer.kv->tokens(slot) * layer.kv->heads() * layer.kv->head_dim();
-    layer.kv->read(slot, keys, keys + each);
-    to += 2 * static_cast<size_t>(each) * sizeof(float);
+    const Tensor kept = Tensor::empty({2, each});  // keys, values
+    layer.kv->read(slot, kept.data<float>(), kept.data<float>() + each);
+    put(kept.to(wide));
   }
   return bytes;
 }
 
-void StatePool::copy_in(int32_t slot, const Tensor& state) {
+void StatePool::copy_in(int32_t slot, const Tensor& state, DType wide) {
   check_used(slot);
-  const size_t more = std::max(state.bytes(), bytes_per_slot()) - bytes_per_slot(), each = bytes_per_token();
-  SSM_CHECK(state.bytes() >= bytes_per_slot() && (each == 0 ? more == 0 : more % each == 0),
-            "a state of {} bytes for a slot of {} and {} a token", state.bytes(), bytes_per_slot(), each);
-  const int64_t tokens = each == 0 ? 0 : static_cast<int64_t>(more / each);
+  const size_t fixed = bytes_per_slot(wide), token = bytes_per_token(wide);
+  const size_t more = std::max(state.bytes(), fixed) - fixed;
+  SSM_CHECK(state.bytes() >= fixed && (token == 0 ? more == 0 : more % token == 0),
+            "a state of {} bytes for a slot of {} and {} a token", state.bytes(), fixed, token);
+  const int64_t tokens = token == 0 ? 0 : static_cast<int64_t>(more / token);
   reset(slot);
   reserve(slot, tokens);
   const std::byte* from = state.raw();
+  const auto take = [&](const Shape& shape, DType stored) {  // a copy: `from` need not be aligned
+    const Tensor values = Tensor::empty(shape, stored);
+    copy_bytes(values.raw(), kCpu, from, kCpu, values.bytes());
+    from += values.bytes();
+    return values;
+  };
   for (const MixerState& layer : state_) {
     layer.for_each([&](std::string_view, const Tensor& t) {
       const Tensor row = t.select(0, slot);
-      copy_bytes(row.raw(), device_, from, kCpu, row.bytes());
-      from += row.bytes();
+      const Tensor values = take(row.shape(), stored_as(row, wide)).to(row.dtype());
+      copy_bytes(row.raw(), device_, values.raw(), kCpu, row.bytes());
     });
     if (!layer.kv) continue;
-    const auto* const keys = reinterpret_cast<const float*>(from);
-    const int64_t all = tokens * layer.kv->heads() * layer.kv->head_dim();
-    layer.kv->assign(slot, tokens, keys, keys + all);
-    from += 2 * static_cast<size_t>(all) * sizeof(float);
+    const int64_t each = tokens * layer.kv->heads() * layer.kv->head_dim();
+    const Tensor kept = take({2, each}, wide).to(DType::f32);
+    layer.kv->assign(slot, tokens, kept.data<float>(), kept.data<float>() + each);
   }
 }
 
@@ -109,20 +126,20 @@ void StatePool::reserve(int32_t slot, int64_t tokens) {
 
 int64_t StatePool::available() const { return std::count(used_.begin(), used_.end(), false); }
 
-size_t StatePool::bytes_per_slot() const {
+size_t StatePool::bytes_per_slot(DType wide) const {
   size_t bytes = 0;
-  for (const MixerState& layer : state_) {
-    layer.for_each([&](std::string_view, const Tensor& t) { bytes += t.select(0, 0).bytes(); });
-  }
+  for_each_row(0, [&](size_t, std::string_view, const Tensor& row) {
+    bytes += static_cast<size_t>(row.numel()) * size_of(stored_as(row, wide));
+  });
   return bytes;
 }
 
-size_t StatePool::bytes_per_token() const {
+size_t StatePool::bytes_per_token(DType wide) const {
   int64_t floats = 0;
   for (const MixerState& layer : state_) {
     if (layer.kv) floats += 2 * layer.kv->heads() * layer.kv->head_dim();
   }
-  return static_cast<size_t>(floats) * sizeof(float);
+  return static_cast<size_t>(floats) * size_of(wide);
 }
 
 int64_t StatePool::attention_layers() const {
@@ -130,10 +147,10 @@ int64_t StatePool::attention_layers() const {
                        [](const MixerState& layer) { return layer.kv != nullptr; });
 }
 
-size_t StatePool::bytes_of(int32_t slot) const {
+size_t StatePool::bytes_of(int32_t slot, DType wide) const {
   const auto attending = std::find_if(state_.begin(), state_.end(), [](const MixerState& l) { return l.kv; });
   const int64_t tokens = attending == state_.end() ? 0 : attending->kv->tokens(slot);
-  return bytes_per_slot() + static_cast<size_t>(tokens) * bytes_per_token();
+  return bytes_per_slot(wide) + static_cast<size_t>(tokens) * bytes_per_token(wide);
 }
 
 void StatePool::check_used(int32_t slot) const {

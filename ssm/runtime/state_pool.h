@@ -24,10 +24,11 @@ class StatePool {
   void reset(int32_t slot);    // back to zeros
   void copy(int32_t from, int32_t to);
 
-  // A slot's state in host memory, u8 [bytes_of(slot)]: layer by layer its tensors' rows, then the keys and
-  // the values of attention, [tokens, Hk, D] f32 each; and back.
-  Tensor copy_out(int32_t slot) const;
-  void copy_in(int32_t slot, const Tensor& state);
+  // A slot's state in host memory, u8 [bytes_of(slot, wide)]: layer by layer its tensors' rows, then the keys
+  // and the values of attention, [tokens, Hk, D] each; and back. What is f32 in the pool is rounded to `wide`
+  // on its way out where that is a type of 16 bits.
+  Tensor copy_out(int32_t slot, DType wide = DType::f32) const;
+  void copy_in(int32_t slot, const Tensor& state, DType wide = DType::f32);
 
   // Memory for `tokens` more of a text, where attention keeps any. Throws Error past the bound; nothing has
   // changed then.
@@ -41,10 +42,10 @@ class StatePool {
   // it.
   int32_t scratch_slot() const { return static_cast<int32_t>(used_.size()); }
   int64_t rows() const { return capacity() + (device_.is_cuda() ? 1 : 0); }  // of each state tensor
-  size_t bytes_per_slot() const;   // of a text's state whatever its length
-  size_t bytes_per_token() const;  // and of each token that attention has read
+  size_t bytes_per_slot(DType wide = DType::f32) const;   // of a text's state whatever its length
+  size_t bytes_per_token(DType wide = DType::f32) const;  // and of each token that attention has read
   int64_t attention_layers() const;
-  size_t bytes_of(int32_t slot) const;
+  size_t bytes_of(int32_t slot, DType wide = DType::f32) const;
 
   // Calls f(layer, name, row) for each state tensor's row of a slot; not for what attention keeps.
   template <class F>

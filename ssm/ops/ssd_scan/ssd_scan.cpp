@@ -60,7 +60,7 @@ Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tenso
 }
 
 void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
-                       const Tensor& dy, const SsdScanGrads& grads) {
+                       const Tensor& dy, const SsdScanGrads& grads, const Tensor& dlast) {
   check_operands(args, batch);
   const int64_t H = args.A.size(0), P = args.x.size(1) / H, N = args.B.size(1) / args.groups;
   check_initial(kOp, initial, batch, {H, N, P}, args.x);
@@ -74,7 +74,9 @@ void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, cons
   SSM_CHECK(args.D.defined() || !grads.dD.defined(), "{}: dD of an absent D", kOp);
   SSM_CHECK(args.dt_bias.defined() || !grads.ddt_bias.defined(), "{}: ddt_bias of an absent dt_bias", kOp);
   if (args.D.defined()) check_parameter_gradient(kOp, "dD", grads.dD, args.D.shape(), args.x);
-  SSM_DISPATCH(args.x.device(), ssd_scan_backward(args, batch, initial, dy, grads));
+  check_initial(kOp, grads.dinitial, batch, {H, N, P}, args.x, "dinitial");
+  check_initial(kOp, dlast, batch, {H, N, P}, args.x, "dlast");
+  SSM_DISPATCH(args.x.device(), ssd_scan_backward(args, batch, initial, dy, grads, dlast));
 }
 
 }  // namespace ssm

@@ -11,13 +11,14 @@
 //   B, C    [T, G*N]  of x's type, rows contiguous (a row stride is allowed); H is a multiple of G
 //   D       [H] or [H*P] f32, or undefined
 //   dt_bias [H]       f32, or undefined
-//   state [S, H, N, P] h of each slot; read and updated in place: f32, on a card also bf16 or f16.
-//                     Undefined: from zeros, nothing is kept
+//   state [S, H, N, P] h of each slot; read and updated in place: f32, bf16 or f16. Undefined: from
+//                     zeros, nothing is kept
 //   y       [T, H*P]  of x's type
 //
 // On a CPU chunks of kSsdChunk tokens are counted from the first token of the call: splits of a sequence on
 // multiples of it give the same bits, other splits and single steps agree to 1e-5 relative. A sequence's
-// result does not depend on its neighbours in the batch or on the threads, bit for bit.
+// result does not depend on its neighbours in the batch or on the threads, bit for bit. A narrow state is
+// rounded where a sequence's part of a call ends, at least; it stands outside the equal bits.
 //
 // On a card sequences are cut so that the batch fills it, and splits and batches agree within a bound. In f32
 // it is 2e-5 relative. In bf16 and f16 a step is exact but for the rounding of y (and of a 16-bit state);
@@ -63,22 +64,25 @@ Tensor ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Tenso
 // slope is that of softplus, and zero where dt' is clamped. dx, ddt, dB, dC are overwritten (x's type, row
 // strides allowed), dA, dD and ddt_bias (laid out as the operands, f32) added to. An undefined one is not
 // wanted. None overlaps an operand or another. `initial` [B, H, N, P] f32 is the state before each sequence
-// of the batch, in its order (undefined: zeros); nothing flows into it, nor out of the last state.
+// of the batch, in its order (undefined: zeros), dinitial its gradient exp(dt'[0] A) dh[0], overwritten.
+// `dlast` [B, H, N, P] f32 is the gradient of the state after each sequence, which dh begins from (undefined:
+// zeros). On a card neither dinitial nor dlast is there yet: Error.
 //
 // States are computed again. On a CPU those before every 1024th token are kept; the bits do not depend on the
 // threads, nor those of the activations' gradients on the batch. On a card h and dh of every 64th token are
 // kept in x's type (in f16 both must stay below 65504); the same call gives the same bits, docs/numerics.md
 // has the bounds.
 struct SsdScanGrads {
-  Tensor dx;        // [T, H*P]
-  Tensor ddt;       // [T, H]
-  Tensor dA;        // [H]
-  Tensor dB, dC;    // [T, G*N]
-  Tensor dD;        // as D
-  Tensor ddt_bias;  // [H]
+  Tensor dx;             // [T, H*P]
+  Tensor ddt;            // [T, H]
+  Tensor dA;             // [H]
+  Tensor dB, dC;         // [T, G*N]
+  Tensor dD;             // as D
+  Tensor ddt_bias;       // [H]
+  Tensor dinitial = {};  // [B, H, N, P] f32
 };
 
 void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
-                       const Tensor& dy, const SsdScanGrads& grads);
+                       const Tensor& dy, const SsdScanGrads& grads, const Tensor& dlast = {});
 
 }  // namespace ssm

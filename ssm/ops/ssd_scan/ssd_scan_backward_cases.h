@@ -24,6 +24,7 @@ struct SsdGradientCase {
   std::vector<int64_t> lengths;
   SsdSizes size{};
   Tensor initial, dy;
+  Tensor dlast;  // of the states after the sequences; undefined: zeros
   DType dtype = DType::f32;
 
   SequenceBatch batch() const { return SequenceBatch::in_order(lengths); }
@@ -34,9 +35,14 @@ struct SsdGradientCase {
 };
 
 inline std::map<std::string, Tensor> named(const SsdScanGrads& g) {
-  std::map<std::string, Tensor> all{
-      {"x", g.dx}, {"dt", g.ddt},          {"A", g.dA}, {"B", g.dB}, {"C", g.dC},
-      {"D", g.dD}, {"dt_bias", g.ddt_bias}};
+  std::map<std::string, Tensor> all{{"x", g.dx},
+                                    {"dt", g.ddt},
+                                    {"A", g.dA},
+                                    {"B", g.dB},
+                                    {"C", g.dC},
+                                    {"D", g.dD},
+                                    {"dt_bias", g.ddt_bias},
+                                    {"initial", g.dinitial}};
   std::erase_if(all, [](const auto& x) { return !x.second.defined(); });
   return all;
 }
@@ -94,8 +100,8 @@ inline SsdGradientCase random_gradient_case(std::vector<int64_t> lengths, const 
   return c;
 }
 
-// f(sequence in double, its initial state, its dy) of each sequence: activations' gradients one after
-// another, parameters' summed.
+// f(sequence in double, its initial state, its dy, its dlast) of each sequence: activations' gradients one
+// after another, parameters' summed.
 template <class F>
 SsdVectors each_sequence(const SsdGradientCase& c, F&& f) {
   SsdVectors all;
@@ -111,10 +117,12 @@ SsdVectors each_sequence(const SsdGradientCase& c, F&& f) {
     s.x = part(c.args.x), s.dt = part(c.args.dt), s.B = part(c.args.B), s.C = part(c.args.C);
     s.A = doubles(c.args.A), s.D = doubles(c.args.D), s.dt_bias = doubles(c.args.dt_bias);
     s.dt_softplus = c.args.dt_softplus, s.dt_min = c.args.dt_min, s.dt_max = c.args.dt_max;
-    const std::vector<double> initial =
-        c.initial.defined() ? to_doubles(c.initial.select(0, b)) : std::vector<double>(s.H * s.N * s.P, 0.0);
-    const reference::SsdScanGradients<double> g = f(s, initial, part(c.dy));
-    for (const auto& [name, x] : {std::pair("x", &g.x), {"dt", &g.dt}, {"B", &g.B}, {"C", &g.C}})
+    const auto state = [&](const Tensor& x) {
+      return x.defined() ? to_doubles(x.select(0, b)) : std::vector<double>(s.H * s.N * s.P, 0.0);
+    };
+    const reference::SsdScanGradients<double> g = f(s, state(c.initial), part(c.dy), state(c.dlast));
+    for (const auto& [name, x] :
+         {std::pair("x", &g.x), {"dt", &g.dt}, {"B", &g.B}, {"C", &g.C}, {"initial", &g.initial}})
       all[name].insert(all[name].end(), x->begin(), x->end());
     for (const auto& [name, x] : {std::pair("A", &g.A),
                                   {"D", &g.D},
@@ -130,8 +138,8 @@ SsdVectors each_sequence(const SsdGradientCase& c, F&& f) {
 }
 
 inline SsdVectors analytic(const SsdGradientCase& c) {
-  return each_sequence(c, [](const auto& s, const auto& initial, const auto& dy) {
-    return reference::ssd_scan_backward(s, initial, dy);
+  return each_sequence(c, [](const auto& s, const auto& initial, const auto& dy, const auto& dlast) {
+    return reference::ssd_scan_backward(s, initial, dy, dlast);
   });
 }
 

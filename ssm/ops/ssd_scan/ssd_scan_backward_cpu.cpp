@@ -210,17 +210,44 @@ class SsdRounds {
   std::vector<SsdPiece> pieces_;
 };
 
-// A sequence's initial [H, N, P] with rows of P_pad, N_pad of them.
-void pad_initial(const SsdBackward& k, const float* from, float* to) {
-  std::fill_n(to, k.s.H * k.state(), 0.0f);
-  for (int64_t h = 0; h < k.s.H; ++h) {
-    for (int64_t n = 0; n < k.s.N; ++n)
-      std::copy_n(from + (h * k.s.N + n) * k.s.P, k.s.P, to + h * k.state() + n * k.s.P_pad);
+// A state of each sequence, [B, H, N, P], or none: its rows of P_pad, N_pad of them, as rounds read and write
+// them.
+class PaddedStates {
+ public:
+  PaddedStates(const SsdBackward& k, const Tensor& states) : k_(k), states_(states) {
+    if (states.defined()) padded_ = Tensor::empty({states.size(0), k.s.H * k.state()});
   }
-}
+  float* at(int64_t b) const {
+    return padded_.defined() ? padded_.data<float>() + b * padded_.stride(0) : nullptr;
+  }
+  void pad() const {
+    if (padded_.defined()) std::fill_n(padded_.data<float>(), padded_.numel(), 0.0f);
+    for_each_row([](float* state, float* row, int64_t P) { std::copy_n(state, P, row); });
+  }
+  void unpad() const {
+    for_each_row([](float* state, float* row, int64_t P) { std::copy_n(row, P, state); });
+  }
+
+ private:
+  template <class F>
+  void for_each_row(const F& f) const {
+    const int64_t N = k_.s.N, P = k_.s.P;
+    for (int64_t i = 0; padded_.defined() && i < states_.size(0) * k_.s.H; ++i) {
+      for (int64_t n = 0; n < N; ++n) {
+        f(states_.data<float>() + (i * N + n) * P, padded_.data<float>() + i * k_.state() + n * k_.s.P_pad,
+          P);
+      }
+    }
+  }
+
+  const SsdBackward& k_;
+  const Tensor states_;
+  Tensor padded_;
+};
 
 // A sequence of several pieces, each a round of its own: the states before them first.
-void long_sequence(const SsdBackward& k, int64_t begin, int64_t end, const float* start, SsdRounds& rounds) {
+void long_sequence(const SsdBackward& k, int64_t begin, int64_t end, const float* start, const float* dlast,
+                   float* dinitial, SsdRounds& rounds) {
   const int64_t tokens = kPieceChunks * kL, pieces = (end - begin + tokens - 1) / tokens;
   const int64_t states = k.s.H * k.state();
   const Tensor starts = Tensor::empty({pieces, states}), dh = Tensor::empty({states});
@@ -236,7 +263,7 @@ void long_sequence(const SsdBackward& k, int64_t begin, int64_t end, const float
   for (int64_t i = pieces; i-- > 0;) {
     const int64_t t = begin + i * tokens;
     rounds.add(t, std::min(end, t + tokens), starts.data<float>() + i * states,
-               i + 1 < pieces ? dh.data<float>() : nullptr, i > 0 ? dh.data<float>() : nullptr);
+               i + 1 < pieces ? dh.data<float>() : dlast, i > 0 ? dh.data<float>() : dinitial);
     rounds.run();
   }
 }
@@ -244,7 +271,7 @@ void long_sequence(const SsdBackward& k, int64_t begin, int64_t end, const float
 }  // namespace
 
 void cpu::ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
-                            const Tensor& dy, const SsdScanGrads& grads) {
+                            const Tensor& dy, const SsdScanGrads& grads, const Tensor& dlast) {
   const auto wanted = [](const Tensor& x) {
     return x.defined() ? SsdGradRows{x.data<float>(), x.stride(0)} : SsdGradRows{};
   };
@@ -256,20 +283,19 @@ void cpu::ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch,
   k.block_heads = (heads + wanted_blocks - 1) / wanted_blocks;
   k.blocks = (heads + k.block_heads - 1) / k.block_heads;
   SsdRounds rounds(k, grads);
-  const int64_t states = k.s.H * k.state();
-  Tensor padded;  // of a round's pieces
-  if (initial.defined()) padded = Tensor::empty({batch.size(), states});
+  const PaddedStates starts(k, initial), after(k, dlast), before(k, grads.dinitial);
+  starts.pad();
+  after.pad();
   for (int64_t b = 0; b < batch.size(); ++b) {
-    float* const start = padded.defined() ? padded.data<float>() + b * states : nullptr;
-    if (start) pad_initial(k, initial.data<float>() + b * k.s.H * k.s.N * k.s.P, start);
     if (batch.length(b) <= kPieceChunks * kL) {
-      rounds.add(batch.offset(b), batch.offset(b + 1), start, nullptr, nullptr);
+      rounds.add(batch.offset(b), batch.offset(b + 1), starts.at(b), after.at(b), before.at(b));
     } else {
       rounds.run();
-      long_sequence(k, batch.offset(b), batch.offset(b + 1), start, rounds);
+      long_sequence(k, batch.offset(b), batch.offset(b + 1), starts.at(b), after.at(b), before.at(b), rounds);
     }
   }
   rounds.run();
+  before.unpad();
 }
 
 }  // namespace ssm

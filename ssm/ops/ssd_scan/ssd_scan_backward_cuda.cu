@@ -496,7 +496,9 @@ void launch_all(const BackwardArgs& a) {
 }  // namespace
 
 void ssd_scan_backward(const SsdScanArgs& args, const SequenceBatch& batch, const Tensor& initial,
-                       const Tensor& dy, const SsdScanGrads& grads) {
+                       const Tensor& dy, const SsdScanGrads& grads, const Tensor& dlast) {
+  SSM_CHECK(!grads.dinitial.defined() && !dlast.defined(),
+            "ssd_scan: states have no gradients on a card yet");
   const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
   const auto floats = [](const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
   const auto stride = [](const Tensor& t) { return t.defined() ? t.stride(0) : 0; };

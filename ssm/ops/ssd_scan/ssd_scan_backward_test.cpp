@@ -29,14 +29,21 @@ Tensor moved(const Tensor& x, Rng& rng) {
 }
 
 Case random_case(std::vector<int64_t> lengths, const Sizes& size, Rng& rng) {
-  return test::random_gradient_case(std::move(lengths), size, rng,
-                                    [&](const Tensor& x) { return moved(x, rng); });
+  Case c = test::random_gradient_case(std::move(lengths), size, rng,
+                                      [&](const Tensor& x) { return moved(x, rng); });
+  // Smaller than dy: where the two cancel in dA, its rounding does not.
+  if (rng.below(2)) {
+    c.dlast = test::random_normal({std::ssize(c.lengths), c.size.H, c.size.N, c.size.P}, rng, 0.1f);
+  }
+  return c;
 }
 
 SsdScanGrads empty_grads(const Case& c, Rng& rng) {
   const auto rows = [&](const Tensor& x) { return test::rows_somewhere(x.size(0), x.size(1), rng); };
   SsdScanGrads g{
       rows(c.args.x), rows(c.args.dt), Tensor::zeros({c.size.H}), rows(c.args.B), rows(c.args.C), {}, {}};
+  if (c.dlast.defined() || c.initial.defined())
+    g.dinitial = Tensor::empty({std::ssize(c.lengths), c.size.H, c.size.N, c.size.P});
   if (c.args.D.defined()) g.dD = Tensor::zeros(c.args.D.shape());
   if (c.args.dt_bias.defined()) g.ddt_bias = Tensor::zeros({c.size.H});
   return g;
@@ -44,21 +51,23 @@ SsdScanGrads empty_grads(const Case& c, Rng& rng) {
 
 SsdScanGrads gradients(const Case& c, Rng& rng) {
   const SsdScanGrads g = empty_grads(c, rng);
-  ssd_scan_backward(c.args, c.batch(), c.initial, c.dy, g);
+  ssd_scan_backward(c.args, c.batch(), c.initial, c.dy, g, c.dlast);
   return g;
 }
 
 Vectors by_differences(const Case& c) {
-  return test::each_sequence(c, [](auto& s, const auto& initial, const auto& dy) {
+  return test::each_sequence(c, [](auto& s, const auto& given, const auto& dy, const auto& dlast) {
+    std::vector<double> initial = given;
     const auto slopes = [&](std::vector<double>& x) {
       return test::central_differences(x, [&] {
         std::vector<double> h = initial;
-        return test::dot(reference::ssd_scan(s, h), dy);
+        const double of_y = test::dot(reference::ssd_scan(s, h), dy);
+        return of_y + test::dot(h, dlast);
       });
     };
-    return reference::SsdScanGradients<double>{slopes(s.x),       slopes(s.dt), slopes(s.A),
-                                               slopes(s.B),       slopes(s.C),  slopes(s.D),
-                                               slopes(s.dt_bias), {},           {}};
+    return reference::SsdScanGradients<double>{slopes(s.x), slopes(s.dt),   slopes(s.A),       slopes(s.B),
+                                               slopes(s.C), slopes(s.D),    slopes(s.dt_bias), {},
+                                               {},          slopes(initial)};
   });
 }
 
@@ -142,6 +151,7 @@ TEST(SsdScanBackward, ARaggedBatchEqualsSingleRunsBitForBit) {
       for (Tensor* x : {&one.args.x, &one.args.dt, &one.args.B, &one.args.C, &one.dy})
         *x = x->slice(0, begin, end);
       if (c.initial.defined()) one.initial = c.initial.slice(0, b, b + 1);
+      if (c.dlast.defined()) one.dlast = c.dlast.slice(0, b, b + 1);
       const auto alone = named(gradients(one, rng));
       for (const char* name : {"x", "dt", "B", "C"})
         EXPECT_TRUE(same_bits(alone.at(name), together.at(name).slice(0, begin, end)))
@@ -155,18 +165,19 @@ TEST(SsdScanBackward, AddsToParametersAndLeavesTheUnwanted) {
   for (int trial = 0; trial < 6; ++trial) {
     const Case c = random_case({70, 5}, random_sizes(rng), rng);
     const SsdScanGrads all = gradients(c, rng), twice = gradients(c, rng);
-    ssd_scan_backward(c.args, c.batch(), c.initial, c.dy, twice);
+    ssd_scan_backward(c.args, c.batch(), c.initial, c.dy, twice, c.dlast);
     for (const auto& [name, x] : named(all)) {
       std::vector<double> expected = test::to_doubles(x);
       const bool parameter = name == "A" || name == "D" || name == "dt_bias";
       for (double& e : expected) e *= parameter ? 2 : 1;
       EXPECT_LT(test::relative_error(named(twice).at(name), expected), 1e-6) << name;
     }
-    for (const auto field : {&SsdScanGrads::dx, &SsdScanGrads::ddt, &SsdScanGrads::dA, &SsdScanGrads::dB,
-                             &SsdScanGrads::dC, &SsdScanGrads::dD, &SsdScanGrads::ddt_bias}) {
+    for (const auto field :
+         {&SsdScanGrads::dx, &SsdScanGrads::ddt, &SsdScanGrads::dA, &SsdScanGrads::dB, &SsdScanGrads::dC,
+          &SsdScanGrads::dD, &SsdScanGrads::ddt_bias, &SsdScanGrads::dinitial}) {
       SsdScanGrads one;
       one.*field = empty_grads(c, rng).*field;
-      ssd_scan_backward(c.args, c.batch(), c.initial, c.dy, one);
+      ssd_scan_backward(c.args, c.batch(), c.initial, c.dy, one, c.dlast);
       if ((all.*field).defined()) {
         EXPECT_TRUE(same_bits(one.*field, all.*field));
       }

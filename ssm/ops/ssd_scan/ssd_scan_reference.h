@@ -55,20 +55,24 @@ template <class T>
 struct SsdScanGradients {
   std::vector<T> x, dt, A, B, C, D, dt_bias;  // laid out as in SsdScan
   std::vector<T> A_terms, dt_bias_terms;      // squares of what is summed over the tokens, added up
+  std::vector<T> initial;                     // [H, N, P]
 };
 
-// The gradients for dy [T, H, P], from `initial` [H, N, P], as the recurrence in reverse time (ssd_scan.h).
+// The gradients for dy [T, H, P] and dlast [H, N, P], from `initial` [H, N, P], as the recurrence in reverse
+// time (ssd_scan.h).
 template <class T>
 SsdScanGradients<T> ssd_scan_backward(const SsdScan<T>& s, const std::vector<T>& initial,
-                                      const std::vector<T>& dy) {
+                                      const std::vector<T>& dy, const std::vector<T>& dlast) {
   const size_t H = s.H, P = s.P, N = s.N, length = s.dt.size() / H;
   const auto like = [](const std::vector<T>& v) { return std::vector<T>(v.size(), T(0)); };
-  SsdScanGradients<T> grads{like(s.x), like(s.dt),      like(s.A), like(s.B),      like(s.C),
-                            like(s.D), like(s.dt_bias), like(s.A), like(s.dt_bias)};
+  SsdScanGradients<T> grads{like(s.x), like(s.dt),      like(s.A), like(s.B),       like(s.C),
+                            like(s.D), like(s.dt_bias), like(s.A), like(s.dt_bias), like(initial)};
   for (size_t h = 0; h < H; ++h) {
     const size_t g = h / (H / s.G);
-    std::vector<T> dt(length), slope(length, T(1)), states((length + 1) * N * P), dh(N * P, T(0));
-    std::copy_n(initial.begin() + static_cast<std::ptrdiff_t>(h * N * P), N * P, states.begin());
+    std::vector<T> dt(length), slope(length, T(1)), states((length + 1) * N * P), dh(N * P);
+    const auto head = static_cast<std::ptrdiff_t>(h * N * P);
+    std::copy_n(initial.begin() + head, N * P, states.begin());
+    std::copy_n(dlast.begin() + head, N * P, dh.begin());
     for (size_t t = 0; t < length; ++t) {
       const T raw = s.dt[t * H + h] + (s.dt_bias.empty() ? T(0) : s.dt_bias[h]);
       const T step = !s.dt_softplus ? raw
@@ -111,6 +115,7 @@ SsdScanGradients<T> ssd_scan_backward(const SsdScan<T>& s, const std::vector<T>&
       grads.dt_bias[h] += grads.dt[t * H + h];
       grads.dt_bias_terms[h] += grads.dt[t * H + h] * grads.dt[t * H + h];
     }
+    std::copy_n(dh.begin(), N * P, grads.initial.begin() + head);
   }
   return grads;
 }
