@@ -4,12 +4,18 @@
     python3 bench/serve_load.py streams [--streams 1000] [--tokens 64]     everyone at the same time
     python3 bench/serve_load.py users [--users 64] [--seconds 60] [--rounds 3]   one request after another
     python3 bench/serve_load.py overhead [--rounds 5]     one user against `ssm bench` at batch 1
+    python3 bench/serve_load.py follow [--rounds 5]       the next turn of a conversation of 10,000 tokens
+    python3 bench/serve_load.py soak [--users 64] [--seconds 600]   memory under requests of every kind
     Common: [--model FOLDER] [--ssm PATH] [--dtype NAME] [--threads N]
 
 streams: that many texts are written at the same time, none queued and none refused; reported are each one's tokens/s
 while all are written, the gaps between its tokens, and the server's peak resident memory against weights and states.
 users: tokens/s of the server, and of `ssm bench` with that batch, in turn; times to the first token.
 overhead: time a token of a text through the server and of `ssm bench` at batch 1, in turn.
+follow: from a request to its first token's bytes, where the conversation is a session, and where the whole of it is
+sent again; the bound is two steps of `ssm bench` and its time for the new tokens.
+soak: texts of any length, whole and streamed, sessions, clients that vanish, damaged requests; the server's resident
+memory over time. With the bundled model 600 s write as much as 64 readers take in an hour.
 
 Every mode says whether its bounds hold, and exits with 1 where one does not.
 """
@@ -19,10 +25,14 @@ import asyncio
 import json
 import os
 import pathlib
+import random
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/server"))
@@ -32,8 +42,8 @@ from process import COMMAND, Server  # noqa: E402 - beside the tests
 START = "Once upon a time there was a {} house by the sea, and in it"
 
 
-def serve(args: argparse.Namespace, sequences: int, waiting: int = 0) -> Server:
-    flags = [*args.model, *args.flags, "--max-sequences", sequences, "--max-waiting", waiting]
+def serve(args: argparse.Namespace, sequences: int, waiting: int = 0, extra: Sequence[str] = ()) -> Server:
+    flags = [*args.model, *args.flags, "--max-sequences", sequences, "--max-waiting", waiting, *extra]
     return Server(*flags, command=args.ssm)
 
 
@@ -162,12 +172,10 @@ async def one_after_another(args: argparse.Namespace, port: int) -> list[dict]:
 
 def users(args: argparse.Namespace) -> bool:
     table()
-    ratios, first = [], []
+    ratios, both, first = [], [], []
     whole = True
     for _ in range(args.rounds):
-        command = [args.ssm, "bench", *args.model, "--batch", args.users, "--promptlen", 16, "--genlen", args.tokens]
-        run = subprocess.check_output([str(c) for c in command + args.flags + ["--temperature", 1, "--json"]])
-        bench = json.loads(run)["decode_tokens_per_second"]
+        alone = bench(args, args.users, 16)
         with serve(args, args.users, args.users) as server:  # who is done asks again at once
             asyncio.run(one_after_another(argparse.Namespace(**{**vars(args), "seconds": 3}), server.port))  # warm
             texts = [read(t) for t in asyncio.run(one_after_another(args, server.port))]
@@ -176,11 +184,15 @@ def users(args: argparse.Namespace) -> bool:
         begin = min(t["asked"] for t in texts)
         pieces = [sum(at <= begin + args.seconds for at in t["times"]) / len(t["times"]) for t in texts if t["times"]]
         count = sum(pieces) * args.tokens
-        ratios.append(count / args.seconds / bench)
-        say("tokens/s: server, ssm bench", f"{count / args.seconds:.0f}, {bench:.0f} ({ratios[-1]:.3f})")
+        rate, decode = count / args.seconds, alone["decode_tokens_per_second"]
+        same = args.users * args.tokens / alone["total_seconds"]
+        ratios.append(rate / decode)
+        both.append(rate / same)
+        say("tokens/s: server, `ssm bench` writing, reading and writing", f"{rate:.0f}, {decode:.0f}, {same:.0f}")
     say("first token: median, 99 %", f"{percentile(first, 0.5):.3f} s, {percentile(first, 0.99):.3f} s")
     middle = statistics.median(ratios)
-    ok = say("server / ssm bench, median", f"{middle:.3f}", middle >= 0.85)
+    ok = say("server / `ssm bench` writing alone, median", f"{middle:.3f}", middle >= 0.85)
+    say("server / `ssm bench` reading such prompts too", f"{statistics.median(both):.3f}")
     return say("requests that were answered whole", "all" if whole else "not all", whole) and ok
 
 
@@ -192,18 +204,122 @@ def overhead(args: argparse.Namespace) -> bool:
         for i in range(args.rounds):
             text = read(asyncio.run(stream(server.port, i, args.tokens)))
             ours.append((text["times"][-1] - text["times"][0]) / (args.tokens - 1) * 1e6)
-            command = [args.ssm, "bench", *args.model, "--batch", 1, "--promptlen", 16, "--genlen", args.tokens]
-            run = subprocess.check_output([str(c) for c in command + args.flags + ["--temperature", 1, "--json"]])
-            theirs.append(1e6 / json.loads(run)["decode_tokens_per_second"])
+            theirs.append(1e6 / bench(args, 1, 16)["decode_tokens_per_second"])
     difference = statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
     say("microseconds a token: server, alone", f"{statistics.median(ours):.0f}, {statistics.median(theirs):.0f}")
     bound = 60 if not args.model else 0.03 * statistics.median(theirs)
     return say("the server's part", f"{difference:.0f} us", difference < bound)
 
 
+def bench(args: argparse.Namespace, batch: int, prompt: int) -> dict:
+    command = [args.ssm, "bench", *args.model, "--batch", batch, "--promptlen", prompt, "--genlen", args.tokens]
+    return json.loads(subprocess.check_output([str(c) for c in command + args.flags + ["--temperature", 1, "--json"]]))
+
+
+def first_bytes(port: int, body: dict) -> float:
+    """Seconds from a request to the first bytes of its text."""
+    data = json.dumps({**body, "stream": True, "ignore_eos": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        begin = time.monotonic()
+        connection.sendall(head.encode() + data)
+        answer = b""
+        while b"data: {" not in answer:
+            answer += connection.recv(65536)
+        took = time.monotonic() - begin
+        while b"[DONE]" not in answer:
+            answer += connection.recv(65536)
+    return took
+
+
+def follow(args: argparse.Namespace) -> bool:
+    """In a server that has run for a while: its caches are full, and their memory is used again."""
+    table()
+    long, new, warm = 10_000, 20, 20
+    rounds = warm + args.rounds
+    ids = [1 + i * 7919 % 250 for i in range(long + rounds * new)]
+    speed = bench(args, 1, new)
+    bound = 2 / speed["decode_tokens_per_second"] + new / speed["prompt_tokens_per_second"]
+    took = {"session": [], "whole": []}
+    with serve(args, 4, extra=["--prefix-cache-mb", "64"]) as server:
+        cold = first_bytes(server.port, {"prompt": ids[:long], "max_tokens": 1, "session": "long"})
+        first_bytes(server.port, {"prompt": ids[:long], "max_tokens": 1})
+        for kind, times in took.items():
+            for i in range(rounds):
+                end = long + (i + 1) * new
+                turn = {"prompt": ids[:end]} if kind == "whole" else {"prompt": ids[end - new : end], "session": "long"}
+                times.append(first_bytes(server.port, {**turn, "max_tokens": 4}))
+    say("10,000 tokens read for the first time", f"{cold * 1e3:.0f} ms")
+    say("two steps and 20 new tokens in `ssm bench`", f"{bound * 1e3:.2f} ms")
+    middle = statistics.median(took["session"][warm:])
+    ok = say("first token of a session's next turn, median", f"{middle * 1e3:.2f} ms", middle <= bound)
+    middle = statistics.median(took["whole"][warm:])
+    say("the same where all ids before are sent again", f"{middle * 1e3:.2f} ms")
+    return ok
+
+
+def resident_bytes(process: subprocess.Popen) -> int:
+    return int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def visitor(port: int, rng: random.Random, end: float, done: dict) -> None:
+    """One request after another, of every kind; `done` counts them and what they got."""
+    while time.monotonic() < end:
+        kind = rng.choices(["text", "stream", "session", "vanish", "damaged"], [4, 8, 2, 1, 1])[0]
+        prompt = START.format(rng.randrange(1000)) * rng.choice([1, 1, 1, 1, 1, 1, 1, 40])
+        body = {"prompt": prompt, "max_tokens": rng.randint(1, 200), "ignore_eos": True, "n": rng.choice([1, 1, 2])}
+        if kind == "session":
+            body |= {"session": f"s{rng.randrange(50)}", "n": 1}
+        body["stream"] = kind in ("stream", "vanish")
+        data = json.dumps(body).encode()
+        if kind == "damaged":
+            data = data[: rng.randrange(len(data))] + bytes(rng.randrange(256) for _ in range(9))
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(data)}"
+        answer = b""
+        with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
+            connection.sendall(head.encode() + b"\r\n\r\n" + data)
+            while piece := connection.recv(65536):
+                answer += piece
+                if kind == "vanish" and len(answer) > 2000:
+                    break
+        status = answer[9:12].decode()
+        expected = {"damaged": ("400", "200"), "session": ("200", "409")}.get(kind, ("200",))
+        whole = kind == "vanish" or not answer.startswith(b"HTTP/1.1 200") or answer.rstrip().endswith((b"}", b"0"))
+        with done["lock"]:
+            done["requests"] += 1
+            done["wrong"] += status not in expected or not whole
+            done["bytes"] += len(answer)
+
+
+def soak(args: argparse.Namespace) -> bool:
+    table()
+    memory, done = [], {"requests": 0, "wrong": 0, "bytes": 0, "lock": threading.Lock()}
+    with serve(args, args.users, args.users) as server:
+        end = time.monotonic() + args.seconds
+        users = [
+            threading.Thread(target=visitor, args=(server.port, random.Random(i), end, done)) for i in range(args.users)
+        ]
+        for user in users:
+            user.start()
+        while time.monotonic() < end:
+            time.sleep(args.seconds / 60)
+            memory.append(resident_bytes(server.process))
+        for user in users:
+            user.join()
+        text = server.open("GET", "/metrics").read().decode()
+    tokens = next(float(line.split()[1]) for line in text.splitlines() if line.startswith("ssm_new_tokens_total "))
+    third = len(memory) // 3
+    early, late = max(memory[third : 2 * third]), max(memory[2 * third :])
+    say("requests, new tokens", f"{done['requests']}, {tokens:.0f}")
+    ok = say("answers that were not as they should be", str(done["wrong"]), done["wrong"] == 0)
+    say("resident memory by the minute, MiB", " ".join(str(m >> 20) for m in memory[5::6]))
+    growth = late / early
+    return say("most of the last third / of the second third", f"{growth:.3f}", growth < 1.02) and ok
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", choices=["streams", "users", "overhead"])
+    parser.add_argument("mode", choices=list(MODES))
     parser.add_argument("--ssm", default=COMMAND)
     parser.add_argument("--model", default=[], type=lambda model: [model])
     parser.add_argument("--dtype", default="auto")
@@ -215,7 +331,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     args.flags = ["--dtype", args.dtype, "--threads", args.threads]
-    sys.exit(0 if {"streams": streams, "users": users, "overhead": overhead}[args.mode](args) else 1)
+    sys.exit(0 if MODES[args.mode](args) else 1)
+
+
+MODES = {"streams": streams, "users": users, "overhead": overhead, "follow": follow, "soak": soak}
 
 
 if __name__ == "__main__":

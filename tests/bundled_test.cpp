@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ssm/core/rng.h"
+#include "ssm/ops/test_util.h"
 #include "ssm/runtime/generate.h"
 #include "ssm/runtime/score.h"
 
@@ -51,6 +52,38 @@ TEST_F(Bundled, TokenScoresAreTransformers) {
       EXPECT_NEAR(s.logprob, expected.at("logprobs")[i].get<double>(), 1e-4) << i;
     }
   });
+}
+
+// What the 16-bit storage of a state costs where every token rounds it, in the next token's distribution.
+TEST_F(Bundled, NarrowStatesCostLittle) {
+  Generator generator(model_, 1);
+  generator.add(std::vector<int32_t>{1});
+  GenerateOptions options;
+  options.sampling = {.temperature = 1, .seed = 1};
+  options.max_new_tokens = 1500;
+  options.ignore_eos = true;
+  const std::vector<int32_t> ids = generator.run(options)[0].ids;
+  const auto logits_with = [&](DType state) {
+    StatePool pool(*model_.model, 1, state);
+    SequenceRunner runner(*model_.model, pool);
+    const int32_t slot = pool.acquire();
+    std::vector<Tensor> rows;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const std::vector<SequenceRunner::Input> one{{.slot = slot, .ids = std::span(ids).subspan(i, 1)}};
+      rows.push_back(runner.logits(runner.hidden(one)).select(0, 0).clone());
+    }
+    return rows;
+  };
+  const std::vector<Tensor> wide = logits_with(DType::f32);
+  for (const auto& [state, bound] : {std::pair(DType::f16, 1e-5), std::pair(DType::bf16, 5e-4)}) {
+    const std::vector<Tensor> narrow = logits_with(state);
+    double sum = 0;
+    for (size_t t = 0; t < wide.size(); ++t) sum += test::divergence(wide[t], narrow[t]);
+    const double mean = sum / static_cast<double>(wide.size());
+    fmt::print("  states in {}: mean KL divergence {:.2e} nats\n", name_of(state), mean);
+    EXPECT_LT(mean, bound) << name_of(state);
+    EXPECT_GT(mean, 0) << name_of(state);
+  }
 }
 
 // The first 32,768 tokens of the held-out text; `ssm score --file` on all of it gives the golden's perplexity

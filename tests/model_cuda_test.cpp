@@ -54,21 +54,6 @@ Tensor logits_of(const LoadedModel& model, std::span<const int32_t> ids) {
   return logits_of(model, ids, std::span(&n, 1));
 }
 
-// KL(softmax(p) || softmax(q)), nats.
-double divergence(const Tensor& p, const Tensor& q) {
-  const auto log_sum = [](std::span<const float> x) {
-    const double top = *std::max_element(x.begin(), x.end());
-    double sum = 0;
-    for (const float v : x) sum += std::exp(v - top);
-    return top + std::log(sum);
-  };
-  const auto a = p.values<float>(), b = q.values<float>();
-  const double za = log_sum(a), zb = log_sum(b);
-  double sum = 0;
-  for (size_t i = 0; i < a.size(); ++i) sum += std::exp(a[i] - za) * ((a[i] - za) - (b[i] - zb));
-  return sum;
-}
-
 std::vector<Generated> generate(const LoadedModel& model, const std::vector<std::vector<int32_t>>& prompts,
                                 const GenerateOptions& options) {
   Generator generator(model, static_cast<int64_t>(prompts.size()));
@@ -132,7 +117,8 @@ TEST(ModelCuda, NarrowStatesCostLittle) {
   for (const auto& [state, bound] : {std::pair(DType::f16, 1e-4), std::pair(DType::bf16, 5e-3)}) {
     const Tensor narrow = logits_with(state);
     double sum = 0;
-    for (int64_t t = 0; t < wide.size(0); ++t) sum += divergence(wide.select(0, t), narrow.select(0, t));
+    for (int64_t t = 0; t < wide.size(0); ++t)
+      sum += test::divergence(wide.select(0, t), narrow.select(0, t));
     const double mean = sum / static_cast<double>(wide.size(0));
     std::printf("  states in %s: mean KL divergence %.2e nats\n", std::string(name_of(state)).c_str(), mean);
     EXPECT_LT(mean, bound) << name_of(state);

@@ -30,6 +30,41 @@ TEST_F(ServerTest, WritesWhatTheGeneratorWritesWholeAndStreamed) {
   EXPECT_TRUE(events.ends_with("data: [DONE]\n\n"));
 }
 
+TEST_F(ServerTest, TokensOfAMomentGoOutTogetherTheFirstAndTheEndAtOnce) {
+  json body{{"prompt", kText}, {"max_tokens", 200}, {"seed", 3}, {"ignore_eos", true}};
+  std::string texts[2];
+  size_t events[2] = {};
+  for (const bool together : {false, true}) {
+    start([&](serve::ServerOptions& options) { options.stream_seconds = together ? 600 : 0; });
+    texts[together] = complete(body).object()["choices"][0]["text"];
+    body["stream"] = true;
+    const std::string answer = complete(body).body;
+    body["stream"] = false;
+    std::string text;
+    for (size_t at = 0; (at = answer.find("data: {", at)) != std::string::npos; ++events[together]) {
+      const std::string data = answer.substr(at + 6, answer.find("\n\n", at) - at - 6);
+      text += json::parse(data)["choices"][0]["text"].get<std::string>();
+      at += data.size();
+    }
+    EXPECT_EQ(text, texts[together]);
+    stop();
+  }
+  EXPECT_EQ(texts[0], texts[1]);
+  // What is hindered on its way may go with the next, but never waits for the interval to pass.
+  EXPECT_GT(events[0], 3u);
+  EXPECT_LE(events[1], 3u);
+}
+
+TEST_F(ServerTest, WhatStillRunsWhenTheTimeToDrainIsOverIsDropped) {
+  start([](serve::ServerOptions& options) { options.drain_seconds = 0.05; });
+  Client client(port_);
+  client.send(request_text("POST", "/v1/completions",
+                           R"({"prompt":"a","max_tokens":4096,"ignore_eos":true,"stream":true})"));
+  client.read_until("data: ");
+  stop();
+  EXPECT_EQ(client.read_until("").find("[DONE]"), std::string::npos);
+}
+
 TEST_F(ServerTest, ScoresAPromptAsScoreDoesWithNeighboursToo) {
   start();
   std::vector<int32_t> ids = model().tokenizer->encode(kText);

@@ -71,7 +71,7 @@ void add_machine_flags(CLI::App& verb, ModelOptions& options) {
   verb.add_option("--dtype", options.dtype, "Of activations at matrix products: auto, f32, bf16 or f16")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}))
       ->option_text("NAME");
-  verb.add_option("--state-dtype", options.state_dtype, "How SSM states are kept on a card: f32, bf16 or f16")
+  verb.add_option("--state-dtype", options.state_dtype, "How SSM states are kept: f32, bf16 or f16")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->option_text("NAME");
   verb.add_option("--threads", options.threads, "CPU threads; without it OMP_NUM_THREADS, or one a CPU")
@@ -93,8 +93,6 @@ LoadOptions load_options(const ModelOptions& options) {
         Quantization{.format = format_named(options.quantize, options.group, options.group_given)};
   if (options.dtype != "auto") load.compute = dtype_from_name(options.dtype);
   load.state = *dtype_from_name(options.state_dtype);
-  SSM_CHECK(load.state == DType::f32 || load.device.is_cuda(),
-            "--state-dtype {}: on a CPU states are kept in f32", options.state_dtype);
   load.tokenizer = options.tokenizer;
   load.adapter = options.adapter;
   return load;

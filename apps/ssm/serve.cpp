@@ -20,8 +20,8 @@ namespace {
 struct Arguments {
   ModelOptions model;
   serve::ServerOptions server;
-  std::string api_key_file, chat_template;
-  int64_t prefix_cache_mb = 512, session_mb = 256, max_body_mb = 8;
+  std::string api_key_file, chat_template, prefix_cache_dtype = "f32";
+  int64_t prefix_cache_mb = 512, session_mb = 256, max_body_mb = 8, stream_ms = 10;
   bool verbose = false;
 };
 
@@ -47,8 +47,10 @@ void run(Arguments& a) {
   if (!a.api_key_file.empty()) options.api_key = read_key(a.api_key_file);
   options.model_name = name_of_model(a.model.model);
   options.prefix_cache_bytes = static_cast<size_t>(a.prefix_cache_mb) << 20;
+  options.prefix_cache_dtype = *dtype_from_name(a.prefix_cache_dtype);
   options.session_bytes = static_cast<size_t>(a.session_mb) << 20;
   options.max_body_bytes = static_cast<size_t>(a.max_body_mb) << 20;
+  options.stream_seconds = static_cast<double>(a.stream_ms) / 1000;
   if (a.verbose) options.log = [](std::string_view line) { note(line); };
   const LoadedModel model = load(a.model);
   options.begins_with_bos = begins_with_bos(model);
@@ -97,6 +99,10 @@ void add_serve(CLI::App& program) {
   count("--max-sequences", s.max_sequences, 1, "Texts at the same time; each has its state in memory");
   count("--max-waiting", s.max_waiting, 0, "Texts that may wait beyond those; more get status 429");
   count("--prefix-cache-mb", a.prefix_cache_mb, 0, "MiB for states of known prompts; 0: none");
+  verb->add_option("--prefix-cache-dtype", a.prefix_cache_dtype,
+                   "How those states are kept; default f32. 16 bits hold twice as many")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->option_text("f32|bf16|f16");
   verb->add_option("--session-dir", s.session_dir, "Keep sessions in this folder; default: in memory alone")
       ->option_text("FOLDER");
   count("--max-sessions", s.max_sessions, 0, "Sessions, at most");
@@ -106,6 +112,7 @@ void add_serve(CLI::App& program) {
   count("--max-n", s.max_choices, 1, "Choices of a prompt, at most");
   count("--max-body-mb", a.max_body_mb, 1, "MiB of a request, at most");
   count("--max-connections", s.max_connections, 1, "Open connections, at most");
+  count("--stream-ms", a.stream_ms, 0, "Tokens of a stream that follow within so many ms go out together");
   const auto seconds = [&](const char* flag, double& value, const char* text) {
     verb->add_option(flag, value, fmt::format("{}; default {}", text, value))
         ->check(number_between(0.001, 1e6))

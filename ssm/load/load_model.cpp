@@ -60,8 +60,8 @@ void set_execution(LoadedModel& loaded, const LoadOptions& options) {
   }
   const std::string why = why_unavailable(loaded.device);
   SSM_CHECK(why.empty(), "{}: {}", name_of(loaded.device), why);
-  SSM_CHECK(options.state == DType::f32 || loaded.device.is_cuda(),
-            "states in {}: on a CPU they are kept in f32", name_of(options.state));
+  SSM_CHECK(options.state == DType::f32 || options.state == DType::bf16 || options.state == DType::f16,
+            "states in {}, expected f32, bf16 or f16", name_of(options.state));
   loaded.state = options.state;
   const bool native = !loaded.packed && multiplies_natively(loaded.stored, loaded.device);
   loaded.compute = options.compute.value_or(native ? loaded.stored : DType::f32);

@@ -74,8 +74,9 @@ void check_state(std::string_view op, const Tensor& state, const SequenceBatch& 
   for (int d = 0; fits && d < row.rank(); ++d) fits = state.size(d + 1) == row[d];
   SSM_CHECK(fits, "{}: state has shape {}, expected [more than {}, {}]", op, state.shape(), batch.max_slot(),
             fmt::join(row.begin(), row.end(), ", "));
-  SSM_CHECK(state.dtype() == DType::f32 || (narrow && is_activation(state.dtype(), state.device())),
-            "{}: state is {}, expected f32", op, name_of(state.dtype()));
+  const bool is_narrow = state.dtype() == DType::bf16 || state.dtype() == DType::f16;
+  SSM_CHECK(state.dtype() == DType::f32 || (narrow && is_narrow), "{}: state is {}, expected f32", op,
+            name_of(state.dtype()));
   SSM_CHECK(state.contiguous(), "{}: state is not contiguous", op);
   check_device(op, "state", state, first);
 }

@@ -50,6 +50,21 @@ inline double relative_error(const Tensor& a, const std::vector<double>& b) {
   return worst;
 }
 
+// KL(softmax(p) || softmax(q)) of two rows of logits, nats.
+inline double divergence(const Tensor& p, const Tensor& q) {
+  const auto log_sum = [](std::span<const float> x) {
+    const double top = *std::max_element(x.begin(), x.end());
+    double sum = 0;
+    for (const float v : x) sum += std::exp(v - top);
+    return top + std::log(sum);
+  };
+  const auto a = p.values<float>(), b = q.values<float>();
+  const double za = log_sum(a), zb = log_sum(b);
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += std::exp(a[i] - za) * ((a[i] - za) - (b[i] - zb));
+  return sum;
+}
+
 inline bool same_bits(const Tensor& a, const Tensor& b) {
   const Tensor x = a.clone(), y = b.clone();
   return x.shape() == y.shape() && x.dtype() == y.dtype() &&

@@ -116,6 +116,11 @@ void Scheduler::cancel(uint64_t id) {
   if (known_.contains(id)) cancelled_.insert(id);
 }
 
+void Scheduler::cancel_all() {
+  const std::lock_guard lock(mutex_);
+  cancelled_ = known_;
+}
+
 void Scheduler::wait(std::stop_token stop) {
   std::unique_lock lock(mutex_);
   wake_.wait(lock, std::move(stop), [&] { return outstanding_ > 0; });
@@ -257,7 +262,7 @@ void Scheduler::find_prefix(Job& job) {
   const PrefixCache::Match match = cache_.find(ids);
   job.shared = match.shared;
   if (match.length == 0) return;
-  texts_.begin_from_state(job.choices[0].slot, match.entry.state, match.length);
+  texts_.begin_from_state(job.choices[0].slot, match.entry.state, options_.cache_dtype, match.length);
   job.begin = job.position = match.length;
   if (match.length < std::ssize(r.prompt)) return;
   job.last_hidden = match.entry.hidden.to(model_.device);

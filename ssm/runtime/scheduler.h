@@ -10,7 +10,8 @@
 // first and read first; each prompt that waits gets a share of a step, at least one chunk. While texts are
 // being written, a step reads so much of prompts that it takes about `stall_seconds`.
 //
-// submit() and cancel() may be called by any thread, everything else by the one that calls step().
+// submit(), cancel() and cancel_all() may be called by any thread, everything else by the one that calls
+// step().
 #pragma once
 
 #include <condition_variable>
@@ -85,9 +86,10 @@ class Busy : public Error {
 };
 
 struct SchedulerOptions {
-  int64_t slots = 1;         // choices that are read and written at the same time
-  int64_t max_waiting = -1;  // choices that may wait beyond those; -1: any number
-  size_t cache_bytes = 0;    // of the prefix cache
+  int64_t slots = 1;               // choices that are read and written at the same time
+  int64_t max_waiting = -1;        // choices that may wait beyond those; -1: any number
+  size_t cache_bytes = 0;          // of the prefix cache
+  DType cache_dtype = DType::f32;  // of its states: 16 bits hold twice as many, outside the bitwise promise
   double stall_seconds = 0.1;
   bool prompts_first = false;  // read all prompts before any text is written: least work for a fixed batch
 };
@@ -108,6 +110,7 @@ class Scheduler {
   std::vector<uint64_t> submit(std::vector<Request> requests);
   uint64_t submit(Request request);
   void cancel(uint64_t id);  // heard at the next step; unknown ids are finished ones
+  void cancel_all();
 
   bool step();                      // false: nothing to do
   void wait(std::stop_token stop);  // until there is something to do

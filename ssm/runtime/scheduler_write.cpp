@@ -38,11 +38,13 @@ void Scheduler::prompt_done(Job& job) {
 }
 
 void Scheduler::remember(std::span<const int32_t> ids, int32_t slot, const Tensor& hidden) {
-  if (ids.empty() || cache_.budget() < texts_.states().bytes_per_slot() || cache_.contains(ids)) return;
+  if (ids.empty() || cache_.budget() < texts_.states().bytes_per_slot(options_.cache_dtype) ||
+      cache_.contains(ids))
+    return;
   PrefixCache::Entry entry;  // outlives the step
   {
     const ArenaScope reused(&cache_memory_);
-    entry.state = texts_.states().copy_out(slot);
+    entry.state = texts_.states().copy_out(slot, options_.cache_dtype);
   }
   const ArenaScope heap(nullptr);
   if (hidden.defined()) entry.hidden = hidden.to(kCpu).clone();

@@ -3,6 +3,13 @@
 #include <algorithm>
 
 namespace ssm {
+namespace {
+
+DType stored_as(const Tensor& state, DType wide) {
+  return state.dtype() == DType::f32 ? wide : state.dtype();
+}
+
+}  // namespace
 
 StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm)
     : device_(model.device()), used_(static_cast<size_t>(slots)), state_(model.make_state(rows(), ssm)) {}
@@ -34,25 +41,34 @@ void StatePool::copy(int32_t from, int32_t to) {
   copy_slot(state_, from, state_, to);
 }
 
-Tensor StatePool::copy_out(int32_t slot) const {
+Tensor StatePool::copy_out(int32_t slot, DType wide) const {
   check_used(slot);
-  Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_per_slot())}, DType::u8);
+  Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_per_slot(wide))}, DType::u8);
   std::byte* to = bytes.raw();
   for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
-    copy_bytes(to, kCpu, row.raw(), device_, row.bytes());
-    to += row.bytes();
+    const DType stored = stored_as(row, wide);
+    const Tensor values = stored == row.dtype() ? row : row.to(kCpu).to(stored);
+    copy_bytes(to, kCpu, values.raw(), values.device(), values.bytes());
+    to += values.bytes();
   });
   return bytes;
 }
 
-void StatePool::copy_in(int32_t slot, const Tensor& state) {
+void StatePool::copy_in(int32_t slot, const Tensor& state, DType wide) {
   check_used(slot);
-  SSM_CHECK(state.bytes() == bytes_per_slot(), "a state of {} bytes for a slot of {}", state.bytes(),
-            bytes_per_slot());
+  SSM_CHECK(state.bytes() == bytes_per_slot(wide), "a state of {} bytes for a slot of {}", state.bytes(),
+            bytes_per_slot(wide));
   const std::byte* from = state.raw();
   for_each_row(slot, [&](size_t, std::string_view, const Tensor& row) {
-    copy_bytes(row.raw(), device_, from, kCpu, row.bytes());
-    from += row.bytes();
+    const DType stored = stored_as(row, wide);
+    const size_t size = static_cast<size_t>(row.numel()) * size_of(stored);
+    if (stored == row.dtype()) {
+      copy_bytes(row.raw(), device_, from, kCpu, size);
+    } else {
+      const Tensor values = Tensor::from_memory(from, row.shape(), stored, nullptr).to(row.dtype());
+      copy_bytes(row.raw(), device_, values.raw(), kCpu, values.bytes());
+    }
+    from += size;
   });
 }
 
@@ -65,11 +81,11 @@ void StatePool::reset(int32_t slot) {
 
 int64_t StatePool::available() const { return std::count(used_.begin(), used_.end(), false); }
 
-size_t StatePool::bytes_per_slot() const {
+size_t StatePool::bytes_per_slot(DType wide) const {
   size_t bytes = 0;
-  for (const MixerState& layer : state_) {
-    layer.for_each([&](std::string_view, const Tensor& t) { bytes += t.select(0, 0).bytes(); });
-  }
+  for_each_row(0, [&](size_t, std::string_view, const Tensor& row) {
+    bytes += static_cast<size_t>(row.numel()) * size_of(stored_as(row, wide));
+  });
   return bytes;
 }
 

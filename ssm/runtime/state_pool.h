@@ -20,9 +20,10 @@ class StatePool {
   void reset(int32_t slot);    // back to zeros
   void copy(int32_t from, int32_t to);
 
-  // A slot's state in host memory, u8 [bytes_per_slot()], and back.
-  Tensor copy_out(int32_t slot) const;
-  void copy_in(int32_t slot, const Tensor& state);
+  // A slot's state in host memory, u8 [bytes_per_slot(wide)], and back. What is f32 in the pool is rounded to
+  // `wide` on its way out where that is a type of 16 bits.
+  Tensor copy_out(int32_t slot, DType wide = DType::f32) const;
+  void copy_in(int32_t slot, const Tensor& state, DType wide = DType::f32);
 
   const ModelState& state() const { return state_; }
   int64_t capacity() const { return static_cast<int64_t>(used_.size()); }
@@ -31,7 +32,7 @@ class StatePool {
   // it.
   int32_t scratch_slot() const { return static_cast<int32_t>(used_.size()); }
   int64_t rows() const { return capacity() + (device_.is_cuda() ? 1 : 0); }  // of each state tensor
-  size_t bytes_per_slot() const;
+  size_t bytes_per_slot(DType wide = DType::f32) const;
 
   // Calls f(layer, name, row) for each state tensor's row of a slot.
   template <class F>

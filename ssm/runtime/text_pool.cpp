@@ -105,10 +105,10 @@ void TextPool::copy(int32_t from, int32_t to) {
   copy_bytes(seen_.select(0, to).raw(), seen_.device(), source.raw(), seen_.device(), source.bytes());
 }
 
-void TextPool::begin_from_state(int32_t slot, const Tensor& state, int64_t tokens) {
+void TextPool::begin_from_state(int32_t slot, const Tensor& state, DType wide, int64_t tokens) {
   SSM_CHECK(tokens <= std::ssize(pending(slot)), "a state of {} tokens for a text of {}", tokens,
             pending(slot).size());
-  states_.copy_in(slot, state);
+  states_.copy_in(slot, state, wide);
   was_read(slot, tokens);
 }
 

@@ -36,8 +36,8 @@ class TextPool {
   void was_read(int32_t slot, int64_t count);  // the first of what is pending
   void append(int32_t slot, int32_t id);       // which sample() chose and marked as seen
   void copy(int32_t from, int32_t to);         // both acquired; `to` becomes the same text
-  // The state is that of the text's first `tokens` ids: those need no reading.
-  void begin_from_state(int32_t slot, const Tensor& state, int64_t tokens);
+  // The state is that of the text's first `tokens` ids: those need no reading. As of StatePool::copy_in.
+  void begin_from_state(int32_t slot, const Tensor& state, DType wide, int64_t tokens);
 
   TextCopy copy_out(int32_t slot) const;
   void save(int32_t slot, const std::filesystem::path& path) const;

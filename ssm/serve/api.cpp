@@ -20,6 +20,10 @@ constexpr size_t kLongBody = 4096;    // bytes: parsed on another thread from th
 constexpr size_t kMaxEvents = 16384;  // of one reply that wait for its client
 constexpr const char* kRetryAfter = "1";
 
+Reply::Clock::duration to_duration(double seconds) {
+  return std::chrono::duration_cast<Reply::Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
 double seconds_since(Reply::Clock::time_point start) {
   return std::chrono::duration<double>(Reply::Clock::now() - start).count();
 }
@@ -61,6 +65,7 @@ SchedulerOptions scheduler_options(const ServerOptions& options) {
   s.slots = options.max_sequences;
   s.max_waiting = options.max_waiting;
   s.cache_bytes = options.prefix_cache_bytes;
+  s.cache_dtype = options.prefix_cache_dtype;
   return s;
 }
 
@@ -131,7 +136,7 @@ Api::Api(const LoadedModel& model, const ServerOptions& options)
       scheduler_options_(scheduler_options(options)),
       created_(unix_seconds()),
       sessions_(model, options),
-      engine_(model, scheduler_options_) {}
+      engine_(model, scheduler_options_, to_duration(options.stream_seconds)) {}
 
 void Api::stop() {
   engine_.stop();
@@ -246,7 +251,8 @@ awaitable<void> Api::text(const HttpRequest& request, Exchange& exchange) {
   const bool long_work =
       request.body.size() >= kLongBody || request.body.find("\"session\"") != std::string::npos;
   const TextRequest text = co_await worked(long_work, [&] { return parse_text(request); });
-  const auto reply = std::make_shared<Reply>(co_await asio::this_coro::executor, kMaxEvents);
+  const auto reply =
+      std::make_shared<Reply>(co_await asio::this_coro::executor, engine_.outbox(), kMaxEvents);
   const std::vector<uint64_t> ids = submit(text.requests, reply, request, text.turn.get());
   const RequestGuard guard(engine_, *reply, ids, exchange);
   co_await answer(text, exchange, reply, ids);
@@ -255,8 +261,7 @@ awaitable<void> Api::text(const HttpRequest& request, Exchange& exchange) {
 awaitable<void> Api::answer(const TextRequest& text, Exchange& exchange, const std::shared_ptr<Reply>& reply,
                             std::span<const uint64_t> ids) {
   const auto start = Reply::Clock::now();
-  auto deadline = start + std::chrono::duration_cast<Reply::Clock::duration>(
-                              std::chrono::duration<double>(options_.request_seconds));
+  auto deadline = start + to_duration(options_.request_seconds);
   TextAnswer answer(text, model_, text.model.empty() ? options_.model_name : text.model);
   auto last_token = start;
   bool begun = false;
@@ -279,8 +284,13 @@ awaitable<void> Api::answer(const TextRequest& text, Exchange& exchange, const s
       if (!text.stream) throw;
       failure = e.what();
     }
-    if (answer.new_tokens() > before) {
-      (before == 0 ? metrics_.first_token : metrics_.between_tokens).add(seconds_since(last_token));
+    if (const int64_t count = answer.new_tokens() - before; count > 0) {
+      const double passed = seconds_since(last_token);
+      if (before == 0) {
+        metrics_.first_token.add(passed);
+      } else {
+        metrics_.between_tokens.add(passed / static_cast<double>(count), count);
+      }
       last_token = Reply::Clock::now();
     }
     if (reply->overflowed()) {
@@ -309,7 +319,8 @@ awaitable<void> Api::answer(const TextRequest& text, Exchange& exchange, const s
 awaitable<void> Api::embeddings(const HttpRequest& request, Exchange& exchange) {
   const EmbeddingRequest embedding =
       co_await parsed(request, [&] { return parse_embedding(parse_body(request.body), model_, options_); });
-  const auto reply = std::make_shared<Reply>(co_await asio::this_coro::executor, kMaxEvents);
+  const auto reply =
+      std::make_shared<Reply>(co_await asio::this_coro::executor, engine_.outbox(), kMaxEvents);
   const std::vector<uint64_t> ids = submit(embedding.requests, reply, request);
   const RequestGuard guard(engine_, *reply, ids, exchange);
   std::vector<std::vector<float>> embeddings(embedding.requests.size());

@@ -13,11 +13,11 @@ std::string number(const char* name, const char* type, const char* help, double 
 
 }  // namespace
 
-void Histogram::add(double seconds) {
+void Histogram::add(double seconds, int64_t times) {
   size_t bucket = 0;
   for (double bound = kFirstBound; bucket < kBuckets && seconds > bound; bound *= 2) ++bucket;
-  ++counts_[bucket];
-  sum_ += seconds;
+  counts_[bucket] += times;
+  sum_ += seconds * static_cast<double>(times);
 }
 
 std::string Histogram::text(const std::string& name, const std::string& help) const {
@@ -59,7 +59,9 @@ std::string Metrics::text(const SchedulerStats& s, const SchedulerOptions& optio
   text += number("vanished_clients_total", "counter", "Clients that closed before their answer",
                  d(vanished_clients));
   text += first_token.text("first_token_seconds", "From a request to its first token");
-  text += between_tokens.text("between_tokens_seconds", "From one token of an answer to the next");
+  text +=
+      between_tokens.text("between_tokens_seconds",
+                          "From one token of an answer to the next, on average where several came together");
   text += request.text("request_seconds", "From a text request to the end of its answer");
   return text;
 }

@@ -12,7 +12,7 @@ namespace ssm::serve {
 // Seconds, in buckets from 1 ms on, each twice as wide as the one before.
 class Histogram {
  public:
-  void add(double seconds);
+  void add(double seconds, int64_t times = 1);
   std::string text(const std::string& name, const std::string& help) const;
 
  private:

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ssm/core/dtype.h"
 #include "ssm/text/chat_template.h"
 
 namespace ssm::serve {
@@ -32,6 +33,7 @@ struct ServerOptions {
   int64_t max_sequences = 64;  // texts at the same time
   int64_t max_waiting = 256;   // beyond those
   size_t prefix_cache_bytes = size_t{512} << 20;
+  DType prefix_cache_dtype = DType::f32;
   std::filesystem::path session_dir;  // sessions are kept here; empty: in memory alone
   int64_t max_sessions = 1000;
   size_t session_bytes = size_t{256} << 20;  // of their states in memory; without a folder no more are taken
@@ -45,6 +47,7 @@ struct ServerOptions {
   double write_seconds = 30;     // a client that does not take an answer for so long is closed
   double idle_seconds = 75;      // a connection without a request
   double drain_seconds = 30;     // what runs may finish when the server is to stop
+  double stream_seconds = 0.01;  // tokens of a stream that come within this time go out together
   std::function<void(std::string_view)> warn;  // what people should know, a line each
   std::function<void(std::string_view)> log;   // a line for each request; never what was asked or answered
 };

@@ -8,6 +8,17 @@ namespace ssm::serve {
 
 namespace asio = boost::asio;
 
+void Outbox::after_step() {
+  if (replies_.empty()) return;
+  const auto now = Clock::now();
+  if (now - told_ < interval_) return;
+  told_ = now;
+  const asio::any_io_executor executor = replies_[0]->executor_;  // of all of them
+  asio::post(executor, [replies = std::exchange(replies_, {})] {
+    for (const std::shared_ptr<Reply>& reply : replies) reply->timer_.cancel();
+  });
+}
+
 class Reply::Part : public Listener {
  public:
   Part(std::shared_ptr<Reply> reply, size_t request) : reply_(std::move(reply)), request_(request) {}
@@ -67,17 +78,24 @@ std::shared_ptr<Listener> Reply::listener(size_t request) {
 // False: the text is to end.
 bool Reply::push(ReplyEvent event) {
   if (closed_) return false;
+  using Kind = ReplyEvent::Kind;
+  const bool urgent =
+      event.kind == Kind::finish || (event.kind == Kind::token && !std::exchange(begun_, true));
   bool first = false;
   {
     const std::lock_guard lock(mutex_);
-    if (events_.size() >= max_events_ && event.kind == ReplyEvent::Kind::token) {
+    if (events_.size() >= max_events_ && event.kind == Kind::token) {
       overflowed_ = true;
       return false;
     }
     first = events_.empty();
     events_.push_back(std::move(event));
   }
-  if (first) wake();
+  if (urgent) {
+    wake();
+  } else if (first) {
+    outbox_.add(shared_from_this());
+  }
   return true;
 }
 

@@ -9,7 +9,7 @@
 //   A           [E, N]  f32, negative; fastest when its stride over E is 1
 //   B, C        [T, N]  of u's type, rows contiguous (a row stride is allowed)
 //   D, delta_bias [E]   f32, or undefined
-//   state    [S, N, E]  h of each slot; read and updated in place: f32, on a card also bf16 or f16.
+//   state    [S, N, E]  h of each slot; read and updated in place: f32, bf16 or f16.
 //                       Undefined: from zeros, nothing is kept
 //   y           [T, E]  of u's type
 //

@@ -34,7 +34,7 @@ struct SelectiveScanOperands {
   int64_t A_stride;
   const float *D, *delta_bias;  // or null
   bool delta_softplus;
-  float* state;  // [S, N, E] or null
+  Tensor state;  // [S, N, E] or undefined
   float* y;      // [T, E]
 };
 
@@ -77,9 +77,9 @@ constexpr int64_t kStatesAhead = 32;
 
 // h = exp(delta A) h + delta B u over the N states of a vector of channels; returns the sum of C h.
 // kInRange: every |delta2 A| is below kExp2Limit; the bits are those of the general case.
-template <bool kInRange, bool kFromMemory>
+template <bool kInRange, bool kFromMemory, class State>
 HWY_INLINE V advance_states(int64_t N, V delta2, V delta_u, const float* HWY_RESTRICT A, int64_t A_stride,
-                            const float* HWY_RESTRICT B, const float* HWY_RESTRICT C, float* HWY_RESTRICT h,
+                            const float* HWY_RESTRICT B, const float* HWY_RESTRICT C, State* HWY_RESTRICT h,
                             int64_t h_stride) {
   const D d;
   V sum = hn::Zero(d);
@@ -87,8 +87,8 @@ HWY_INLINE V advance_states(int64_t N, V delta2, V delta_u, const float* HWY_RES
     if constexpr (kFromMemory) hwy::Prefetch(h + n * h_stride + kStatesAhead);
     const V a = hn::LoadU(d, A + n * A_stride);
     const V decay = kInRange ? exp2_product_in_range(d, delta2, a) : exp2_product(d, delta2, a);
-    const V hn_ = hn::MulAdd(decay, hn::LoadU(d, h + n * h_stride), hn::Mul(delta_u, hn::Set(d, B[n])));
-    hn::StoreU(hn_, d, h + n * h_stride);
+    const V hn_ = hn::MulAdd(decay, load_f32(d, h + n * h_stride), hn::Mul(delta_u, hn::Set(d, B[n])));
+    store_f32(d, hn_, h + n * h_stride);
     sum = hn::MulAdd(hn_, hn::Set(d, C[n]), sum);
   }
   return sum;
@@ -154,12 +154,13 @@ struct Block {
   }
 };
 
-void load_block(const SelectiveScanOperands& s, const float* state, const Block& block) {
+template <class State>
+void load_block(const SelectiveScanOperands& s, const State* state, const Block& block) {
   std::fill_n(block.A, (2 * s.N + 1) * block.padded, 0.0f);
   for (int64_t n = 0; n < s.N; ++n) {
     float* const A = block.A + n * block.padded;
     std::copy_n(s.A + n * s.A_stride + block.e0, block.width, A);
-    if (state) std::copy_n(state + n * s.E + block.e0, block.width, block.h + n * block.padded);
+    if (state) convert_row(state + n * s.E + block.e0, block.width, block.h + n * block.padded);
     for (int64_t i = 0; i < block.width; ++i) block.A_max[i] = std::max(block.A_max[i], std::abs(A[i]));
   }
 }
@@ -209,8 +210,9 @@ void finish_tile(const SelectiveScanOperands& s, const Block& block, int64_t t0,
   }
 }
 
-// Tokens [begin, end) of one sequence.
-void scan_block(const SelectiveScanOperands& s, int64_t begin, int64_t end, float* state, int64_t e0,
+// Tokens [begin, end) of one sequence. A narrow state is rounded once, at the end.
+template <class State>
+void scan_block(const SelectiveScanOperands& s, int64_t begin, int64_t end, State* state, int64_t e0,
                 int64_t width) {
   const Block block(s, e0, width);
   load_block(s, state, block);
@@ -221,12 +223,13 @@ void scan_block(const SelectiveScanOperands& s, int64_t begin, int64_t end, floa
     finish_tile(s, block, t0, tokens);
   }
   for (int64_t n = 0; state && n < s.N; ++n) {
-    std::copy_n(block.h + n * block.padded, width, state + n * s.E + e0);
+    convert_row(block.h + n * block.padded, width, state + n * s.E + e0);
   }
 }
 
 // One token: the states are read and written once, where they lie.
-void step_block(const SelectiveScanOperands& s, int64_t t, float* state, int64_t e0, int64_t width) {
+template <class State>
+void step_block(const SelectiveScanOperands& s, int64_t t, State* state, int64_t e0, int64_t width) {
   const D d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t whole = width / lanes * lanes;
@@ -246,14 +249,23 @@ void step_block(const SelectiveScanOperands& s, int64_t t, float* state, int64_t
   if (whole < width) scan_block(s, t, t + 1, state, e0 + whole, width - whole);
 }
 
-void selective_scan_block(const SelectiveScanOperands& s, const SequenceBatch& batch, int64_t b, int64_t e0,
-                          int64_t width) {
-  float* const state = s.state ? s.state + batch.slot(b) * s.N * s.E : nullptr;
+template <class State>
+void block_of(const SelectiveScanOperands& s, const SequenceBatch& batch, int64_t b, int64_t e0,
+              int64_t width) {
+  State* const state = s.state.defined() ? s.state.data<State>() + batch.slot(b) * s.N * s.E : nullptr;
   if (state && batch.length(b) == 1) {
     step_block(s, batch.offset(b), state, e0, width);
   } else {
     scan_block(s, batch.offset(b), batch.offset(b + 1), state, e0, width);
   }
+}
+
+void selective_scan_block(const SelectiveScanOperands& s, const SequenceBatch& batch, int64_t b, int64_t e0,
+                          int64_t width) {
+  const DType dtype = s.state.defined() ? s.state.dtype() : DType::f32;
+  if (dtype == DType::bf16) return block_of<BFloat16>(s, batch, b, e0, width);
+  if (dtype == DType::f16) return block_of<Float16>(s, batch, b, e0, width);
+  block_of<float>(s, batch, b, e0, width);
 }
 
 }  // namespace
@@ -284,7 +296,7 @@ void cpu::selective_scan(const SelectiveScanArgs& args, const SequenceBatch& bat
                                 data(args.D),
                                 data(args.delta_bias),
                                 args.delta_softplus,
-                                data(state),
+                                state,
                                 data(y)};
   // 64 channels are a cache line for each of four AVX-512 vectors, and with N = 16 a quarter of the L1 cache.
   const int64_t width = N <= 32 ? 64 : 16;

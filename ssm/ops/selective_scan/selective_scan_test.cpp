@@ -55,6 +55,25 @@ TEST(SelectiveScan, EqualsTheReferenceOnEveryTarget) {
   });
 }
 
+TEST(SelectiveScan, ANarrowStateIsReadAsItIsAndRoundedAtTheEnd) {
+  test::for_each_target([] {
+    Rng rng(11);
+    for (int trial = 0; trial < 80; ++trial) {
+      const int64_t T = 1 + rng.below(trial % 4 < 2 ? 1 : 20), E = 1 + rng.below(90), N = random_N(rng);
+      const DType dtype = trial % 2 ? DType::bf16 : DType::f16;
+      const SelectiveScanArgs args = random_case(T, E, N, rng);
+      const Tensor state = test::random_normal({3, N, E}, rng).to(dtype), before = state.clone();
+      std::vector<double> h = test::to_doubles(state.select(0, 1).to(DType::f32));
+      const std::vector<double> expected = reference_scan(args, h);
+      const Tensor y = selective_scan(args, SequenceBatch::single(T, 1), state);
+      EXPECT_LT(test::relative_error(y, expected), 2e-5) << T << " " << E << " " << N;
+      EXPECT_LT(test::relative_error(state.select(0, 1).to(DType::f32), h), trial % 2 ? 0x1p-8 : 0x1p-11);
+      EXPECT_TRUE(same_bits(state.select(0, 0), before.select(0, 0)));
+      EXPECT_TRUE(same_bits(state.select(0, 2), before.select(0, 2)));
+    }
+  });
+}
+
 TEST(SelectiveScan, AnAbsentStateIsZeros) {
   Rng rng(2);
   for (int trial = 0; trial < 50; ++trial) {

@@ -154,6 +154,47 @@ HWY_INLINE hn::Vec<D> load_f32(D d, const Float16* p) {
   return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
 }
 
+// Stores Lanes(d) elements, rounded to nearest even.
+template <class D>
+HWY_INLINE void store_f32(D d, hn::Vec<D> x, float* p) {
+  hn::StoreU(x, d, p);
+}
+template <class D>
+HWY_INLINE void store_f32(D, hn::Vec<D> x, BFloat16* p) {
+  const hn::RebindToUnsigned<D> d32;
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<uint16_t, D> d16;
+  const auto bits = hn::BitCast(d32, x), high = hn::ShiftRight<16>(bits);
+  const auto odd = hn::And(high, hn::Set(d32, 1u));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(hn::Set(d32, 0x7fffu), odd)));
+  const auto is_nan = hn::RebindMask(d32, hn::IsNaN(x));
+  const auto kept = hn::IfThenElse(is_nan, hn::Or(high, hn::Set(d32, 0x40u)), rounded);
+  hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, kept)), d16, reinterpret_cast<uint16_t*>(p));
+}
+template <class D>
+HWY_INLINE void store_f32(D, hn::Vec<D> x, Float16* p) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+#if HWY_TARGET == HWY_SSE4  // Highway's conversion cuts there
+  const D d;
+  const hn::RebindToUnsigned<D> d32;
+  const auto bits = hn::BitCast(d32, x);
+  const auto odd = hn::And(hn::ShiftRight<13>(bits), hn::Set(d32, 1u));
+  const auto rounded = hn::BitCast(d, hn::Add(bits, hn::Add(hn::Set(d32, 0xfffu), odd)));
+  x = hn::IfThenElse(hn::IsNaN(x), x, rounded);
+#endif
+  hn::StoreU(hn::DemoteTo(d16, x), d16, reinterpret_cast<hwy::float16_t*>(p));
+}
+
+// Copies n elements, one of the types f32.
+template <class From, class To>
+HWY_INLINE void convert_row(const From* from, int64_t n, To* to) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store_f32(d, load_f32(d, from + i), to + i);
+  for (; i < n; ++i) to[i] = from_float<To>(to_float(from[i]));
+}
+
 // The first n < Lanes(d) elements at p, zeros after them; nothing past them is touched.
 template <class D>
 HWY_INLINE hn::Vec<D> load_tail_f32(D d, const float* p, size_t n) {

@@ -11,13 +11,14 @@
 //   B, C    [T, G*N]  of x's type, rows contiguous (a row stride is allowed); H is a multiple of G
 //   D       [H] or [H*P] f32, or undefined
 //   dt_bias [H]       f32, or undefined
-//   state [S, H, N, P] h of each slot; read and updated in place: f32, on a card also bf16 or f16.
-//                     Undefined: from zeros, nothing is kept
+//   state [S, H, N, P] h of each slot; read and updated in place: f32, bf16 or f16. Undefined: from
+//                     zeros, nothing is kept
 //   y       [T, H*P]  of x's type
 //
 // On a CPU chunks of kSsdChunk tokens are counted from the first token of the call: splits of a sequence on
 // multiples of it give the same bits, other splits and single steps agree to 1e-5 relative. A sequence's
-// result does not depend on its neighbours in the batch or on the threads, bit for bit.
+// result does not depend on its neighbours in the batch or on the threads, bit for bit. A narrow state is
+// rounded where a sequence's part of a call ends, at least; it stands outside the equal bits.
 //
 // On a card sequences are cut so that the batch fills it, and splits and batches agree within a bound. In f32
 // it is 2e-5 relative. In bf16 and f16 a step is exact but for the rounding of y (and of a 16-bit state);

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "ssm/core/parallel.h"
@@ -46,7 +48,7 @@ struct HeadScratch {
   float* Mt;            // [L, L]
   float* y;             // [tile rows, P_pad]
   float* D;             // [P_pad]
-  float* h;             // [N_pad, P_pad], where the state's own rows do not fit the tiles
+  float* h;             // [N_pad, P_pad], where the state's own rows do not fit the tiles, or are narrow
 
   static HeadScratch allocate(const SsdOperands& s) {
     const int64_t y_rows = kTileRows * s.P_pad;
@@ -112,9 +114,9 @@ HWY_INLINE void chunk_state(const SsdOperands& s, int64_t length, const float* B
 }
 
 // One token of `W` vectors of P, in one pass over the state: h = exp(dt A) h + dt B x^T, y = C h + D x.
-template <int W>
+template <int W, class State>
 HWY_INLINE void step_columns(int64_t N, int64_t P, const float* HWY_RESTRICT B, const float* HWY_RESTRICT C,
-                             V decay, V dt, const float* x, const float* D, float* HWY_RESTRICT h, float* y) {
+                             V decay, V dt, const float* x, const float* D, State* HWY_RESTRICT h, float* y) {
   const DF d;
   V dt_x[W], sum[W];
   for (int w = 0; w < W; ++w) {
@@ -124,9 +126,9 @@ HWY_INLINE void step_columns(int64_t N, int64_t P, const float* HWY_RESTRICT B, 
   for (int64_t n = 0; n < N; ++n) {
     const V b = hn::Set(d, B[n]), c = hn::Set(d, C[n]);
     for (int w = 0; w < W; ++w) {
-      float* const p = h + n * P + w * lanes();
-      const V next = hn::MulAdd(decay, hn::LoadU(d, p), hn::Mul(dt_x[w], b));
-      hn::StoreU(next, d, p);
+      State* const p = h + n * P + w * lanes();
+      const V next = hn::MulAdd(decay, load_f32(d, p), hn::Mul(dt_x[w], b));
+      store_f32(d, next, p);
       sum[w] = hn::MulAdd(c, next, sum[w]);
     }
   }
@@ -137,23 +139,25 @@ HWY_INLINE void step_columns(int64_t N, int64_t P, const float* HWY_RESTRICT B, 
 }
 
 // The columns that fill no vector, by way of padded copies.
+template <class State>
 void step_tail(const SsdOperands& s, const float* B, const float* C, V decay, V dt, const float* x,
-               const HeadScratch& scratch, int64_t p, float* h, float* y) {
+               const HeadScratch& scratch, int64_t p, State* h, float* y) {
   const int64_t count = s.P - p;
   HWY_ALIGN float padded_x[hn::MaxLanes(DF())] = {}, padded_y[hn::MaxLanes(DF())];
   std::copy_n(x + p, count, padded_x);
   for (int64_t n = 0; n < s.N; ++n) {
     float* const row = scratch.h + n * lanes();
-    std::copy_n(h + n * s.P + p, count, row);
+    convert_row(h + n * s.P + p, count, row);
     std::fill(row + count, row + lanes(), 0.0f);
   }
   const float* const D = s.D ? scratch.D + p : nullptr;
   step_columns<1>(s.N, lanes(), B, C, decay, dt, padded_x, D, scratch.h, padded_y);
-  for (int64_t n = 0; n < s.N; ++n) std::copy_n(scratch.h + n * lanes(), count, h + n * s.P + p);
+  for (int64_t n = 0; n < s.N; ++n) convert_row(scratch.h + n * lanes(), count, h + n * s.P + p);
   std::copy_n(padded_y, count, y + p);
 }
 
-void step(const SsdOperands& s, int64_t head, int64_t t, const HeadScratch& scratch, float* h) {
+template <class State>
+void step(const SsdOperands& s, int64_t head, int64_t t, const HeadScratch& scratch, State* h) {
   const DF d;
   const int64_t g = head / (s.H / s.G);
   HWY_ALIGN float dt_now[kL];
@@ -177,36 +181,60 @@ void step(const SsdOperands& s, int64_t head, int64_t t, const HeadScratch& scra
 }
 
 // [N, P] between the state's own rows and rows of P_pad, N_pad of them.
-void pad_state(const SsdOperands& s, const float* state, float* h) {
+template <class State>
+void pad_state(const SsdOperands& s, const State* state, float* h) {
   std::fill_n(h, s.N_pad * s.P_pad, 0.0f);
-  for (int64_t n = 0; n < s.N; ++n) std::copy_n(state + n * s.P, s.P, h + n * s.P_pad);
+  for (int64_t n = 0; n < s.N; ++n) convert_row(state + n * s.P, s.P, h + n * s.P_pad);
 }
-void unpad_state(const SsdOperands& s, const float* h, float* state) {
-  for (int64_t n = 0; n < s.N; ++n) std::copy_n(h + n * s.P_pad, s.P, state + n * s.P);
+template <class State>
+void unpad_state(const SsdOperands& s, const float* h, State* state) {
+  for (int64_t n = 0; n < s.N; ++n) convert_row(h + n * s.P_pad, s.P, state + n * s.P);
 }
 
-// A head's walk over the chunks of one sequence that a round holds; `state` [N, P].
-void ssd_head(const SsdOperands& s, std::span<const SsdChunkWork> chunks, int64_t head, float* state) {
+// A head's walk over the chunks of one sequence that a round holds; `state` [N, P]. A narrow one is rounded
+// after the last chunk and after single tokens.
+template <class State>
+void walk_head(const SsdOperands& s, std::span<const SsdChunkWork> chunks, int64_t head, State* state) {
   const int64_t g = head / (s.H / s.G);
   const HeadScratch scratch = HeadScratch::allocate(s);
   for (int64_t p = 0; s.D && p < s.P_pad; ++p) {
     scratch.D[p] = p >= s.P ? 0.0f : s.D_per_channel ? s.D[head * s.P + p] : s.D[head];
   }
-  const bool fits = s.P == s.P_pad && s.N == s.N_pad;
-  float* const h = fits ? state : scratch.h;
+  float* h = scratch.h;
+  if constexpr (std::is_same_v<State, float>) {
+    if (s.P == s.P_pad && s.N == s.N_pad) h = state;
+  }
+  bool held = false;  // the state is in scratch.h
+  const auto put_back = [&] {
+    if (std::exchange(held, false)) unpad_state(s, h, state);
+  };
   Decays decays;
   for (const SsdChunkWork& chunk : chunks) {
     if (chunk.length == 1) {
+      put_back();
       step(s, head, chunk.begin, scratch, state);
       continue;
     }
     decays.compute(s, head, chunk.begin, chunk.length);
     attention(chunk.BCt(s, g), decays, chunk.length, scratch.Mt);
     load_x(s, head, chunk, decays, scratch);
-    if (!fits) pad_state(s, state, h);
+    if (h == scratch.h && !std::exchange(held, true)) pad_state(s, state, h);
     chunk_scan(s, head, chunk, chunk.Ct(s, g), decays, scratch, h);
     chunk_state(s, chunk.length, chunk.B(s, g), decays, scratch, h);
-    if (!fits) unpad_state(s, h, state);
+  }
+  put_back();
+}
+
+// `state`: rows of any type, this head's begins at element `at`.
+void ssd_head(const SsdOperands& s, std::span<const SsdChunkWork> chunks, int64_t head, const Tensor& state,
+              int64_t at) {
+  switch (state.dtype()) {
+    case DType::bf16:
+      return walk_head(s, chunks, head, state.data<BFloat16>() + at);
+    case DType::f16:
+      return walk_head(s, chunks, head, state.data<Float16>() + at);
+    default:
+      return walk_head(s, chunks, head, state.data<float>() + at);
   }
 }
 
@@ -241,7 +269,7 @@ struct Round {
   }
 };
 
-void run_round(const SsdOperands& s, const Round& round, float* state) {
+void run_round(const SsdOperands& s, const Round& round, const Tensor& state) {
   const auto& chunks = round.chunks;
   parallel_for(static_cast<int64_t>(round.shared.size()) * s.G, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -252,8 +280,8 @@ void run_round(const SsdOperands& s, const Round& round, float* state) {
     for (int64_t i = begin; i < end; ++i) {
       const Round::Run& run = round.runs[static_cast<size_t>(i / s.H)];
       HWY_DYNAMIC_DISPATCH(ssd_head)
-      (s, std::span(chunks).subspan(run.first, run.last - run.first), i % s.H,
-       state + (run.slot * s.H + i % s.H) * s.N * s.P);
+      (s, std::span(chunks).subspan(run.first, run.last - run.first), i % s.H, state,
+       (run.slot * s.H + i % s.H) * s.N * s.P);
     }
   });
 }
@@ -280,7 +308,7 @@ void cpu::ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Te
       const int64_t length = std::min(kL, batch.offset(b + 1) - begin);
       const auto used = static_cast<int64_t>(round.shared.size());
       if (length > 1 && used == capacity) {
-        run_round(s, round, h.data<float>());
+        run_round(s, round, h);
         round.clear();
       }
       float* const memory =
@@ -288,7 +316,7 @@ void cpu::ssd_scan(const SsdScanArgs& args, const SequenceBatch& batch, const Te
       round.add(slot, begin != batch.offset(b), {begin, length, memory});
     }
   }
-  run_round(s, round, h.data<float>());
+  run_round(s, round, h);
 }
 
 }  // namespace ssm

@@ -98,6 +98,31 @@ TEST(SsdScan, EqualsTheReferenceOnEveryTarget) {
   });
 }
 
+TEST(SsdScan, ANarrowStateIsReadAsItIsAndRoundedAtTheEnd) {
+  test::for_each_target([] {
+    Rng rng(11);
+    for (int trial = 0; trial < 60; ++trial) {
+      const Sizes size = random_sizes(rng);
+      const DType dtype = trial % 2 ? DType::bf16 : DType::f16;
+      const double unit = trial % 2 ? 0x1p-8 : 0x1p-11;
+      const int64_t T = trial % 4 < 2 ? 1 : random_length(rng);
+      const SsdScanArgs args = random_case(T, size, rng);
+      const Tensor state = test::random_normal({3, size.H, size.N, size.P}, rng).to(dtype);
+      const Tensor before = state.clone();
+      std::vector<double> h = test::to_doubles(state.select(0, 1).to(DType::f32));
+      const std::vector<double> expected = reference_scan(args, h);
+      const Tensor y = ssd_scan(args, SequenceBatch::single(T, 1), state);
+      // A token after the last whole chunk reads the state as it was rounded there.
+      const bool twice = T % kSsdChunk == 1 && T > 1;
+      EXPECT_LT(test::relative_error(y, expected), twice ? unit : 2e-5) << to_string(size, T);
+      const double off = test::relative_error(state.select(0, 1).to(DType::f32), h);
+      EXPECT_LT(off, twice ? 2 * unit : unit) << to_string(size, T);
+      EXPECT_TRUE(same_bits(state.select(0, 0), before.select(0, 0)));
+      EXPECT_TRUE(same_bits(state.select(0, 2), before.select(0, 2)));
+    }
+  });
+}
+
 TEST(SsdScan, AnAbsentStateIsZeros) {
   Rng rng(2);
   for (int trial = 0; trial < 40; ++trial) {
