@@ -36,6 +36,38 @@ function(ssm_compile_options target)
   endif()
 endfunction()
 
+set(SSM_X86 FALSE)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(SSM_X86 TRUE)
+endif()
+
+# ssm_kernel_targets(<target>) - for which of Highway's targets its sources are compiled, to be chosen at run time:
+# SSE4, AVX2 and AVX-512 on x86-64, NEON alone on aarch64.
+function(ssm_kernel_targets target)
+  if(NOT TARGET ${target})  # a test or a benchmark that this build does not have
+    return()
+  endif()
+  set(disabled "HWY_SSSE3|HWY_AVX3_DL")
+  if(NOT SSM_X86)  # kernels keep vectors in arrays, which SVE's cannot be
+    set(disabled "HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128")
+  endif()
+  if(SSM_BUILD_FUZZ)  # sanitized kernels take long to compile, and parsers need none of them
+    string(APPEND disabled "|HWY_AVX2|HWY_AVX3")
+  endif()
+  target_compile_definitions(${target} PRIVATE HWY_DISABLED_TARGETS=\(${disabled}\))
+endfunction()
+
+# ssm_kernel_options(<target>) - what a library with Highway kernels is compiled with.
+function(ssm_kernel_options target)
+  ssm_kernel_targets(${target})
+  # A compiler that fuses a multiply into an add in one place and not in another breaks the bitwise contract (and packed
+  # bytes that are the same on every machine); kernels ask for fusion with MulAdd.
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+  if(SSM_X86)  # Highway's SSE4 target as the floor
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-msse4.2;-mpopcnt;-mpclmul;-maes>)
+  endif()
+endfunction()
+
 # ssm_test(<name> SOURCES ... DEPENDS ...) - one GoogleTest program; every case is a ctest test.
 function(ssm_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})

@@ -6,10 +6,12 @@
 #include <cmath>
 #include <limits>
 
+#include "ssm/core/crc32c.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
 #include "ssm/quant/dequantize.h"
 #include "ssm/quant/test_goldens.h"
+#include "ssm/quant/test_targets.h"
 
 namespace ssm {
 namespace {
@@ -171,6 +173,23 @@ TEST(Quantize, TheSameBytesWhateverTheThreadsAndTheDtype) {
     EXPECT_TRUE(std::equal(some.bytes.raw(), some.bytes.raw() + some.bytes.bytes(),
                            one.bytes.raw() + 10 * row_bytes(format, 256)));
   }
+}
+
+// The checksum is of no other origin than this code: it holds instruction sets and machines to each other.
+TEST(Quantize, TheSameBytesOnEveryTargetAndMachine) {
+  const Tensor rows = test::quant_golden("rows.f32", {kRows, kWidth}, DType::f32);
+  const Tensor importance = test::quant_golden("importance.f32", {kWidth}, DType::f32);
+  const std::span<const float> w = importance.values<float>();
+  test::for_each_kernel_target([&](const char*) {
+    uint32_t sum = 0;
+    for (const QuantFormat& format : all_formats()) {
+      for (const std::span<const float> weights : {std::span<const float>(), w}) {
+        const QuantizedTensor packed = quantize(rows, format, weights);
+        sum = crc32c({packed.bytes.raw(), static_cast<size_t>(packed.bytes.bytes())}, sum);
+      }
+    }
+    EXPECT_EQ(sum, 0xba541e62u);
+  });
 }
 
 TEST(Quantize, ZerosConstantsAndSingleColumns) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ssm/ops/linear/linear_blocks.h"
+#include "ssm/ops/simd/extensions.h"
 #include "ssm/ops/simd/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -204,32 +205,19 @@ namespace ssm {
 HWY_EXPORT(linear_f32);
 
 namespace cpu {
-namespace {
-
-// The rows of x one after another, rounded to bf16.
-Tensor bf16_rows(const Tensor& x) {
-  const int64_t rows = x.size(0), K = x.size(1);
-  const Tensor out = Tensor::empty({rows, K}, DType::bf16);
-  parallel_for(rows, std::max<int64_t>(1, 32768 / std::max<int64_t>(1, K)), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      round_to_bf16(x.data<float>() + t * x.stride(0), K, out.data<BFloat16>() + t * K);
-    }
-  });
-  return out;
-}
-
-}  // namespace
 
 bool multiplies_natively(DType dtype) {
-  return dtype == DType::f32 || (dtype == DType::bf16 && has_bf16_dot());
+  return dtype == DType::f32 || (dtype == DType::bf16 && extensions().bf16);
 }
 
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y) {
   const float* b = bias.defined() ? bias.data<float>() : nullptr;
   if (x.size(0) == 0 || w.size(0) == 0) return;
   if (compute == DType::f32) return HWY_DYNAMIC_DISPATCH(linear_f32)(x.data<float>(), x.stride(0), w, b, y);
-  if (compute == DType::bf16 && w.dtype() == DType::bf16 && has_bf16_dot()) {
-    return linear_bf16_dot(bf16_rows(x), w, b, y);
+  if constexpr (HWY_ARCH_X86) {
+    if (compute == DType::bf16 && w.dtype() == DType::bf16 && extensions().bf16) {
+      return linear_bf16_dot(x, w, b, y);
+    }
   }
   const Tensor rounded = x.to(compute).to(DType::f32);
   HWY_DYNAMIC_DISPATCH(linear_f32)(rounded.data<float>(), rounded.stride(0), w, b, y);

@@ -6,25 +6,6 @@
 #include "ssm/ops/linear/linear_cpu.h"
 
 namespace ssm::cpu {
-namespace {
-
-bool has_vnni() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
-}
-
-bool& vnni() {
-  static bool used = has_vnni();
-  return used;
-}
-
-}  // namespace
-
-bool uses_vnni() { return vnni(); }
-void allow_vnni(bool allowed) { vnni() = allowed && has_vnni(); }
 
 PackedLayout packed_layout(const QuantFormat& format, int64_t K) {
   return {.K = K,

@@ -47,8 +47,4 @@ void linear_packed_many(const PackedProduct& p);
 void copy_last_chunk(const QuantFormat& format, const PackedLayout& layout, const std::byte* row,
                      std::byte* to);
 
-// Whether many rows of x use AVX512_VNNI: where the CPU has it, unless a test says no.
-bool uses_vnni();
-void allow_vnni(bool allowed);
-
 }  // namespace ssm::cpu

@@ -8,6 +8,7 @@
 
 #include "ssm/ops/linear/linear_blocks.h"
 #include "ssm/ops/linear/linear_packed.h"
+#include "ssm/ops/simd/extensions.h"
 #include "ssm/ops/simd/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -293,9 +294,9 @@ void many_packed_rows(const PackedProduct& p) {
 void many_packed_rows_any(const PackedProduct& p) {
   with_format(p.w->format, [&](auto format) {
     using F = decltype(format);
-#if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
-    if (cpu::uses_vnni()) return many_packed_rows<F, true>(p);
-#endif
+    if constexpr (HWY_TARGET == HWY_AVX3) {
+      if (cpu::extensions().vnni) return many_packed_rows<F, true>(p);
+    }
     many_packed_rows<F, false>(p);
   });
 }

@@ -7,9 +7,9 @@
 
 #include "ssm/core/parallel.h"
 #include "ssm/ops/linear/linear.h"
-#include "ssm/ops/linear/linear_packed.h"
 #include "ssm/ops/linear/linear_reference.h"
 #include "ssm/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "ssm/ops/simd/extensions.h"
 #include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_packed.h"
 #include "ssm/ops/test_util.h"
@@ -50,7 +50,7 @@ int64_t random_k(const QuantFormat& format, Rng& rng) {
 
 TEST(LinearPacked, EqualsTheReferenceOnEveryTarget) {
   Rng rng(1);
-  test::for_each_target([&] {
+  test::for_each_target_and_extension([&] {
     for (const QuantFormat& format : test::packed_formats()) {
       SCOPED_TRACE(name_of(format));
       for (int trial = 0; trial < 12; ++trial) {
@@ -67,15 +67,16 @@ TEST(LinearPacked, EqualsTheReferenceOnEveryTarget) {
 }
 
 TEST(LinearPacked, GivesTheSameBitsWithoutVnni) {
-  if (!cpu::uses_vnni()) GTEST_SKIP() << "this CPU has no AVX512_VNNI";
+  const cpu::Extensions all = cpu::extensions();
+  if (!all.vnni) GTEST_SKIP() << "this CPU has no AVX512_VNNI";
   Rng rng(10);
   for (const QuantFormat& format : test::packed_formats()) {
     const int64_t T = 5 + rng.below(60), N = 1 + rng.below(80), K = random_k(format, rng);
     const QuantizedTensor w = test::random_packed(format, N, K, rng);
     const Tensor x = test::random_normal({T, K}, rng), with = linear(x, Weight{w});
-    cpu::allow_vnni(false);
+    cpu::allow_extensions({});
     EXPECT_TRUE(test::same_bits(linear(x, Weight{w}), with)) << name_of(format);
-    cpu::allow_vnni(true);
+    cpu::allow_extensions(all);
   }
 }
 
@@ -120,7 +121,7 @@ TEST(LinearPacked, RoundsActivationsToTheComputeTypeFirst) {
 
 TEST(LinearPacked, ARowIsBitEqualWhateverTheBatchAndTheThreads) {
   Rng rng(4);
-  test::for_each_target([&] {
+  test::for_each_target_and_extension([&] {
     for (const QuantFormat& format : test::packed_formats()) {
       SCOPED_TRACE(name_of(format));
       for (int trial = 0; trial < 4; ++trial) {
@@ -149,7 +150,7 @@ TEST(LinearPacked, ARowIsBitEqualWhateverTheBatchAndTheThreads) {
 // Zeros, tiny and huge numbers, and one that is not finite, which its row alone shows.
 TEST(LinearPacked, KeepsExtremes) {
   Rng rng(5);
-  test::for_each_target([&] {
+  test::for_each_target_and_extension([&] {
     for (const int64_t T : {2, 20}) {
       const QuantizedTensor w = test::random_packed({QuantType::q4_k, 256}, 20, 512, rng);
       const Tensor x = test::random_normal({T, 512}, rng);

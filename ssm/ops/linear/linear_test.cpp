@@ -39,30 +39,34 @@ TEST(Linear, EqualsTheReferenceOnEveryTarget) {
 
 TEST(Linear, RoundsActivationsToTheComputeType) {
   Rng rng(3);
-  for (int trial = 0; trial < 200; ++trial) {
-    const auto [T, N, K] = random_case(rng);
-    for (const DType compute : {DType::bf16, DType::f16}) {
-      for (const DType dtype : {DType::f32, compute}) {
-        const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(dtype);
-        EXPECT_LT(test::relative_error(linear(x, Weight{w}, {}, compute), expected(x.to(compute), w, {})),
-                  3e-6)
-            << T << " x " << N << " x " << K << " " << name_of(compute) << " on " << name_of(dtype);
+  test::for_each_target_and_extension([&] {
+    for (int trial = 0; trial < 200; ++trial) {
+      const auto [T, N, K] = random_case(rng);
+      for (const DType compute : {DType::bf16, DType::f16}) {
+        for (const DType dtype : {DType::f32, compute}) {
+          const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(dtype);
+          EXPECT_LT(test::relative_error(linear(x, Weight{w}, {}, compute), expected(x.to(compute), w, {})),
+                    3e-6)
+              << T << " x " << N << " x " << K << " " << name_of(compute) << " on " << name_of(dtype);
+        }
       }
     }
-  }
+  });
 }
 
 TEST(Linear, ManyRowsInBf16EqualTheReference) {
   Rng rng(6);
-  for (int trial = 0; trial < 60; ++trial) {
-    const int64_t T = 90 + rng.below(60), N = 1 + rng.below(100), K = 1 + rng.below(120);
-    const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(DType::bf16);
-    const Tensor bias = rng.below(2) ? test::random_normal({N}, rng) : Tensor{};
-    EXPECT_LT(
-        test::relative_error(linear(x, Weight{w}, bias, DType::bf16), expected(x.to(DType::bf16), w, bias)),
-        3e-6)
-        << T << " x " << N << " x " << K;
-  }
+  test::for_each_target_and_extension([&] {
+    for (int trial = 0; trial < 60; ++trial) {
+      const int64_t T = 90 + rng.below(60), N = 1 + rng.below(100), K = 1 + rng.below(120);
+      const Tensor x = test::random_normal({T, K}, rng), w = test::random_normal({N, K}, rng).to(DType::bf16);
+      const Tensor bias = rng.below(2) ? test::random_normal({N}, rng) : Tensor{};
+      EXPECT_LT(
+          test::relative_error(linear(x, Weight{w}, bias, DType::bf16), expected(x.to(DType::bf16), w, bias)),
+          3e-6)
+          << T << " x " << N << " x " << K;
+    }
+  });
 }
 
 TEST(Linear, ARowIsBitEqualWhateverTheBatchAndTheThreads) {

@@ -1,8 +1,4 @@
 // exp, silu and softplus against double over their whole range, for every target.
-#ifndef HWY_DISABLED_TARGETS
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
-#endif
-
 #include <gtest/gtest.h>
 
 #include <bit>

@@ -1,27 +1,32 @@
-// Runs a test body once for each Highway target that the ops are compiled for and this machine has.
+// Runs a test body of the ops on every instruction set of this machine.
 #pragma once
 
-#include <gtest/gtest.h>
-#include <hwy/targets.h>
-
-#include <cstdint>
-
+#include "ssm/ops/simd/extensions.h"
+#include "ssm/ops/simd/kernel_target.h"
 #include "ssm/ops/test_util.h"
+#include "ssm/quant/test_targets.h"
 
 namespace ssm::test {
 
+// Once for each Highway target.
 template <class Body>
 void for_each_target(Body&& body) {
-  constexpr int64_t kCompiled = HWY_SSE4 | HWY_AVX2 | HWY_AVX3 | HWY_NEON;  // ssm/ops/CMakeLists.txt
-  for (int64_t rest = hwy::SupportedTargets() & kCompiled; rest != 0; rest &= rest - 1) {
-    const int64_t target = rest & -rest;
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().DeInit();  // the next dispatch chooses again
+  for_each_kernel_target([&](const char* target) {
+    EXPECT_EQ(kernel_target(), target);
     body();
-  }
-  hwy::SetSupportedTargetsForTest(0);
-  hwy::GetChosenTarget().DeInit();
+  });
+}
+
+// Once for each Highway target alone, then with the extensions that this CPU has.
+template <class Body>
+void for_each_target_and_extension(Body&& body) {
+  const cpu::Extensions all = cpu::extensions();
+  cpu::allow_extensions({});
+  for_each_target(body);
+  cpu::allow_extensions(all);
+  if (!all.vnni && !all.bf16) return;
+  SCOPED_TRACE("with extensions");
+  body();
 }
 
 }  // namespace ssm::test

@@ -5,7 +5,6 @@
 #include "ssm/ops/linear/linear_cpu.h"
 #include "ssm/ops/simd/scratch.h"
 
-#if defined(__x86_64__)
 #ifndef __clang__  // GCC 12 warns of its own _mm512_undefined_ps
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -256,14 +255,6 @@ void many_rows(const Tensor& x, const Tensor& w, const float* bias, const Tensor
   });
 }
 
-}  // namespace
-
-bool has_bf16_dot() {
-  static const bool has = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has;
-}
-
 SSM_AVX512_BF16 void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
@@ -273,9 +264,19 @@ SSM_AVX512_BF16 void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
   for (; i < n; ++i) out[i] = from_float<BFloat16>(x[i]);
 }
 
-void linear_bf16_dot(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y) {
-  if (x.size(0) >= kManyRows) return many_rows(x, w, bias, y);
-  if (x.size(0) <= kFewRows) return few_rows(x, w, bias, y);
+// The rows of x one after another, rounded to bf16.
+Tensor bf16_rows(const Tensor& x) {
+  const int64_t rows = x.size(0), K = x.size(1);
+  const Tensor out = Tensor::empty({rows, K}, DType::bf16);
+  parallel_for(rows, std::max<int64_t>(1, 32768 / std::max<int64_t>(1, K)), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      round_to_bf16(x.data<float>() + t * x.stride(0), K, out.data<BFloat16>() + t * K);
+    }
+  });
+  return out;
+}
+
+void some_rows(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y) {
   const int64_t T = y.size(0), N = w.size(0), K = w.size(1), w_stride = w.stride(0);
   const BFloat16* weights = w.data<BFloat16>();
   for_each_panel(T, N, K * 2, [&](int64_t row0, int64_t row1, int64_t column0, int64_t column1) {
@@ -299,20 +300,13 @@ void linear_bf16_dot(const Tensor& x, const Tensor& w, const float* bias, const 
   });
 }
 
-}  // namespace ssm::cpu
+}  // namespace
 
-#else
-
-namespace ssm::cpu {
-
-bool has_bf16_dot() { return false; }
-void linear_bf16_dot(const Tensor&, const Tensor&, const float*, const Tensor&) {
-  fail("linear: this build has no bf16 dot product");
-}
-void round_to_bf16(const float* x, int64_t n, BFloat16* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = from_float<BFloat16>(x[i]);
+void linear_bf16_dot(const Tensor& x, const Tensor& w, const float* bias, const Tensor& y) {
+  const Tensor rounded = bf16_rows(x);
+  if (x.size(0) >= kManyRows) return many_rows(rounded, w, bias, y);
+  if (x.size(0) <= kFewRows) return few_rows(rounded, w, bias, y);
+  some_rows(rounded, w, bias, y);
 }
 
 }  // namespace ssm::cpu
-
-#endif
