@@ -115,8 +115,9 @@ Measured measure(const Arguments& a, const std::string& name) {
 
 void print_table(const Arguments& a, const std::vector<Measured>& models) {
   Output& out = standard_output();
-  const auto number = [](double x, double factor) {
-    return std::isnan(x) ? "-" : fmt::format("{:.3g}", x * factor);
+  const auto number = [](double x, double factor) -> std::string {
+    if (std::isnan(x)) return "-";
+    return x * factor < 1000 ? fmt::format("{:.3g}", x * factor) : fmt::format("{:.0f}", x * factor);
   };
   for (const Measured& m : models) {
     out.write(fmt::format("{}: {:.1f} M parameters, {} weights in {}, computed in {} on {}\n", m.name,
@@ -130,11 +131,11 @@ void print_table(const Arguments& a, const std::vector<Measured>& models) {
     out.write(fmt::format("{:>9}{:>16} tok/s{:>16} tok/s{:>8}\n", a.batches[i], number(x, 1), number(y, 1),
                           number(x / y, 1)));
   }
-  out.write(fmt::format("\n{:>9}{:>22}{:>22}\n", "context", models[0].name, models[1].name));
+  out.write(fmt::format("\n{:>9}{:>25}{:>25}\n", "context", models[0].name, models[1].name));
   for (size_t i = 0; i < a.contexts.size(); ++i) {
     out.write(fmt::format("{:>9}", a.contexts[i]));
     for (const Measured& m : models) {
-      out.write(fmt::format("{:>8} ms{:>7} MiB", number(m.step_seconds[i], 1e3),
+      out.write(fmt::format("{:>9} ms{:>9} MiB", number(m.step_seconds[i], 1e3),
                             number(m.context_memory[i], 1.0 / (1 << 20))));
     }
     out.write("\n");
