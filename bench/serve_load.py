@@ -6,7 +6,8 @@
     python3 bench/serve_load.py overhead [--rounds 5]     one user against `ssm bench` at batch 1
     python3 bench/serve_load.py follow [--rounds 5]       the next turn of a conversation of 10,000 tokens
     python3 bench/serve_load.py soak [--users 64] [--seconds 600]   memory under requests of every kind
-    Common, but for users with --port N, any server that runs there: [--model FOLDER] [--ssm PATH] [--dtype NAME] [--threads N]
+    Common, but for users with --port N, any server that runs there: [--model FOLDER] [--ssm PATH] [--dtype NAME]
+    [--threads N]
 
 streams: that many texts are written at the same time, none queued and none refused; reported are each one's tokens/s
 while all are written, the gaps between its tokens, and the server's peak resident memory against weights and states.
