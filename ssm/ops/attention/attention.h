@@ -6,15 +6,13 @@
 // q and k are rotated first: of their D elements the first `rotary_dim` R, in pairs (i, i + R / 2) by the
 // angle p base^(-2 i / R) (GPT-NeoX's halves).
 //
-//   qkv [T, (H + 2 Hk) D] f32, rows contiguous (a row stride is allowed): the H queries, then the Hk keys,
-//   then
-//                         the Hk values; or where `by_head` (H == Hk) query, key and value of each head in
-//                         turn
-//   kv                    what was read of each slot's text before: a text goes on at position
-//   kv->tokens(slot),
-//                         and its new keys and values are added. Null: every sequence starts at 0 and nothing
-//                         is kept
-//   y   [T, H D]          f32
+//   qkv [T, (H + 2 Hk) D]  f32, rows contiguous (a row stride is allowed): the H queries, then the Hk keys,
+//                          then the Hk values; or where `by_head` (H == Hk) query, key and value of each
+//                          head in turn
+//   kv                     what was read of each slot's text before: it goes on at position
+//                          kv->tokens(slot), and its new keys and values are added. Null: every sequence
+//                          starts at 0 and nothing is kept
+//   y   [T, H D]           f32
 //
 // A row's result does not depend on the batch, the threads or how a text is split over calls, bit for bit:
 // keys are taken in blocks of KvCache::kPageTokens from the text's beginning, with a running maximum and sum.
