@@ -38,7 +38,7 @@ class _Op(torch.autograd.Function):
         out, *states, ctx.call = make(*map(_array, tensors)).forward()
         ctx.tensors = tensors
         ctx.set_materialize_grads(False)
-        states = [torch.from_numpy(np.ascontiguousarray(x)) for x in states]
+        states = [torch.from_numpy(x) for x in states]
         if not ctx.call.states_have_gradients:
             ctx.mark_non_differentiable(*states)
         return _tensor(out, tensors[0]), *states

@@ -6,15 +6,14 @@
 // mamba, falcon_mamba: time_step_rank (a number); falcon_mamba: mixer_rms_eps
 // mamba2:            num_heads, head_dim, n_groups, chunk_size, time_step_limit [low, high],
 //                    norm_before_gate (false), D_has_hdim
-// mamba_hybrid (mamba_ssm's): those of mamba or mamba2, and ssm_layer ("Mamba1" or "Mamba2"), attn_layer_idx,
-//                    attn_cfg (causal, d_conv, head_dim, num_heads, num_heads_kv, out_proj_bias,
-//                    qkv_proj_bias, rotary_emb_dim, rotary_emb_base; empty without such layers),
-//                    d_intermediate (0: no MLP)
-// gpt_neox, instead of the first: model_type, vocab_size, hidden_size, num_hidden_layers,
-// num_attention_heads,
-//                    intermediate_size (of the MLP), hidden_act ("gelu"), layer_norm_eps, rotary_pct,
-//                    rotary_emb_base, use_parallel_residual, attention_bias, max_position_embeddings,
-//                    tie_word_embeddings, bos_token_id, eos_token_id, pad_token_id
+// mamba_hybrid:      (mamba_ssm's) those of mamba or mamba2, and ssm_layer ("Mamba1" or "Mamba2"),
+//                    attn_layer_idx, attn_cfg (causal, d_conv, head_dim, num_heads, num_heads_kv,
+//                    out_proj_bias, qkv_proj_bias, rotary_emb_dim, rotary_emb_base; empty without such
+//                    layers), d_intermediate (0: no MLP)
+// gpt_neox:          instead of the first: model_type, vocab_size, hidden_size, num_hidden_layers,
+//                    num_attention_heads, intermediate_size (of the MLP), hidden_act ("gelu"),
+//                    layer_norm_eps, rotary_pct, rotary_emb_base, use_parallel_residual, attention_bias,
+//                    max_position_embeddings, tie_word_embeddings, bos_token_id, eos_token_id, pad_token_id
 // All of them are always present. Throws Error naming the file and the field: a wrong type, a number that
 // makes no sense, a setting that changes the function and is not supported.
 #pragma once

@@ -37,13 +37,13 @@ class Keys {
   std::string prefix_;
 };
 
-// What makes int(expand * hidden) `inner`, a whole number if one does.
-json expansion(int64_t inner, int64_t hidden) {
-  if (inner % hidden == 0) return inner / hidden;
-  const auto width = static_cast<double>(hidden);
-  double expand = static_cast<double>(inner) / width;
-  if (std::trunc(expand * width) < static_cast<double>(inner)) expand = std::nextafter(expand, HUGE_VAL);
-  return expand;
+// What makes int(factor * whole) `part`, a whole number if one does: Transformers' configs have such factors.
+json factor_of(int64_t part, int64_t whole) {
+  if (part % whole == 0) return part / whole;
+  const auto width = static_cast<double>(whole);
+  double factor = static_cast<double>(part) / width;
+  if (std::trunc(factor * width) < static_cast<double>(part)) factor = std::nextafter(factor, HUGE_VAL);
+  return factor;
 }
 
 json token_id(const GgufFile& file, std::string_view key) {
@@ -70,6 +70,17 @@ int64_t rows_of_embedding(const GgufFile& file) {
   return embedding->shape[0];
 }
 
+// Of any architecture.
+json read_common(const GgufFile& file, const Keys& keys) {
+  return {{"vocab_size", rows_of_embedding(file)},
+          {"hidden_size", keys.positive("embedding_length")},
+          {"num_hidden_layers", keys.positive("block_count")},
+          {"tie_word_embeddings", file.entry("output.weight") == nullptr},
+          {"bos_token_id", token_id(file, "bos_token_id")},
+          {"eos_token_id", end_tokens(file)},
+          {"pad_token_id", token_id(file, "padding_token_id")}};
+}
+
 void read_mamba2(const GgufFile& file, const Keys& keys, json& config) {
   const int64_t inner = config["intermediate_size"], heads = keys.positive("ssm.time_step_rank");
   const int64_t groups = keys.positive("ssm.group_count");
@@ -82,19 +93,9 @@ void read_mamba2(const GgufFile& file, const Keys& keys, json& config) {
   config["n_groups"] = groups;
 }
 
-// int(head size * share) is the dimension again.
-double share_of(int64_t dimension, int64_t head_size) {
-  const auto size = static_cast<double>(head_size);
-  const double share = static_cast<double>(dimension) / size;
-  return static_cast<int64_t>(size * share) < dimension ? std::nextafter(share, HUGE_VAL) : share;
-}
-
 json read_gptneox(const GgufFile& file, const Keys& keys) {
-  json config;
+  json config = read_common(file, keys);
   config["model_type"] = "gpt_neox";
-  config["vocab_size"] = rows_of_embedding(file);
-  config["hidden_size"] = keys.positive("embedding_length");
-  config["num_hidden_layers"] = keys.positive("block_count");
   config["num_attention_heads"] = keys.positive("attention.head_count");
   config["intermediate_size"] = keys.positive("feed_forward_length");
   config["layer_norm_eps"] = keys.positive_real("attention.layer_norm_epsilon");
@@ -107,12 +108,8 @@ json read_gptneox(const GgufFile& file, const Keys& keys) {
   const int64_t rotated = keys.positive("rope.dimension_count");
   SSM_CHECK(rotated <= hidden / heads && rotated % 2 == 0, "{} is {}, not an even number up to {}",
             file.describe_key(keys.name("rope.dimension_count")), rotated, hidden / heads);
-  config["rotary_pct"] = share_of(rotated, hidden / heads);
+  config["rotary_pct"] = factor_of(rotated, hidden / heads);
   config["rotary_emb_base"] = file.real(keys.name("rope.freq_base")).value_or(10000);
-  config["tie_word_embeddings"] = file.entry("output.weight") == nullptr;
-  config["bos_token_id"] = token_id(file, "bos_token_id");
-  config["eos_token_id"] = end_tokens(file);
-  config["pad_token_id"] = token_id(file, "padding_token_id");
   return normalise_transformers(config, file.file());
 }
 
@@ -130,20 +127,13 @@ json gguf_config(const GgufFile& file) {
   const Keys keys(file, architecture);
   if (architecture == "gptneox") return read_gptneox(file, keys);
   const bool is_mamba2 = architecture == "mamba2";
-  json config;
+  json config = read_common(file, keys);
   config["model_type"] = !is_mamba2 && keys.flag("ssm.dt_b_c_rms") ? "falcon_mamba" : architecture;
-  config["vocab_size"] = rows_of_embedding(file);
-  config["hidden_size"] = keys.positive("embedding_length");
-  config["num_hidden_layers"] = keys.positive("block_count");
   config["state_size"] = keys.positive("ssm.state_size");
   config["conv_kernel"] = keys.positive("ssm.conv_kernel");
   config["intermediate_size"] = keys.positive("ssm.inner_size");
-  config["expand"] = expansion(config["intermediate_size"], config["hidden_size"]);
+  config["expand"] = factor_of(config["intermediate_size"], config["hidden_size"]);
   config["layer_norm_epsilon"] = keys.positive_real("attention.layer_norm_rms_epsilon");
-  config["tie_word_embeddings"] = file.entry("output.weight") == nullptr;
-  config["bos_token_id"] = token_id(file, "bos_token_id");
-  config["eos_token_id"] = end_tokens(file);
-  config["pad_token_id"] = token_id(file, "padding_token_id");
   if (is_mamba2) {
     read_mamba2(file, keys, config);
   } else {

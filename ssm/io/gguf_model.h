@@ -3,10 +3,10 @@
 //
 //   general.architecture   mamba (with ssm.dt_b_c_rms: falcon_mamba) or mamba2
 //   blk.{i}.ssm_a          -exp(A_log), and so find() makes A_log: the shortest one that gives the same A
-//   ssm_conv1d.weight      [C, K] there, [C, 1, K] here; mamba2's ssm_a, ssm_d, ssm_norm have a dimension
-//   more output.weight          missing where it is token_embd.weight
-//   gptneox                blk.{i}.attn_qkv has the rows of all queries, then keys, then values; here head by
-//   head
+//   ssm_conv1d.weight      [C, K] there, [C, 1, K] here
+//   ssm_a, ssm_d, ssm_norm have a dimension more in mamba2
+//   output.weight          missing where it is token_embd.weight
+//   attn_qkv               of gptneox: rows of all queries, then keys, then values; here head by head
 //
 // What GGUF has no key for is as in published models: time_step_limit [0, inf], no bias of in_proj and
 // out_proj, mixer_rms_eps 1e-6. Throws Error naming the file and the key or tensor.

@@ -85,6 +85,11 @@ Tensor place_weight(const Tensor& weight, const Placement& placement) {
   return typed.row_major().to(placement.device);
 }
 
+bool begins_as_one(std::string_view name) {
+  return name.ends_with(".D") || name.ends_with("norm.weight") || name.ends_with("norm_f.weight") ||
+         name.ends_with("norm2.weight");
+}
+
 void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement,
                      const Quantization* quantization) {
   Filler filler(source, placement, quantization);

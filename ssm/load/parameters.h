@@ -26,6 +26,9 @@ Tensor place_weight(const Tensor& weight, const Placement& placement);
 void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement = {},
                      const Quantization* quantization = nullptr);
 
+// D and the weights of norms, before any training.
+bool begins_as_one(std::string_view name);
+
 struct ParameterCount {
   int64_t parameters = 0;
   size_t bytes = 0;  // resident, and so what one decode step reads

@@ -8,6 +8,7 @@
 
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
+#include "ssm/io/config.h"
 #include "ssm/load/parameters.h"
 #include "ssm/models/registry.h"
 #include "ssm/ops/linear/linear.h"
@@ -101,23 +102,15 @@ nlohmann::json hybrid_config(const NamedShape& shape) {
 }
 
 nlohmann::json neox_config(const NamedShape& shape) {
-  return {{"model_type", shape.model_type},
-          {"vocab_size", shape.vocab},
-          {"hidden_size", shape.hidden},
-          {"num_hidden_layers", shape.layers},
-          {"num_attention_heads", shape.heads},
-          {"intermediate_size", 4 * shape.hidden},
-          {"hidden_act", "gelu"},
-          {"layer_norm_eps", 1e-5},
-          {"rotary_pct", 0.25},
-          {"rotary_emb_base", 10000.0},
-          {"use_parallel_residual", true},
-          {"attention_bias", true},
-          {"max_position_embeddings", 2048},
-          {"tie_word_embeddings", false},
-          {"bos_token_id", 0},
-          {"eos_token_id", nullptr},
-          {"pad_token_id", nullptr}};
+  nlohmann::json config = io::normalise_config({{"model_type", shape.model_type},
+                                                {"vocab_size", shape.vocab},
+                                                {"hidden_size", shape.hidden},
+                                                {"num_hidden_layers", shape.layers},
+                                                {"num_attention_heads", shape.heads},
+                                                {"intermediate_size", 4 * shape.hidden}},
+                                               io::Layout::transformers, std::string(shape.name));
+  config["eos_token_id"] = nullptr;
+  return config;
 }
 
 nlohmann::json config_of(const NamedShape& shape) {
@@ -147,9 +140,7 @@ class Randomizer final : public nn::Visitor {
   }
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
     Tensor t = Tensor::empty(shape);
-    const bool A_log = name.ends_with("A_log"), one = name.ends_with(".D") || name.ends_with("norm.weight") ||
-                                                      name.ends_with("norm_f.weight") ||
-                                                      name.ends_with("norm2.weight");
+    const bool A_log = name.ends_with("A_log"), one = begins_as_one(name);
     const bool dt = name.ends_with("dt_bias") || name.ends_with("dt_proj.bias");
     int64_t i = 0;
     for (float& x : t.values<float>()) {

@@ -48,6 +48,8 @@ class CausalLm {
  public:
   // `config` is a full one in Transformers' key names.
   CausalLm(const nlohmann::json& config, Precision precision, const Blueprint& blueprint);
+  CausalLm(const CausalLm&) = delete;  // its layers refer to its names
+  CausalLm& operator=(const CausalLm&) = delete;
 
   // ids [T] i32 -> the final hidden states [T, M], after the last norm.
   Tensor hidden(const Tensor& ids, const SequenceBatch& batch, const ModelState& state) const {

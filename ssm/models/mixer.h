@@ -13,9 +13,10 @@ namespace ssm {
 
 // One layer's state: what a mixer has no use for is undefined. Dimension 0 of every tensor is the slot.
 struct MixerState {
-  Tensor conv = {};  // [S, K - 1, C] f32: the last inputs of the convolution, newest last
-  Tensor ssm =
-      {};  // Mamba-1: [S, N, E]; Mamba-2: [S, H, N, P]; f32, or 16 bits where StateOptions ask for it
+  // [S, K - 1, C] f32: the last inputs of the convolution, newest last.
+  Tensor conv = {};
+  // Mamba-1: [S, N, E]; Mamba-2: [S, H, N, P]; f32, or 16 bits where StateOptions ask for it.
+  Tensor ssm = {};
   std::shared_ptr<KvCache> kv = nullptr;  // attention's keys and values: what alone grows with a text
 
   template <class F>

@@ -20,10 +20,6 @@ constexpr size_t kLongBody = 4096;    // bytes: parsed on another thread from th
 constexpr size_t kMaxEvents = 16384;  // of one reply that wait for its client
 constexpr const char* kRetryAfter = "1";
 
-Reply::Clock::duration to_duration(double seconds) {
-  return std::chrono::duration_cast<Reply::Clock::duration>(std::chrono::duration<double>(seconds));
-}
-
 double seconds_since(Reply::Clock::time_point start) {
   return std::chrono::duration<double>(Reply::Clock::now() - start).count();
 }
@@ -136,7 +132,7 @@ Api::Api(const LoadedModel& model, const ServerOptions& options)
       scheduler_options_(scheduler_options(options)),
       created_(unix_seconds()),
       sessions_(model, options),
-      engine_(model, scheduler_options_, to_duration(options.stream_seconds)) {}
+      engine_(model, scheduler_options_, duration_of(options.stream_seconds)) {}
 
 void Api::stop() {
   engine_.stop();
@@ -261,7 +257,7 @@ awaitable<void> Api::text(const HttpRequest& request, Exchange& exchange) {
 awaitable<void> Api::answer(const TextRequest& text, Exchange& exchange, const std::shared_ptr<Reply>& reply,
                             std::span<const uint64_t> ids) {
   const auto start = Reply::Clock::now();
-  auto deadline = start + to_duration(options_.request_seconds);
+  auto deadline = start + duration_of(options_.request_seconds);
   TextAnswer answer(text, model_, text.model.empty() ? options_.model_name : text.model);
   auto last_token = start;
   bool begun = false;

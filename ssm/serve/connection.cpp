@@ -26,10 +26,6 @@ namespace {
 
 constexpr uint32_t kMaxHeader = 16384;
 
-std::chrono::milliseconds milliseconds(double seconds) {
-  return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
-}
-
 void set_headers(auto& message, const Headers& headers) {
   message.set("X-Content-Type-Options", "nosniff");
   for (const auto& [name, value] : headers) message.set(name, value);
@@ -98,14 +94,14 @@ awaitable<bool> Connection::read_request() {
   http::request_parser<http::string_body> parser;
   parser.header_limit(kMaxHeader);
   parser.body_limit(options_.max_body_bytes);
-  stream_.expires_after(milliseconds(options_.idle_seconds));
+  stream_.expires_after(duration_of(options_.idle_seconds));
   if (buffer_.size() == 0) {  // nothing of it is here yet
     const auto [error, n] =
         co_await stream_.async_read_some(buffer_.prepare(4096), asio::as_tuple(asio::use_awaitable));
     if (error) co_return false;
     buffer_.commit(n);
   }
-  stream_.expires_after(milliseconds(options_.read_seconds));
+  stream_.expires_after(duration_of(options_.read_seconds));
   const auto [error, n] =
       co_await http::async_read(stream_, buffer_, parser, asio::as_tuple(asio::use_awaitable));
   if (error == http::error::end_of_stream || error == http::error::partial_message) co_return false;
@@ -155,13 +151,13 @@ awaitable<void> Connection::respond(HttpResponse& response) {
     message.body() = std::move(response.body);
     message.prepare_payload();
   }
-  stream_.expires_after(milliseconds(options_.write_seconds));
+  stream_.expires_after(duration_of(options_.write_seconds));
   co_await http::async_write(stream_, message, asio::use_awaitable);
   note(response.status);
 }
 
 awaitable<void> Connection::stream(std::string_view events) {
-  stream_.expires_after(milliseconds(options_.write_seconds));
+  stream_.expires_after(duration_of(options_.write_seconds));
   if (!streaming_) {
     http::response<http::empty_body> message(http::status::ok, old_http_ ? 10 : 11);
     message.set(http::field::content_type, "text/event-stream");
@@ -186,7 +182,7 @@ awaitable<void> Connection::stream(std::string_view events) {
 awaitable<void> Connection::end_stream() {
   watch(nullptr);
   if (!old_http_) {
-    stream_.expires_after(milliseconds(options_.write_seconds));
+    stream_.expires_after(duration_of(options_.write_seconds));
     co_await asio::async_write(stream_, http::make_chunk_last(), asio::use_awaitable);
   }
   streaming_ = false;

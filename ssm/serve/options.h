@@ -1,6 +1,7 @@
 // What a server serves, and its limits.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -13,6 +14,11 @@
 #include "ssm/text/chat_template.h"
 
 namespace ssm::serve {
+
+inline std::chrono::steady_clock::duration duration_of(double seconds) {
+  return std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+      std::chrono::duration<double>(seconds));
+}
 
 // How conversations are written for the model.
 struct ChatFormat {

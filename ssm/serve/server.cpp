@@ -107,7 +107,7 @@ awaitable<void> Server::Parts::drain() {
     if (const auto connection = place.lock()) connection->close_when_idle();
   }
   if (open > 0) {
-    drained.expires_after(std::chrono::milliseconds(static_cast<int64_t>(options.drain_seconds * 1000)));
+    drained.expires_after(duration_of(options.drain_seconds));
     co_await drained.async_wait(asio::as_tuple(asio::use_awaitable));
   }
   context.stop();

@@ -102,9 +102,7 @@ Sessions::Entry& Sessions::make(const std::string& name) {
     throw ApiError(429, fmt::format("{} sessions are kept, no more are taken: delete one", entries_.size()));
   }
   const bool in_memory = options_.session_dir.empty();
-  size_t bytes = bytes_each_;
-  for (const auto& [other, entry] : entries_) bytes += bytes_of(entry.text);
-  if (in_memory && bytes > options_.session_bytes) {
+  if (in_memory && bytes_of_all() + bytes_each_ > options_.session_bytes) {
     throw ApiError(
         429, fmt::format("the states of {} sessions fill the memory for them: delete one", entries_.size()));
   }
@@ -235,9 +233,7 @@ void Sessions::finish_turn(const std::string& name, const Session& after) {
   const std::lock_guard lock(mutex_);
   Entry& entry = entries_.at(name);
   if (options_.session_dir.empty() && after.text && after.text->state.bytes() > bytes_each_) {
-    size_t bytes = bytes_of(after.text);
-    for (const auto& [other, there] : entries_) bytes += &there == &entry ? 0 : bytes_of(there.text);
-    SSM_CHECK(bytes <= options_.session_bytes,
+    SSM_CHECK(bytes_of_all() - bytes_of(entry.text) + bytes_of(after.text) <= options_.session_bytes,
               "the states of {} sessions fill the memory for them: delete one", entries_.size());
   }
   put(entry, after);
@@ -246,6 +242,12 @@ void Sessions::finish_turn(const std::string& name, const Session& after) {
 
 size_t Sessions::bytes_of(const std::shared_ptr<const TextCopy>& text) const {
   return std::max(bytes_each_, text ? text->state.bytes() : 0);
+}
+
+size_t Sessions::bytes_of_all() const {
+  size_t bytes = 0;
+  for (const auto& [name, entry] : entries_) bytes += bytes_of(entry.text);
+  return bytes;
 }
 
 void Sessions::end(const std::string& name, std::shared_ptr<const Session> after,

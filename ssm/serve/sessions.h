@@ -58,6 +58,7 @@ class Sessions {
   void put(Entry& entry, const Session& session);
   void make_room();
   size_t bytes_of(const std::shared_ptr<const TextCopy>& text) const;
+  size_t bytes_of_all() const;
   void finish_turn(const std::string& name, const Session& after);
   void release(const std::string& name);
   static nlohmann::ordered_json about(const std::string& name, const Entry& entry);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "ssm/core/rng.h"
+#include "ssm/load/parameters.h"
 
 namespace ssm::train {
 namespace {
@@ -37,8 +38,7 @@ class Initialiser final : public nn::Visitor {
 
   float value(const std::string& name, const Shape& shape, int64_t i, Rng& rng) const {
     if (is(name, "A_log")) return A_log(shape, i, rng);
-    if (is(name, ".D") || is(name, "norm.weight") || is(name, "norm_f.weight") || is(name, "norm2.weight"))
-      return 1.0f;
+    if (begins_as_one(name)) return 1.0f;
     if (is(name, "dt_bias") || is(name, "dt_proj.bias")) return step_bias(rng);
     if (is(name, "conv1d.weight")) return uniform(rng, 1.0f / std::sqrt(static_cast<float>(shape[2])));
     if (is(name, "conv1d.bias")) {
