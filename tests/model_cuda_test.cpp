@@ -16,7 +16,8 @@ namespace {
 namespace fs = std::filesystem;
 
 const fs::path kRoot = SSM_SOURCE_DIR;
-constexpr const char* kFamilies[] = {"mamba-default", "mamba2-default", "falcon-default"};
+constexpr const char* kFamilies[] = {"mamba-default", "mamba2-default", "falcon-default",
+                                     "neox-default",  "hybrid-attn",    "hybrid-mlp"};
 
 LoadedModel golden_model(const std::string& name, Device device, DType compute = DType::f32,
                          DType state = DType::f32) {
@@ -80,7 +81,8 @@ double norm_error(const Tensor& a, const std::vector<double>& b) {
 TEST(ModelCuda, LogitsAreTheCpusWithinTheBounds) {
   SSM_NEED_CUDA();
   Rng rng(1);
-  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "tale-10m"}) {
+  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "neox-default", "hybrid-attn",
+                           "hybrid-mlp", "tale-10m"}) {
     const auto open = [&](Device device, DType compute) {
       return name == std::string_view("tale-10m") ? bundled_model(device, compute)
                                                   : golden_model(name, device, compute);
@@ -145,7 +147,8 @@ TEST(ModelCuda, ReadInAnyPieces) {
 TEST(ModelCuda, StepsOfAnyBatchIn16Bits) {
   SSM_NEED_CUDA();
   Rng rng(5);
-  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "tale-10m"}) {
+  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default", "neox-default", "hybrid-attn",
+                           "hybrid-mlp", "tale-10m"}) {
     const bool bundled = name == std::string_view("tale-10m");
     const LoadedModel cpu = bundled ? bundled_model(kCpu) : golden_model(name, kCpu);
     const LoadedModel card =

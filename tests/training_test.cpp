@@ -75,7 +75,6 @@ INSTANTIATE_TEST_SUITE_P(Models, Training, testing::ValuesIn(case_names()), test
 class TrainingCuda : public testing::TestWithParam<std::string> {};
 TEST_P(TrainingCuda, EqualsPyTorch) {
   SSM_NEED_CUDA();
-  if (GetParam().starts_with("neox")) GTEST_SKIP() << "attention runs on a CPU only so far";
   expect_torch(GetParam(), kCuda);
 }
 INSTANTIATE_TEST_SUITE_P(Models, TrainingCuda, testing::ValuesIn(case_names()), test_name);

@@ -108,7 +108,7 @@ Measured measure(const Arguments& a, const std::string& name) {
     m.step_seconds.push_back(measured(progress, fmt::format("{}, a text of {} tokens", name, context),
                                       [&] { return step_seconds(model, a, context); }));
     m.context_memory.push_back(static_cast<double>(one.bytes_per_slot()) +
-                               static_cast<double>(context) * static_cast<double>(one.bytes_per_token()));
+                               static_cast<double>(context) * static_cast<double>(one.kv_bytes_per_token()));
   }
   return m;
 }

@@ -57,7 +57,7 @@ ModelCost cost_of(LoadedModel& model) {
   visitor.finish(model.model->tied());
   const StatePool one(*model.model, 1, model.state);
   visitor.cost.state_bytes = one.bytes_per_slot();
-  visitor.cost.kv_bytes = one.bytes_per_token();
+  visitor.cost.kv_bytes = one.kv_bytes_per_token();
   return visitor.cost;
 }
 

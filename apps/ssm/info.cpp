@@ -41,7 +41,7 @@ Json describe(const LoadedModel& model) {
   info["state_bytes_per_sequence"] = one.bytes_per_slot();
   if (one.attention_layers() > 0) {
     info["attention_layers"] = one.attention_layers();
-    info["kv_bytes_per_token"] = one.bytes_per_token();
+    info["kv_bytes_per_token"] = one.kv_bytes_per_token();
     info["kv_memory_bytes"] = model.kv_bytes;
   }
   info["end_tokens"] = model.eos;

@@ -23,6 +23,10 @@ size_t memory_of_machine() {
   return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
 }
 
+size_t default_kv_bytes(Device device) {
+  return (device.is_cuda() ? memory_of(device).free : memory_of_machine()) / 2;
+}
+
 std::vector<int32_t> eos_ids(const nlohmann::json& config, const text::Tokenizer* tokenizer) {
   std::vector<int32_t> ids;
   auto add = [&](int64_t id) {
@@ -67,17 +71,12 @@ void set_execution(LoadedModel& loaded, const LoadOptions& options) {
               name_of(*loaded.packed));
     loaded.device = kCpu;
   }
-  if (loaded.device.is_cuda() && !runs_on_card(loaded.config)) {
-    SSM_CHECK(options.device_is_a_wish, "a {} model has attention, which runs on a CPU only so far",
-              loaded.config.at("model_type").get<std::string>());
-    loaded.device = kCpu;
-  }
   const std::string why = why_unavailable(loaded.device);
   SSM_CHECK(why.empty(), "{}: {}", name_of(loaded.device), why);
   SSM_CHECK(options.state == DType::f32 || options.state == DType::bf16 || options.state == DType::f16,
             "states in {}, expected f32, bf16 or f16", name_of(options.state));
   loaded.state = options.state;
-  loaded.kv_bytes = options.kv_bytes > 0 ? options.kv_bytes : memory_of_machine() / 2;
+  loaded.kv_bytes = options.kv_bytes > 0 ? options.kv_bytes : default_kv_bytes(loaded.device);
   const bool native = !loaded.packed && multiplies_natively(loaded.stored, loaded.device);
   loaded.compute = options.compute.value_or(native ? loaded.stored : DType::f32);
 }
@@ -111,6 +110,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
     attach_adapter(*loaded.model, io::open_adapter(options.adapter), placement);
     loaded.config["tie_word_embeddings"] = loaded.model->tied();
   }
+  if (options.kv_bytes == 0) loaded.kv_bytes = default_kv_bytes(loaded.device);  // beside the parameters
   const ParameterCount count = count_parameters(*loaded.model);
   loaded.parameters = count.parameters;
   loaded.weight_bytes = count.bytes;

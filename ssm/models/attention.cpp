@@ -17,7 +17,8 @@ MixerState AttentionMixer::make_state(int64_t slots, StateOptions options) const
   MixerState state;
   if (conv1d_.width > 0)
     state.conv = Tensor::zeros({slots, conv1d_.width - 1, heads_.width()}, DType::f32, options.device);
-  state.kv = std::make_shared<KvCache>(slots, heads_.kv_heads, heads_.head_dim, options.kv_budget);
+  const KvStorage storage{options.device, options.device.is_cuda() ? in_proj_.compute : DType::f32};
+  state.kv = std::make_shared<KvCache>(slots, heads_.kv_heads, heads_.head_dim, options.kv_budget, storage);
   return state;
 }
 

@@ -51,7 +51,7 @@ class Mixer {
     return false;
   }
   virtual MixerState make_state(int64_t slots, StateOptions options) const = 0;  // zeros
-  virtual bool attends() const { return false; }  // attention, which runs on a CPU only so far
+  virtual bool attends() const { return false; }
   virtual void visit(nn::Visitor& v) = 0;
   virtual void prepare() = 0;  // after the parameters were set: what is derived from them
 };

@@ -22,22 +22,17 @@ Blueprint layers_of(const nlohmann::json& config, DType compute) {
 struct Family {
   std::string_view model_type;
   Blueprint (*blueprint)(const nlohmann::json& config, DType compute);
-  bool on_card = true;
 };
 
 constexpr std::array kFamilies{
-    Family{"mamba", layers_of<make_mamba1>},  Family{"falcon_mamba", layers_of<make_mamba1>},
-    Family{"mamba2", layers_of<make_mamba2>}, Family{"mamba_hybrid", mamba_hybrid, false},
-    Family{"gpt_neox", gpt_neox, false},
+    Family{"mamba", layers_of<make_mamba1>},
+    Family{"falcon_mamba", layers_of<make_mamba1>},
+    Family{"mamba2", layers_of<make_mamba2>},
+    Family{"mamba_hybrid", mamba_hybrid},
+    Family{"gpt_neox", gpt_neox},
 };
 
 }  // namespace
-
-bool runs_on_card(const nlohmann::json& config) {
-  const std::string type = config.at("model_type");
-  return std::none_of(kFamilies.begin(), kFamilies.end(),
-                      [&](const Family& family) { return family.model_type == type && !family.on_card; });
-}
 
 std::unique_ptr<CausalLm> make_causal_lm(const nlohmann::json& config, Precision precision) {
   const std::string type = config.at("model_type");

@@ -12,7 +12,4 @@ namespace ssm {
 // Throws Error for an unknown model_type, naming the known ones.
 std::unique_ptr<CausalLm> make_causal_lm(const nlohmann::json& config, Precision precision);
 
-// Whether a card has every op of such a model.
-bool runs_on_card(const nlohmann::json& config);
-
 }  // namespace ssm

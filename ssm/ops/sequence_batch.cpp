@@ -41,12 +41,15 @@ SequenceBatch SequenceBatch::steps(std::span<const int32_t> slots) {
   return SequenceBatch(std::vector<int64_t>(slots.size(), 1), slots);
 }
 
-SequenceBatch SequenceBatch::steps_on_device(const Tensor& slots) {
+SequenceBatch SequenceBatch::steps_on_device(const Tensor& slots, const Tensor& positions) {
   SSM_CHECK(slots.defined() && slots.rank() == 1 && slots.size(0) >= 1 && slots.dtype() == DType::i32,
             "slots of a batch have shape {}, expected i32 [B]", slots.shape());
   SequenceBatch batch;
   for (int64_t b = 0; b <= slots.size(0); ++b) batch.offsets_.push_back(b);
+  SSM_CHECK(!positions.defined() || (positions.shape() == slots.shape() && positions.dtype() == DType::i64),
+            "positions of a batch have shape {}, expected i64 {}", positions.shape(), slots.shape());
   batch.max_slot_ = -1;
+  batch.positions_ = positions;
   batch.on_device(slots.device());
   batch.on_device_.slots = slots;
   return batch;

@@ -82,24 +82,31 @@ void StatePool::copy_in(int32_t slot, const Tensor& state, DType wide) {
   SSM_CHECK(state.bytes() >= fixed && (token == 0 ? more == 0 : more % token == 0),
             "a state of {} bytes for a slot of {} and {} a token", state.bytes(), fixed, token);
   const int64_t tokens = token == 0 ? 0 : static_cast<int64_t>(more / token);
-  reset(slot);
+  for (const MixerState& layer : state_) {
+    if (layer.kv) layer.kv->clear(slot);
+  }
   reserve(slot, tokens);
   const std::byte* from = state.raw();
-  const auto take = [&](const Shape& shape, DType stored) {  // a copy: `from` need not be aligned
-    const Tensor values = Tensor::empty(shape, stored);
-    copy_bytes(values.raw(), kCpu, from, kCpu, values.bytes());
-    from += values.bytes();
-    return values;
+  const auto take = [&](const Tensor& to, Device device, DType stored) {
+    if (stored == to.dtype()) {
+      copy_bytes(to.raw(), device, from, kCpu, to.bytes());
+      from += to.bytes();
+      return;
+    }
+    const Tensor narrow = Tensor::empty(to.shape(), stored);  // a copy: `from` need not be aligned
+    copy_bytes(narrow.raw(), kCpu, from, kCpu, narrow.bytes());
+    from += narrow.bytes();
+    copy_bytes(to.raw(), device, narrow.to(to.dtype()).raw(), kCpu, to.bytes());
   };
   for (const MixerState& layer : state_) {
     layer.for_each([&](std::string_view, const Tensor& t) {
       const Tensor row = t.select(0, slot);
-      const Tensor values = take(row.shape(), stored_as(row, wide)).to(row.dtype());
-      copy_bytes(row.raw(), device_, values.raw(), kCpu, row.bytes());
+      take(row, device_, stored_as(row, wide));
     });
     if (!layer.kv) continue;
     const int64_t each = tokens * layer.kv->heads() * layer.kv->head_dim();
-    const Tensor kept = take({2, each}, wide).to(DType::f32);
+    const Tensor kept = Tensor::empty({2, each});
+    take(kept, kCpu, wide);
     layer.kv->assign(slot, tokens, kept.data<float>(), kept.data<float>() + each);
   }
 }
@@ -116,9 +123,7 @@ void StatePool::reserve(int32_t slot, int64_t tokens) {
   for (const MixerState& layer : state_) {
     if (layer.kv) bytes += layer.kv->bytes_for(slot, tokens);
   }
-  SSM_CHECK(has_room(bytes),
-            "the keys and values of attention would take more than the {} MiB that they may (--kv-memory)",
-            budget_->bytes() >> 20);
+  budget_->check_room(bytes);
   for (const MixerState& layer : state_) {
     if (layer.kv) layer.kv->reserve(slot, tokens);
   }
@@ -142,15 +147,40 @@ size_t StatePool::bytes_per_token(DType wide) const {
   return static_cast<size_t>(floats) * size_of(wide);
 }
 
+size_t StatePool::kv_bytes_per_token() const {
+  size_t bytes = 0;
+  for (const MixerState& layer : state_) {
+    if (layer.kv)
+      bytes += static_cast<size_t>(2 * layer.kv->heads() * layer.kv->head_dim()) *
+               size_of(layer.kv->storage().dtype);
+  }
+  return bytes;
+}
+
 int64_t StatePool::attention_layers() const {
   return std::count_if(state_.begin(), state_.end(),
                        [](const MixerState& layer) { return layer.kv != nullptr; });
 }
 
 size_t StatePool::bytes_of(int32_t slot, DType wide) const {
+  return bytes_per_slot(wide) + static_cast<size_t>(kept_tokens(slot)) * bytes_per_token(wide);
+}
+
+int64_t StatePool::kept_tokens(int32_t slot) const {
   const auto attending = std::find_if(state_.begin(), state_.end(), [](const MixerState& l) { return l.kv; });
-  const int64_t tokens = attending == state_.end() ? 0 : attending->kv->tokens(slot);
-  return bytes_per_slot(wide) + static_cast<size_t>(tokens) * bytes_per_token(wide);
+  return attending == state_.end() ? 0 : attending->kv->tokens(slot);
+}
+
+void StatePool::added(int32_t slot) {
+  for (const MixerState& layer : state_) {
+    if (layer.kv) layer.kv->added(slot, 1);
+  }
+}
+
+void StatePool::update_tables() const {
+  for (const MixerState& layer : state_) {
+    if (layer.kv) layer.kv->table();
+  }
 }
 
 void StatePool::check_used(int32_t slot) const {

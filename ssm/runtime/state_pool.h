@@ -34,6 +34,11 @@ class StatePool {
   // changed then.
   void reserve(int32_t slot, int64_t tokens);
   bool has_room(size_t bytes) const { return !budget_ || bytes <= budget_->left(); }
+  // Of steps that a card replays (SequenceBatch::positions), where attention keeps any: what the slot's text
+  // has so far; a token more, which there was room for; and the tables of pages, brought up to date.
+  int64_t kept_tokens(int32_t slot) const;
+  void added(int32_t slot);
+  void update_tables() const;
 
   const ModelState& state() const { return state_; }
   int64_t capacity() const { return static_cast<int64_t>(used_.size()); }
@@ -44,6 +49,7 @@ class StatePool {
   int64_t rows() const { return capacity() + (device_.is_cuda() ? 1 : 0); }  // of each state tensor
   size_t bytes_per_slot(DType wide = DType::f32) const;   // of a text's state whatever its length
   size_t bytes_per_token(DType wide = DType::f32) const;  // and of each token that attention has read
+  size_t kv_bytes_per_token() const;                      // the same as the pool keeps it
   int64_t attention_layers() const;
   size_t bytes_of(int32_t slot, DType wide = DType::f32) const;
 

@@ -21,7 +21,7 @@ namespace ssm {
 class Stepper {
  public:
   // `seen` [slots + 1, V] is the card's, as sample() takes it; all outlive the stepper.
-  Stepper(const LoadedModel& model, const StatePool& pool, const Tensor& seen);
+  Stepper(const LoadedModel& model, StatePool& pool, const Tensor& seen);
   ~Stepper();
 
   struct Input {
@@ -30,7 +30,8 @@ class Stepper {
     bool operator==(const Input&) const = default;
   };
 
-  // Reads each row's id and returns the next ones; -1 for a row without one finite score.
+  // Reads each row's id and returns the next ones; -1 for a row without one finite score. The pool has room
+  // for a token more of each slot.
   std::vector<int32_t> step(std::span<const Input> inputs);
 
  private:
@@ -41,7 +42,7 @@ class Stepper {
   void upload(std::span<const Input> inputs, Batch& batch) const;
 
   const LoadedModel& model_;
-  const StatePool& pool_;
+  StatePool& pool_;
   Tensor seen_;
   mutable Arena arena_;  // activations of the graphs, which never run at the same time
   std::map<int64_t, std::unique_ptr<Batch>> batches_;

@@ -6,19 +6,21 @@
 // q and k are rotated first: of their D elements the first `rotary_dim` R, in pairs (i, i + R / 2) by the
 // angle p base^(-2 i / R) (GPT-NeoX's halves).
 //
-//   qkv [T, (H + 2 Hk) D]  f32, rows contiguous (a row stride is allowed): the H queries, then the Hk keys,
-//                          then the Hk values; or where `by_head` (H == Hk) query, key and value of each
-//                          head in turn
+//   qkv [T, (H + 2 Hk) D]  f32, on a card also bf16 or f16, rows contiguous (a row stride is allowed): the H
+//                          queries, then the Hk keys, then the Hk values; or where `by_head` (H == Hk) query,
+//                          key and value of each head in turn
 //   kv                     what was read of each slot's text before: it goes on at position
 //                          kv->tokens(slot), and its new keys and values are added. Null: every sequence
 //                          starts at 0 and nothing is kept
-//   y   [T, H D]           f32
+//   y   [T, H D]           of qkv's type
 //
-// A row's result does not depend on the batch, the threads or how a text is split over calls, bit for bit:
-// keys are taken in blocks of KvCache::kPageTokens from the text's beginning, with a running maximum and sum.
+// On a CPU a row's result does not depend on the batch, the threads or how a text is split over calls, bit
+// for bit: keys are taken in blocks of KvCache::kPageTokens from the text's beginning, with a running maximum
+// and sum. On a card (docs/numerics.md) keys and values are kept in qkv's type, and D is at most 256. Of
+// steps whose batch has positions() the caller reserves and counts the tokens.
 //
-// Errors: a shape that does not fit, by name; a cache of other heads; past the cache's budget, before
-// anything has changed; a tensor of a card, where attention does not run yet.
+// Errors: a shape that does not fit, by name; a cache of other heads or of another type; past the cache's
+// budget, before anything has changed.
 #pragma once
 
 #include <memory>
@@ -40,7 +42,7 @@ struct AttentionHeads {
 
 Tensor attention(const Tensor& qkv, const AttentionHeads& heads, const SequenceBatch& batch, KvCache* kv);
 
-// The gradient of qkv for dy [T, H D], from y and `lse` [T, H] (the logarithm of each row's sum of
+// The gradient of qkv for dy [T, H D], from y and `lse` [T, H] f32 (the logarithm of each row's sum of
 // exponentials). With P the weights and s = q . k / sqrt(D) (Dao et al. 2022, "FlashAttention", appendix
 // B.2):
 //
@@ -56,5 +58,8 @@ struct AttentionSaved {
 };
 void attention_backward(const Tensor& qkv, const AttentionHeads& heads, const SequenceBatch& batch,
                         const AttentionSaved& saved, const Tensor& dy, const Tensor& dqkv);
+
+// One more for each position of steps that a card replays (SequenceBatch::positions); negative ones stay.
+void advance(const Tensor& positions);
 
 }  // namespace ssm

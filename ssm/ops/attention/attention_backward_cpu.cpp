@@ -172,7 +172,7 @@ void BackwardCall::run(int64_t b, int64_t head) const {
   a.filled = (a.rows + 3) / 4 * 4;
   a.first = kv.tokens(b) - batch.length(b);
   a.D = h.head_dim;
-  a.stride = kv.value_stride();
+  a.stride = kv.row_stride();
   const int64_t big = a.filled * a.stride, block = kBlock * a.stride;
   const int64_t floats = 3 * big + 2 * a.filled + 4 * block + 2 * kBlock * kBlock;
   float* next = thread_scratch(floats);

@@ -1,13 +1,13 @@
 #include <gtest/gtest.h>
 
-#include "ssm/autograd/tape.h"
-#include "ssm/ops/attention/attention.h"
-#include "ssm/ops/attention/attention_reference.h"
+#include "ssm/ops/attention/attention_cases.h"
 #include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_gradient.h"
 
 namespace ssm {
 namespace {
+
+using test::attention_gradient;
 
 AttentionHeads random_heads(Rng& rng, int64_t widest) {
   AttentionHeads h{};
@@ -17,29 +17,6 @@ AttentionHeads random_heads(Rng& rng, int64_t widest) {
   h.head_dim = 1 + rng.below(widest);
   h.rotary_dim = rng.below(h.head_dim / 2 + 1) * 2;
   return h;
-}
-
-// The gradient that the tape gives, over a batch whose texts begin with `past`.
-Tensor gradient(const AttentionHeads& h, const Tensor& qkv, const std::vector<int64_t>& lengths,
-                const std::vector<Tensor>& past, const Tensor& dy) {
-  KvCache kv(std::ssize(lengths), h.kv_heads, h.head_dim);
-  bool kept = false;
-  for (size_t b = 0; b < past.size(); ++b) {
-    if (!past[b].defined()) continue;
-    attention(past[b], h, SequenceBatch::single(past[b].size(0), static_cast<int32_t>(b)), &kv);
-    kept = true;
-  }
-  Tensor x = qkv;
-  watch(x);
-  Tape tape;
-  Tensor y;
-  {
-    const RecordScope recording(&tape);
-    y = attention(x, h, SequenceBatch::in_order(lengths), kept ? &kv : nullptr);
-  }
-  for (int64_t b = 0; b < kv.slots(); ++b) kv.clear(b);  // the tape has its own
-  tape.backward(y, dy);
-  return gradient_of(x);
 }
 
 TEST(AttentionBackward, TheReferenceIsTheDerivative) {
@@ -74,7 +51,7 @@ TEST(AttentionBackward, EqualsTheReferenceOnEveryTarget) {
       const SequenceBatch batch = SequenceBatch::in_order(lengths);
       const Tensor qkv = test::random_normal({batch.total(), h.width()}, rng);
       const Tensor dy = test::random_normal({batch.total(), h.heads * h.head_dim}, rng);
-      const Tensor dqkv = gradient(h, qkv, lengths, past, dy);
+      const Tensor dqkv = attention_gradient(h, qkv, lengths, past, dy);
       for (int64_t b = 0; b < B; ++b) {
         const auto rows = [&](const Tensor& t) { return t.slice(0, batch.offset(b), batch.offset(b + 1)); };
         const Tensor& before = past[static_cast<size_t>(b)];
@@ -85,7 +62,8 @@ TEST(AttentionBackward, EqualsTheReferenceOnEveryTarget) {
         EXPECT_LT(test::relative_error(rows(dqkv), expected), 1e-5)
             << h.heads << " " << h.kv_heads << " " << h.head_dim << " "
             << fmt::format("{}", fmt::join(lengths, ","));
-        const Tensor alone = gradient(h, rows(qkv).clone(), {batch.length(b)}, {before}, rows(dy).clone());
+        const Tensor alone =
+            attention_gradient(h, rows(qkv).clone(), {batch.length(b)}, {before}, rows(dy).clone());
         EXPECT_TRUE(test::same_bits(rows(dqkv), alone));
       }
     }
@@ -97,10 +75,10 @@ TEST(AttentionBackward, ThreadsGiveTheSameBits) {
   const AttentionHeads h{.heads = 6, .kv_heads = 3, .head_dim = 20, .rotary_dim = 10};
   const std::vector<int64_t> lengths{130, 1, 40};
   const Tensor qkv = test::random_normal({171, h.width()}, rng), dy = test::random_normal({171, 120}, rng);
-  const Tensor once = gradient(h, qkv, lengths, {}, dy);
+  const Tensor once = attention_gradient(h, qkv, lengths, {}, dy);
   for (const int threads : {1, 2, 3, 5}) {
     const test::ThreadScope scope(threads);
-    EXPECT_TRUE(test::same_bits(once, gradient(h, qkv, lengths, {}, dy)));
+    EXPECT_TRUE(test::same_bits(once, attention_gradient(h, qkv, lengths, {}, dy)));
   }
 }
 

@@ -149,7 +149,6 @@ struct Call {
   const AttentionHeads& h;
   const SequenceBatch& batch;
   KvCache& kv;
-  std::span<const int32_t> slots;
   std::vector<int64_t> begins;      // position of each sequence's first token
   std::vector<int64_t> first_task;  // B + 1
   int64_t tokens;                   // of a task
@@ -168,11 +167,11 @@ void Call::keep(int64_t b, int64_t i) const {
   const int64_t t = batch.offset(b) + i, position = begins[static_cast<size_t>(b)] + i, D = h.head_dim;
   float* const key = thread_scratch(D);
   for (int64_t head = 0; head < h.kv_heads; ++head) {
-    float* const page = kv.page(slots[static_cast<size_t>(b)], position / kKeys, head) + position % kKeys;
+    float* const page = kv.page(batch.slot(b), position / kKeys, head) + position % kKeys;
     rotate(row(t) + key_column(h, head), cosines(t), sines(t), h, 1.0f, false, key);
     for (int64_t d = 0; d < D; ++d) page[d * kKeys] = key[d];
     std::copy_n(row(t) + value_column(h, head), D,
-                page - position % kKeys + D * kKeys + position % kKeys * kv.value_stride());
+                page - position % kKeys + D * kKeys + position % kKeys * kv.row_stride());
   }
 }
 
@@ -180,13 +179,13 @@ void Call::run(int64_t b, int64_t i, int64_t head) const {
   const int64_t D = h.head_dim, group = h.heads / h.kv_heads, t = batch.offset(b) + i;
   AttentionRows a{};
   a.kv = &kv;
-  a.slot = slots[static_cast<size_t>(b)];
+  a.slot = batch.slot(b);
   a.head = head;
   a.rows = std::min(tokens, batch.length(b) - i) * group;
   a.group = group;
   a.first = begins[static_cast<size_t>(b)] + i;
   a.D = D;
-  a.stride = kv.value_stride();
+  a.stride = kv.row_stride();
   const int64_t aligned = (a.rows * D + 15) / 16 * 16;
   float* const q = thread_scratch(aligned + a.rows * (a.stride + kKeys + 3));
   a.q = q;
@@ -226,12 +225,11 @@ int64_t sequence_of(const std::vector<int64_t>& first, int64_t item) {
 }  // namespace
 
 void attention(const Tensor& qkv, const AttentionHeads& h, const SequenceBatch& batch, KvCache& kv,
-               std::span<const int32_t> slots, const Tensor& y, const Tensor& lse) {
-  Call call{qkv,    y, lse, h, batch, kv, slots, {}, {0}, std::max<int64_t>(1, kRows * h.kv_heads / h.heads),
-            nullptr};
+               const Tensor& y, const Tensor& lse) {
+  Call call{qkv, y, lse, h, batch, kv, {}, {0}, std::max<int64_t>(1, kRows * h.kv_heads / h.heads), nullptr};
   int64_t products = 0;
   for (int64_t b = 0; b < batch.size(); ++b) {
-    const int64_t begin = kv.tokens(slots[static_cast<size_t>(b)]), length = batch.length(b);
+    const int64_t begin = kv.tokens(batch.slot(b)), length = batch.length(b);
     call.begins.push_back(begin);
     call.first_task.push_back(call.first_task.back() + (length + call.tokens - 1) / call.tokens * h.kv_heads);
     products += length * (begin + length / 2 + 1) * 2 * h.head_dim * h.heads;
@@ -254,7 +252,10 @@ void attention(const Tensor& qkv, const AttentionHeads& h, const SequenceBatch& 
       call.run(b, from_last / h.kv_heads * call.tokens, from_last % h.kv_heads);
     }
   });
-  for (int64_t b = 0; b < batch.size(); ++b) kv.added(slots[static_cast<size_t>(b)], batch.length(b));
+}
+
+void advance(const Tensor& positions) {
+  for (int64_t& position : positions.values<int64_t>()) position += position >= 0 ? 1 : 0;
 }
 
 }  // namespace cpu

@@ -18,11 +18,11 @@ int64_t query_column(const AttentionHeads& heads, int64_t head);
 int64_t key_column(const AttentionHeads& heads, int64_t head);
 int64_t value_column(const AttentionHeads& heads, int64_t head);
 
-// `slots[b]` of the cache is sequence b's; it has room for the batch's tokens, which are written there. lse
-// may be undefined.
+// The cache has room for the batch's tokens, which are written there. lse may be undefined.
 void attention(const Tensor& qkv, const AttentionHeads& heads, const SequenceBatch& batch, KvCache& kv,
-               std::span<const int32_t> slots, const Tensor& y, const Tensor& lse);
+               const Tensor& y, const Tensor& lse);
 void attention_backward(const Tensor& qkv, const AttentionHeads& heads, const SequenceBatch& batch,
                         const AttentionSaved& saved, const Tensor& dy, const Tensor& dqkv);
+void advance(const Tensor& positions);
 
 }  // namespace ssm::cpu

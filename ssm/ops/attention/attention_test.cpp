@@ -2,86 +2,24 @@
 
 #include <gtest/gtest.h>
 
-#include "ssm/ops/attention/attention_reference.h"
+#include "ssm/ops/attention/attention_cases.h"
 #include "ssm/ops/simd/test_targets.h"
 #include "ssm/ops/test_gradient.h"
 
 namespace ssm {
 namespace {
 
+using test::AttentionCase;
+using test::contents;
+using test::random_heads;
+
 constexpr double kBound = 1e-5;
-
-AttentionHeads random_heads(Rng& rng) {
-  AttentionHeads h{};
-  h.by_head = rng.below(3) == 0;
-  h.kv_heads = 1 + rng.below(3);
-  h.heads = h.by_head ? h.kv_heads : h.kv_heads * (1 + rng.below(3));
-  h.head_dim = 1 + rng.below(rng.below(4) ? 40 : 140);
-  h.rotary_dim = rng.below(3) ? rng.below(h.head_dim / 2 + 1) * 2 : 0;
-  if (rng.below(2)) h.rotary_base = 100 + static_cast<double>(rng.below(100000));
-  return h;
-}
-
-// A ragged batch over permuted slots, of texts of which some begin before it.
-struct Case {
-  AttentionHeads h;
-  int64_t slots, T = 0;
-  std::vector<int64_t> lengths, before;
-  std::vector<int32_t> slot;
-  std::vector<Tensor> past;  // qkv rows that were read before
-  Tensor qkv;
-
-  explicit Case(Rng& rng, int64_t longest = 150) : h(random_heads(rng)) {
-    const int64_t B = 1 + rng.below(4);
-    slots = B + rng.below(3);
-    slot = test::slots_in_any_order(B, slots, rng);
-    for (int64_t b = 0; b < B; ++b) {
-      lengths.push_back(1 + rng.below(rng.below(2) ? 4 : longest));
-      before.push_back(rng.below(2) ? rng.below(longest) : 0);
-      T += lengths.back();
-      past.push_back(before.back() ? test::random_normal({before.back(), h.width()}, rng, 1.5f) : Tensor());
-    }
-    const int64_t left = rng.below(2) ? rng.below(9) : 0;
-    qkv = test::random_normal({T, left + h.width()}, rng, 1.5f).slice(1, left, left + h.width());
-  }
-
-  SequenceBatch batch() const { return SequenceBatch(lengths, slot); }
-  Tensor rows(const Tensor& t, size_t b) const {
-    const SequenceBatch all = batch();
-    return t.slice(0, all.offset(static_cast<int64_t>(b)), all.offset(static_cast<int64_t>(b) + 1));
-  }
-  // A cache that has read the past.
-  KvCache cache() const {
-    KvCache kv(slots, h.kv_heads, h.head_dim);
-    for (size_t b = 0; b < past.size(); ++b) {
-      if (before[b]) attention(past[b], h, SequenceBatch::single(before[b], slot[b]), &kv);
-    }
-    return kv;
-  }
-  reference::KeysAndValues<double> reference_past(size_t b) const {
-    reference::KeysAndValues<double> kv;
-    if (before[b]) reference::attention(test::to_doubles(past[b]), h, kv);
-    return kv;
-  }
-  std::string name() const {
-    return fmt::format("H {} Hk {} D {} R {} by head {} lengths {} before {}", h.heads, h.kv_heads,
-                       h.head_dim, h.rotary_dim, h.by_head, fmt::join(lengths, ","), fmt::join(before, ","));
-  }
-};
-
-// Keys, then values of a slot.
-std::vector<float> contents(const KvCache& kv, int64_t slot) {
-  const auto each = static_cast<size_t>(kv.tokens(slot) * kv.heads() * kv.head_dim());
-  std::vector<float> all(2 * each);
-  kv.read(slot, all.data(), all.data() + each);
-  return all;
-}
 
 TEST(Attention, EqualsTheReferenceOnEveryTarget) {
   test::for_each_target([] {
     Rng rng(1);
     for (int trial = 0; trial < 60; ++trial) {
-      const Case c(rng);
+      const AttentionCase c(rng);
       KvCache kv = c.cache();
       const Tensor y = attention(c.qkv, c.h, c.batch(), &kv);
       for (size_t b = 0; b < c.lengths.size(); ++b) {
@@ -129,7 +67,7 @@ TEST(Attention, ABatchEqualsItsSequencesAlone) {
   test::for_each_target([] {
     Rng rng(4);
     for (int trial = 0; trial < 40; ++trial) {
-      const Case c(rng);
+      const AttentionCase c(rng);
       KvCache together = c.cache(), alone = c.cache();
       const Tensor y = attention(c.qkv, c.h, c.batch(), &together);
       for (size_t b = 0; b < c.lengths.size(); ++b) {
@@ -146,7 +84,7 @@ TEST(Attention, AnySplitGivesTheSameBits) {
   test::for_each_target([] {
     Rng rng(5);
     for (int trial = 0; trial < 40; ++trial) {
-      const Case c(rng, 300);
+      const AttentionCase c(rng, 300);
       const Tensor x = c.rows(c.qkv, 0);
       const int64_t length = c.lengths[0];
       KvCache whole(1, c.h.kv_heads, c.h.head_dim), parts(1, c.h.kv_heads, c.h.head_dim);
@@ -166,7 +104,7 @@ TEST(Attention, AnySplitGivesTheSameBits) {
 TEST(Attention, ThreadsGiveTheSameBits) {
   Rng rng(6);
   for (int trial = 0; trial < 6; ++trial) {
-    const Case c(rng, 400);
+    const AttentionCase c(rng, 400);
     KvCache kv = c.cache();
     const Tensor y = attention(c.qkv, c.h, c.batch(), &kv);
     for (const int threads : {1, 2, 3, 5}) {

@@ -18,6 +18,20 @@ inline Batch view_of(const SequenceBatch& batch, Device device) {
   return {on.offsets.data<int64_t>(), on.slots.data<int32_t>(), batch.size(), batch.total()};
 }
 
+// The sequence that row t belongs to.
+__device__ inline int64_t sequence_of(const Batch& batch, int64_t t) {
+  int64_t low = 0, high = batch.size - 1;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (batch.offsets[middle] <= t) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
 // Chunks of `length` rows, numbered over the whole batch without a table: chunk c of sequence b is number
 // offsets[b] / length + b + c. Numbers are unique and ascend; a few between sequences stand for no chunk.
 inline int64_t chunk_numbers(const Batch& batch, int64_t length) { return batch.total / length + batch.size; }
