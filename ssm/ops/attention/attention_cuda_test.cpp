@@ -1,5 +1,6 @@
 #include "ssm/ops/attention/attention_cases.h"
 #include "ssm/ops/cuda/test_cuda.h"
+#include "ssm/ops/test_gradient.h"
 
 #include "ssm/core/graph.h"
 
