@@ -64,8 +64,8 @@ Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, cons
 // Of the residual with x, where that is defined, added to it.
 Tensor CausalLm::normed(const Norm& norm, const Tensor& x, Tensor& residual, DType result) {
   if (const auto* layer = std::get_if<nn::LayerNorm>(&norm)) {
-    return x.defined() ? add_layer_norm(x, residual, layer->weight, layer->bias, layer->eps)
-                       : layer_norm(residual, layer->weight, layer->bias, layer->eps);
+    return x.defined() ? add_layer_norm(x, residual, layer->weight, layer->bias, layer->eps, result)
+                       : layer_norm(residual, layer->weight, layer->bias, layer->eps, result);
   }
   const auto& rms = std::get<nn::RmsNorm>(norm);
   return x.defined() ? add_rms_norm(x, residual, rms.weight, rms.eps, result)
