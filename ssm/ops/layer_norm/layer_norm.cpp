@@ -102,6 +102,25 @@ Tensor add_layer_norm(const Tensor& x, Tensor& residual, const Tensor& weight, c
   return y;
 }
 
+std::pair<Tensor, Tensor> layer_norms(const Tensor& x, Tensor& residual, const LayerNormParameters& first,
+                                      const LayerNormParameters& second, std::optional<DType> result) {
+  constexpr std::string_view kOp = "layer_norms";
+  if (records(x, residual, first.weight, first.bias, second.weight, second.bias)) {
+    Tensor y = x.defined() ? add_layer_norm(x, residual, first.weight, first.bias, first.eps, result)
+                           : layer_norm(residual, first.weight, first.bias, first.eps, result);
+    return {std::move(y), layer_norm(residual, second.weight, second.bias, second.eps, result)};
+  }
+  const Tensor& normed = x.defined() ? x : residual;
+  for (const LayerNormParameters* norm : {&first, &second}) {
+    check_operands(kOp, normed, norm->weight);
+    check_parameter(kOp, "bias", norm->bias, {normed.size(1)}, normed);
+  }
+  check_parameter(kOp, "residual", residual, normed.shape(), normed);
+  std::pair<Tensor, Tensor> y(like(kOp, normed, result), like(kOp, normed, result));
+  SSM_DISPATCH(normed.device(), layer_norms(x, residual, first, second, y.first, y.second));
+  return y;
+}
+
 void layer_norm_backward(const Tensor& x, const Tensor& weight, float eps, const Tensor& dy,
                          const LayerNormGrads& grads) {
   constexpr std::string_view kOp = "layer_norm_backward";

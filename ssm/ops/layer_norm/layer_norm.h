@@ -2,6 +2,7 @@
 //
 //   layer_norm      y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias
 //   add_layer_norm  residual <- residual + x;  y = layer_norm(residual)
+//   layer_norms     the same, and a second norm of the residual; where x is undefined nothing is added
 //
 //   x        [T, M] f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
 //   residual [T, M] f32, likewise; updated in place, but where a tape records: then it becomes another tensor
@@ -13,6 +14,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 
 #include "ssm/core/tensor.h"
 
@@ -22,6 +24,14 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, flo
                   std::optional<DType> result = {});
 Tensor add_layer_norm(const Tensor& x, Tensor& residual, const Tensor& weight, const Tensor& bias, float eps,
                       std::optional<DType> result = {});
+
+// Of a layer whose MLP stands beside its mixer. Bits are those of the norms one by one.
+struct LayerNormParameters {
+  Tensor weight, bias;
+  float eps;
+};
+std::pair<Tensor, Tensor> layer_norms(const Tensor& x, Tensor& residual, const LayerNormParameters& first,
+                                      const LayerNormParameters& second, std::optional<DType> result = {});
 
 // Their gradients. With u what is normed (x; the updated residual), n = (u - mean) r,
 // r = 1 / sqrt(variance + eps) and g = dy weight:

@@ -189,6 +189,15 @@ void add_layer_norm(const Tensor& x, const Tensor& before, const Tensor& residua
   norm_rows(a, bias, y);
 }
 
+void layer_norms(const Tensor& x, const Tensor& residual, const LayerNormParameters& first,
+                 const LayerNormParameters& second, const Tensor& y, const Tensor& y2) {
+  if (x.defined())
+    add_layer_norm(x, residual, residual, first.weight, first.bias, first.eps, y);
+  else
+    layer_norm(residual, first.weight, first.bias, first.eps, y);
+  layer_norm(residual, second.weight, second.bias, second.eps, y2);
+}
+
 void layer_norm_backward(const Tensor& x, const Tensor& weight, float eps, const Tensor& dy,
                          const Tensor& dresidual, const LayerNormGrads& grads) {
   LayerNormRows a = rows_of(x, weight, eps);

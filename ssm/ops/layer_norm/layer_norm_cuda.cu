@@ -17,14 +17,20 @@ inline constexpr int kKept = V == 1 ? 16 : 4;
 // Up to so many rows blocks fetch the parameters ahead: in a decode step no block before them has.
 constexpr unsigned kFewRows = 128;
 
+// One norm's parameters and result.
+struct Norm {
+  const float *weight, *bias;
+  void* y;
+  int64_t y_stride;
+  float eps;
+};
+
 struct LayerNormArgs {
   const void* x;
   const float* before;  // the residual that x is added to, or null
   float* residual;      // the sum; it may be the same memory
-  const float *weight, *bias;
-  void* y;
-  int64_t x_stride, before_stride, residual_stride, y_stride, width;
-  float eps;
+  int64_t x_stride, before_stride, residual_stride, width;
+  Norm first, second;  // the second's y may be null: there is one norm then
 };
 
 // What is normed, V columns: x, or residual + x, or the residual alone, updated before. Reading is apart from
@@ -50,6 +56,27 @@ struct Values {
   }
 };
 
+// A line of L2 a thread and turn.
+__device__ __forceinline__ void fetch_ahead(const Norm& norm, int64_t width) {
+  constexpr int64_t kLine = 32;  // floats
+  for (int64_t i = threadIdx.x * kLine; i < width; i += blockDim.x * kLine) {
+    prefetch(norm.weight + i);
+    prefetch(norm.bias + i);
+  }
+}
+
+// V columns of a result, from what is left of them without the mean.
+template <int V, class Y>
+__device__ __forceinline__ void write_normed(const Norm& norm, int64_t row, int64_t column, float scale,
+                                             const float (&centred)[V]) {
+  float w[V], b[V], y[V];
+  widen<V>(w, load_wide<V>(norm.weight + column));
+  widen<V>(b, load_wide<V>(norm.bias + column));
+#pragma unroll
+  for (int j = 0; j < V; ++j) y[j] = centred[j] * scale * w[j] + b[j];
+  store_wide<V>(static_cast<Y*>(norm.y) + row * norm.y_stride + column, y);
+}
+
 // One block a row. Values beyond what registers keep are read again, for the variance and for the result.
 template <int V, class X, class Y>
 __global__ void __launch_bounds__(kMostThreads) layer_norm_forward_kernel(const LayerNormArgs a) {
@@ -57,11 +84,8 @@ __global__ void __launch_bounds__(kMostThreads) layer_norm_forward_kernel(const 
   constexpr int kPacks = kKept<V>;
   const int64_t step = int64_t{blockDim.x} * V, row = blockIdx.x, start = int64_t{threadIdx.x} * V;
   if (gridDim.x <= kFewRows) {
-    constexpr int64_t kLine = 32;  // floats
-    for (int64_t i = threadIdx.x * kLine; i < a.width; i += blockDim.x * kLine) {
-      prefetch(a.weight + i);
-      prefetch(a.bias + i);
-    }
+    fetch_ahead(a.first, a.width);
+    if (a.second.y) fetch_ahead(a.second, a.width);
   }
   let_next_start();
   grid_dependency_wait();
@@ -114,25 +138,22 @@ __global__ void __launch_bounds__(kMostThreads) layer_norm_forward_kernel(const 
     float value[V];
     read_centred(i, value);
   }
-  const float scale = rsqrtf(block_sum(square, scratch[1]) / count + a.eps);
-  const auto write = [&](int64_t i, float(&value)[V]) {
-    float w[V], b[V];
-    widen<V>(w, load_wide<V>(a.weight + i));
-    widen<V>(b, load_wide<V>(a.bias + i));
+  const float variance = block_sum(square, scratch[1]) / count;
+  const auto write = [&](const Norm& norm) {
+    const float scale = rsqrtf(variance + norm.eps);
 #pragma unroll
-    for (int j = 0; j < V; ++j) value[j] = value[j] * scale * w[j] + b[j];
-    store_wide<V>(static_cast<Y*>(a.y) + row * a.y_stride + i, value);
+    for (int k = 0; k < kPacks; ++k) {
+      const int64_t i = k * step + start;
+      if (i < a.width) write_normed<V, Y>(norm, row, i, scale, kept[k]);
+    }
+    for (int64_t i = kPacks * step + start; i < a.width; i += step) {
+      float value[V];
+      read_centred(i, value);
+      write_normed<V, Y>(norm, row, i, scale, value);
+    }
   };
-#pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    const int64_t i = k * step + start;
-    if (i < a.width) write(i, kept[k]);
-  }
-  for (int64_t i = kPacks * step + start; i < a.width; i += step) {
-    float value[V];
-    read_centred(i, value);
-    write(i, value);
-  }
+  write(a.first);
+  if (a.second.y) write(a.second);
 }
 
 void launch_layer_norm(std::string_view op, const LayerNormArgs& a, int64_t rows, DType x_dtype,
@@ -144,9 +165,12 @@ void launch_layer_norm(std::string_view op, const LayerNormArgs& a, int64_t rows
   const auto rows_allow = [&](int64_t stride, const void* p) {
     return is_multiple(stride, wide) && is_aligned(p);
   };
+  const auto norm_allows = [&](const Norm& norm) {
+    return rows_allow(norm.y_stride, norm.y) && is_aligned(norm.weight) && is_aligned(norm.bias);
+  };
   const bool vectors = is_multiple(a.width, wide) && rows_allow(a.x_stride, a.x) &&
                        rows_allow(a.before_stride, a.before) && rows_allow(a.residual_stride, a.residual) &&
-                       rows_allow(a.y_stride, a.y) && is_aligned(a.weight) && is_aligned(a.bias);
+                       norm_allows(a.first) && norm_allows(a.second);
   // Small blocks, so that many rows are under way.
   const int V = vectors ? wide : 1;
   const int64_t packs = a.width / V, kept = V == 8 ? kKept<8> : V == 4 ? kKept<4> : kKept<1>;
@@ -166,35 +190,50 @@ void launch_layer_norm(std::string_view op, const LayerNormArgs& a, int64_t rows
   });
 }
 
-LayerNormArgs args_of(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps, const Tensor& y) {
+Norm norm_of(const Tensor& weight, const Tensor& bias, float eps, const Tensor& y) {
+  return {weight.data<float>(), bias.data<float>(), y.raw(), y.stride(0), eps};
+}
+
+LayerNormArgs args_of(const Tensor& x, const Norm& norm) {
   return {.x = x.raw(),
           .before = nullptr,
           .residual = nullptr,
-          .weight = weight.data<float>(),
-          .bias = bias.data<float>(),
-          .y = y.raw(),
           .x_stride = x.stride(0),
           .before_stride = 0,
           .residual_stride = 0,
-          .y_stride = y.stride(0),
           .width = x.size(1),
-          .eps = eps};
+          .first = norm,
+          .second = {}};
+}
+
+LayerNormArgs args_of(const Tensor& x, const Tensor& before, const Tensor& residual, const Norm& norm) {
+  LayerNormArgs a = args_of(x, norm);
+  a.before = before.data<float>();
+  a.before_stride = before.stride(0);
+  a.residual = residual.data<float>();
+  a.residual_stride = residual.stride(0);
+  return a;
 }
 
 }  // namespace
 
 void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps, const Tensor& y) {
-  launch_layer_norm("layer_norm", args_of(x, weight, bias, eps, y), x.size(0), x.dtype(), y.dtype());
+  launch_layer_norm("layer_norm", args_of(x, norm_of(weight, bias, eps, y)), x.size(0), x.dtype(), y.dtype());
 }
 
 void add_layer_norm(const Tensor& x, const Tensor& before, const Tensor& residual, const Tensor& weight,
                     const Tensor& bias, float eps, const Tensor& y) {
-  LayerNormArgs a = args_of(x, weight, bias, eps, y);
-  a.before = before.data<float>();
-  a.before_stride = before.stride(0);
-  a.residual = residual.data<float>();
-  a.residual_stride = residual.stride(0);
+  const LayerNormArgs a = args_of(x, before, residual, norm_of(weight, bias, eps, y));
   launch_layer_norm("add_layer_norm", a, x.size(0), x.dtype(), y.dtype());
+}
+
+void layer_norms(const Tensor& x, const Tensor& residual, const LayerNormParameters& first,
+                 const LayerNormParameters& second, const Tensor& y, const Tensor& y2) {
+  const Norm norm = norm_of(first.weight, first.bias, first.eps, y);
+  const Tensor& normed = x.defined() ? x : residual;
+  LayerNormArgs a = x.defined() ? args_of(x, residual, residual, norm) : args_of(residual, norm);
+  a.second = norm_of(second.weight, second.bias, second.eps, y2);
+  launch_layer_norm("layer_norms", a, normed.size(0), normed.dtype(), y.dtype());
 }
 
 }  // namespace ssm::cuda

@@ -81,6 +81,24 @@ TEST(LayerNormCuda, AddUpdatesTheResidual) {
   }
 }
 
+TEST(LayerNormCuda, TwoOfOneResidualAreTheBitsOfEach) {
+  SSM_NEED_CUDA();
+  Rng rng(39);
+  for (int trial = 0; trial < 60; ++trial) {
+    const Case c = forward_case(rng);
+    const Tensor x = rng.below(3) ? on_card(c.x, c.dtype) : Tensor();
+    const Tensor w = on_card(c.weight), b = on_card(c.bias), w2 = on_card(test::random_normal({c.M}, rng));
+    Tensor residual = on_card(c.residual), expected = on_card(c.residual);
+    const Tensor y = x.defined() ? add_layer_norm(x, expected, w, b, c.eps, c.result)
+                                 : layer_norm(expected, w, b, c.eps, c.result);
+    const auto both = layer_norms(x, residual, {w, b, c.eps}, {w2, b, 0.2f}, c.result);
+    EXPECT_TRUE(same_bits(residual.to(kCpu), expected.to(kCpu))) << c.name();
+    EXPECT_TRUE(same_bits(both.first.to(kCpu), y.to(kCpu))) << c.name();
+    EXPECT_TRUE(same_bits(both.second.to(kCpu), layer_norm(expected, w2, b, 0.2f, c.result).to(kCpu)))
+        << c.name();
+  }
+}
+
 TEST(LayerNormCuda, AFarMeanCostsLittle) {
   SSM_NEED_CUDA();
   Rng rng(33);
@@ -192,8 +210,7 @@ TEST(LayerNormBackwardCuda, TheTapeEqualsTheReference) {
     Tensor y, y2;
     {
       const RecordScope recording(&tape);
-      y = add_layer_norm(x, residual, weight, bias, c.eps, c.dtype);
-      y2 = layer_norm(residual, weight, bias, c.eps, c.dtype);
+      std::tie(y, y2) = layer_norms(x, residual, {weight, bias, c.eps}, {weight, bias, c.eps}, c.dtype);
     }
     EXPECT_NE(residual.raw(), before.raw());
     gradient_hand_over(residual, on_card(c.above));
