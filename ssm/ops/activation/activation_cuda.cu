@@ -55,8 +55,8 @@ struct ActivationArgs {
 // Calls f(row, column) for what this thread has of each row.
 template <int V, class X, class F>
 __device__ __forceinline__ void for_packs(const ActivationArgs<X>& a, const F& f) {
+  let_next_start();  // in a decode step a product, which fetches its weights meanwhile
   grid_dependency_wait();
-  let_next_start();
   const int64_t pack = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (pack >= a.packs) return;
   for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) f(row, pack * V);

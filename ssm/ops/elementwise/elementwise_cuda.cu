@@ -28,8 +28,8 @@ struct RowsArgs {
 
 template <int V, class T>
 __global__ void add_scaled_kernel(RowsArgs<T> args, float scale) {
-  grid_dependency_wait();
   let_next_start();
+  grid_dependency_wait();
   const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V;
   if (i >= args.width) return;
   for (int64_t t = blockIdx.y; t < args.rows; t += gridDim.y) {
