@@ -13,7 +13,9 @@
 #include "apps/ssm/output.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
+#include "ssm/ops/activation/activation.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
+#include "ssm/ops/layer_norm/layer_norm.h"
 #include "ssm/ops/linear/linear.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 #include "ssm/ops/selective_scan/selective_scan.h"
@@ -49,6 +51,11 @@ class Suite {
     add_products(all, T);
     all.push_back(norm(T, 768));
     if (large_) all.push_back(norm(8 * T, 2560));
+    for (const int64_t rows : {int64_t{1}, T}) {
+      all.push_back(centred_norm(rows, 2560));
+      all.push_back(mlp_gelu(rows, 2560));
+      all.push_back(mlp_gate(rows, 2560));
+    }
     all.push_back(conv(T, large_ ? 8 : 1, large_ ? 4096 : 1536));
     add_scans(all, T);
     add_steps(all);
@@ -120,6 +127,35 @@ class Suite {
     return {"add_rms_norm", fmt::format("T {} M {}", T, M), bytes, 0, [operands, weight](int i) {
               Operands o = operands[static_cast<size_t>(i) % operands.size()];
               add_rms_norm(o.x, o.residual, weight, 1e-5f);
+            }};
+  }
+
+  Case centred_norm(int64_t T, int64_t M) const {
+    const double elements = static_cast<double>(T * M), bytes = elements * (2 * size() + 8);
+    struct Operands {
+      Tensor x, residual;
+    };
+    auto operands = copies(bytes, [&] { return Operands{random({T, M}), parameter({T, M}, 1.0f, 0.0f)}; });
+    const Tensor weight = parameter({M}, 0.1f, 1.0f), bias = parameter({M}, 0.1f, 0.0f);
+    return {"add_layer_norm", fmt::format("T {} M {}", T, M), bytes, 0, [operands, weight, bias](int i) {
+              Operands o = operands[static_cast<size_t>(i) % operands.size()];
+              add_layer_norm(o.x, o.residual, weight, bias, 1e-5f);
+            }};
+  }
+
+  Case mlp_gelu(int64_t T, int64_t M) const {
+    const double bytes = 2 * size() * static_cast<double>(T * M);
+    auto operands = copies(bytes, [&] { return random({T, M}); });
+    return {"gelu", fmt::format("T {} M {}", T, M), bytes, 0,
+            [operands](int i) { gelu(operands[static_cast<size_t>(i) % operands.size()]); }};
+  }
+
+  Case mlp_gate(int64_t T, int64_t M) const {
+    const double bytes = 3 * size() * static_cast<double>(T * M);
+    auto operands = copies(bytes, [&] { return random({T, 2 * M}); });
+    return {"gated_silu", fmt::format("T {} M {}", T, M), bytes, 0, [operands, M](int i) {
+              const Tensor& h = operands[static_cast<size_t>(i) % operands.size()];
+              gated_silu(h.slice(1, 0, M), h.slice(1, M, 2 * M));
             }};
   }
 

@@ -64,20 +64,34 @@ Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, cons
 // Of the residual with x, where that is defined, added to it.
 Tensor CausalLm::normed(const Norm& norm, const Tensor& x, Tensor& residual, DType result) {
   if (const auto* layer = std::get_if<nn::LayerNorm>(&norm)) {
-    return x.defined() ? add_layer_norm(x, residual, layer->weight, layer->bias, layer->eps)
-                       : layer_norm(residual, layer->weight, layer->bias, layer->eps);
+    return x.defined() ? add_layer_norm(x, residual, layer->weight, layer->bias, layer->eps, result)
+                       : layer_norm(residual, layer->weight, layer->bias, layer->eps, result);
   }
   const auto& rms = std::get<nn::RmsNorm>(norm);
   return x.defined() ? add_rms_norm(x, residual, rms.weight, rms.eps, result)
                      : rms_norm(residual, rms.weight, rms.eps, result);
 }
 
+// The same with two norms of one residual.
+std::pair<Tensor, Tensor> CausalLm::normed_twice(const Norm& first, const Norm& second, const Tensor& x,
+                                                 Tensor& residual, DType result) {
+  const auto *a = std::get_if<nn::LayerNorm>(&first), *b = std::get_if<nn::LayerNorm>(&second);
+  if (a && b)
+    return layer_norms(x, residual, {a->weight, a->bias, a->eps}, {b->weight, b->bias, b->eps}, result);
+  Tensor u = normed(first, x, residual, result);
+  return {std::move(u), normed(second, {}, residual, result)};
+}
+
 std::vector<Tensor> CausalLm::Block::forward(Tensor x, Tensor residual, const SequenceBatch& batch,
                                              const MixerState& state, DType activations) const {
+  if (parallel) {
+    auto [u, v] = normed_twice(norm, mlp_norm, x, residual, activations);  // [T, M]
+    x = mixer->forward(std::move(u), batch, state);
+    return {add_scaled(x, (*mlp)(v), 1.0f), residual};
+  }
   Tensor u = normed(norm, x, residual, activations);  // [T, M]
   x = mixer->forward(std::move(u), batch, state);
   if (!mlp) return {x, residual};
-  if (parallel) return {add_scaled(x, (*mlp)(normed(mlp_norm, {}, residual, activations)), 1.0f), residual};
   u = normed(mlp_norm, x, residual, activations);
   return {(*mlp)(u), residual};
 }

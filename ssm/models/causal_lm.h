@@ -87,6 +87,8 @@ class CausalLm {
  private:
   using Norm = std::variant<nn::RmsNorm, nn::LayerNorm>;
   static Tensor normed(const Norm& norm, const Tensor& x, Tensor& residual, DType result);
+  static std::pair<Tensor, Tensor> normed_twice(const Norm& first, const Norm& second, const Tensor& x,
+                                                Tensor& residual, DType result);
 
   struct Block {
     const ModuleNames& names;

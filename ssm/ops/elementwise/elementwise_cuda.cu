@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "ssm/core/cuda.h"
 #include "ssm/core/launch.cuh"
@@ -25,15 +26,20 @@ struct RowsArgs {
   int64_t x_stride, y_stride, rows, width;
 };
 
-template <class T>
+template <int V, class T>
 __global__ void add_scaled_kernel(RowsArgs<T> args, float scale) {
-  grid_dependency_wait();
   let_next_start();
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  grid_dependency_wait();
+  const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V;
   if (i >= args.width) return;
   for (int64_t t = blockIdx.y; t < args.rows; t += gridDim.y) {
-    T& to = args.y[t * args.y_stride + i];
-    to = from_f32<T>(to_f32(to) + scale * to_f32(args.x[t * args.x_stride + i]));
+    T* const at = args.y + t * args.y_stride + i;
+    float y[V], x[V];
+    load<V>(y, at);
+    load<V>(x, args.x + t * args.x_stride + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) y[j] += scale * x[j];
+    store<V>(at, y);
   }
 }
 
@@ -142,7 +148,16 @@ void add_scaled(const Tensor& y, const Tensor& x, float scale) {
   if (y.numel() == 0) return;
   dispatch(y.dtype(), "add_scaled", [&](auto zero) {
     using T = decltype(zero);
-    launch(by_rows(y.size(0), y.size(1)), add_scaled_kernel<T>, rows_of<T>(x, y), scale);
+    constexpr int V = 16 / sizeof(T);
+    RowsArgs<T> rows = rows_of<T>(x, y);
+    if (x.contiguous() && y.contiguous()) rows.width *= std::exchange(rows.rows, 1);
+    const auto allows = [&](const Tensor& t) {
+      return (rows.rows == 1 || is_multiple(t.stride(0), V)) && is_aligned(t.raw());
+    };
+    if (is_multiple(rows.width, V) && allows(x) && allows(y))
+      launch(by_rows(rows.rows, rows.width / V), add_scaled_kernel<V, T>, rows, scale);
+    else
+      launch(by_rows(rows.rows, rows.width), add_scaled_kernel<1, T>, rows, scale);
   });
 }
 

@@ -60,6 +60,26 @@ TEST(ElementwiseCuda, AddScaledAndDropoutEqualTheCpus) {
   }
 }
 
+// Rows of wider tensors, which 16-byte accesses take or not.
+TEST(ElementwiseCuda, AddScaledTakesRowsWithAStride) {
+  SSM_NEED_CUDA();
+  Rng rng(7);
+  for (int trial = 0; trial < 60; ++trial) {
+    const DType dtype = kTypes[rng.below(3)];
+    const int64_t T = 1 + rng.below(20), M = rng.below(2) ? 8 * (1 + rng.below(90)) : 1 + rng.below(700);
+    const Tensor x = rounded(test::random_normal({T, M}, rng), dtype);
+    const Tensor y = rounded(test::random_normal({T, M}, rng), dtype);
+    const auto upload = [&](const Tensor& t) {
+      return test::columns_on_card(t, dtype, rng.below(2) ? 8 : 1, rng);
+    };
+    const Tensor on = upload(y);
+    add_scaled(on, upload(x), 0.75f);
+    EXPECT_LT(test::relative_error(test::from_card(on), test::to_doubles(add_scaled(y.clone(), x, 0.75f))),
+              3e-7 + rounding_of(dtype))
+        << T << " " << M << " " << name_of(dtype);
+  }
+}
+
 TEST(ElementwiseCuda, TakeRowsAndItsGradientAreTheCpus) {
   SSM_NEED_CUDA();
   Rng rng(6);

@@ -16,11 +16,12 @@
 #ifndef SSM_LAYER_NORM_ROWS
 #define SSM_LAYER_NORM_ROWS
 namespace ssm {
-// Pointers to the first row; of the backward dy and dx too, dx null where nobody wants it.
+// Pointers to the first row. A residual and its gradient are null where none is added to; dx and dresidual
+// where nobody wants them.
 struct LayerNormRows {
-  const float *x, *weight, *bias, *dy;
-  float *y, *dx;
-  int64_t x_stride, y_stride, dy_stride, dx_stride, M;
+  const float *x, *before, *weight, *bias, *dy;
+  float *residual, *y, *dx, *dresidual;
+  int64_t x_stride, before_stride, residual_stride, y_stride, dy_stride, dx_stride, dresidual_stride, M;
   float eps;
 };
 }  // namespace ssm
@@ -71,8 +72,17 @@ void layer_norm_kernel(const LayerNormRows& a, int64_t begin, int64_t end) {
   const hn::ScalableTag<float> d;
   const auto M = static_cast<size_t>(a.M);
   for (int64_t t = begin; t < end; ++t) {
-    const float* const x = a.x + t * a.x_stride;
+    const float* x = a.x + t * a.x_stride;
     float* const y = a.y + t * a.y_stride;
+    if (a.residual) {
+      const float* const before = a.before + t * a.before_stride;
+      float* const sum = a.residual + t * a.residual_stride;
+      for (size_t i = 0; i < M; i += hn::Lanes(d)) {
+        const size_t n = std::min(hn::Lanes(d), M - i);
+        store_n_f32(d, hn::Add(load_n_f32(d, before + i, n), load_n_f32(d, x + i, n)), sum + i, n);
+      }
+      x = sum;
+    }
     const Moments m = moments(x, M, a.eps);
     for (size_t i = 0; i < M; i += hn::Lanes(d)) {
       const size_t n = std::min(hn::Lanes(d), M - i);
@@ -106,9 +116,15 @@ HWY_INLINE void backward_row(const LayerNormRows& a, int64_t t, float* dweight, 
     const auto normed = hn::Mul(centred(d, x + i, n, m.mean), inverse), above = load_n_f32(d, dy + i, n);
     if (dweight) store_n_f32(d, hn::MulAdd(above, normed, load_n_f32(d, dweight + i, n)), dweight + i, n);
     if (dbias) store_n_f32(d, hn::Add(above, load_n_f32(d, dbias + i, n)), dbias + i, n);
-    if (!a.dx) continue;
-    const auto du = hn::NegMulAdd(normed, hn::Set(d, mean_gn), hn::Sub(g(d, i, n), hn::Set(d, mean_g)));
-    store_n_f32(d, hn::Mul(du, inverse), a.dx + t * a.dx_stride + i, n);
+    if (!a.dx && !a.dresidual) continue;
+    auto du = hn::NegMulAdd(normed, hn::Set(d, mean_gn), hn::Sub(g(d, i, n), hn::Set(d, mean_g)));
+    du = hn::Mul(du, inverse);
+    if (a.dresidual) {
+      float* const sum = a.dresidual + t * a.dresidual_stride + i;
+      du = hn::Add(load_n_f32(d, sum, n), du);
+      store_n_f32(d, du, sum, n);
+    }
+    if (a.dx) store_n_f32(d, du, a.dx + t * a.dx_stride + i, n);
   }
 }
 
@@ -141,6 +157,15 @@ LayerNormRows rows_of(const Tensor& x, const Tensor& weight, float eps) {
   return a;
 }
 
+void norm_rows(LayerNormRows a, const Tensor& bias, const Tensor& y) {
+  a.bias = bias.data<float>();
+  a.y = y.data<float>();
+  a.y_stride = y.stride(0);
+  parallel_for(y.size(0), std::max<int64_t>(1, 32768 / a.M), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(layer_norm_kernel)(a, begin, end);
+  });
+}
+
 void add_parts(const float* parts, int64_t blocks, const Tensor& to) {
   const int64_t M = to.size(0);
   for (int64_t block = 0; block < blocks; ++block) {
@@ -151,23 +176,40 @@ void add_parts(const float* parts, int64_t blocks, const Tensor& to) {
 }  // namespace
 
 void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps, const Tensor& y) {
+  norm_rows(rows_of(x, weight, eps), bias, y);
+}
+
+void add_layer_norm(const Tensor& x, const Tensor& before, const Tensor& residual, const Tensor& weight,
+                    const Tensor& bias, float eps, const Tensor& y) {
   LayerNormRows a = rows_of(x, weight, eps);
-  a.bias = bias.data<float>();
-  a.y = y.data<float>();
-  a.y_stride = y.stride(0);
-  parallel_for(x.size(0), std::max<int64_t>(1, 32768 / a.M), [&](int64_t begin, int64_t end) {
-    HWY_DYNAMIC_DISPATCH(layer_norm_kernel)(a, begin, end);
-  });
+  a.before = before.data<float>();
+  a.before_stride = before.stride(0);
+  a.residual = residual.data<float>();
+  a.residual_stride = residual.stride(0);
+  norm_rows(a, bias, y);
+}
+
+void layer_norms(const Tensor& x, const Tensor& residual, const LayerNormParameters& first,
+                 const LayerNormParameters& second, const Tensor& y, const Tensor& y2) {
+  if (x.defined())
+    add_layer_norm(x, residual, residual, first.weight, first.bias, first.eps, y);
+  else
+    layer_norm(residual, first.weight, first.bias, first.eps, y);
+  layer_norm(residual, second.weight, second.bias, second.eps, y2);
 }
 
 void layer_norm_backward(const Tensor& x, const Tensor& weight, float eps, const Tensor& dy,
-                         const LayerNormGrads& grads) {
+                         const Tensor& dresidual, const LayerNormGrads& grads) {
   LayerNormRows a = rows_of(x, weight, eps);
   a.dy = dy.data<float>();
   a.dy_stride = dy.stride(0);
   if (grads.dx.defined()) {
     a.dx = grads.dx.data<float>();
     a.dx_stride = grads.dx.stride(0);
+  }
+  if (dresidual.defined()) {
+    a.dresidual = dresidual.data<float>();
+    a.dresidual_stride = dresidual.stride(0);
   }
   const int64_t T = x.size(0), M = a.M;
   const int64_t rows = std::max(kLeastRows, (T + kMostBlocks - 1) / kMostBlocks);

@@ -62,6 +62,21 @@ TEST(LayerNorm, AddUpdatesTheResidual) {
   }
 }
 
+TEST(LayerNorm, TwoOfOneResidualAreTheBitsOfEach) {
+  Rng rng(7);
+  for (int trial = 0; trial < 30; ++trial) {
+    const Case c(rng);
+    const Tensor x = rng.below(3) ? c.x : Tensor(), w2 = test::random_normal({c.M}, rng);
+    Tensor residual = c.residual.clone(), expected = c.residual.clone();
+    const Tensor y = x.defined() ? add_layer_norm(x, expected, c.weight, c.bias, c.eps)
+                                 : layer_norm(expected, c.weight, c.bias, c.eps);
+    const auto both = layer_norms(x, residual, {c.weight, c.bias, c.eps}, {w2, c.weight, 0.2f});
+    EXPECT_TRUE(test::same_bits(residual, expected));
+    EXPECT_TRUE(test::same_bits(both.first, y));
+    EXPECT_TRUE(test::same_bits(both.second, layer_norm(expected, w2, c.weight, 0.2f)));
+  }
+}
+
 TEST(LayerNorm, ARowIsTheSameAloneAndOnAnyThreads) {
   test::for_each_target([] {
     Rng rng(4);

@@ -3,7 +3,7 @@
 // at most kBlocks, whatever the card: dweight is summed in an order that T gives.
 #include "ssm/ops/cuda/column_sums.cuh"
 #include "ssm/ops/cuda/math.cuh"
-#include "ssm/ops/cuda/reduce.cuh"
+#include "ssm/ops/cuda/two_sums.cuh"
 #include "ssm/ops/rms_norm/rms_norm_cuda.h"
 
 namespace ssm::cuda {
@@ -22,16 +22,6 @@ struct BackwardArgs {
   float eps;
   bool dx_is_f32;
 };
-
-// Two sums over a block at once; `scratch` may be used again after the next barrier.
-__device__ __forceinline__ float2 block_sums(float a, float b, float2* scratch) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = (blockDim.x + 31) / 32;
-  a = warp_sum(a), b = warp_sum(b);
-  if (lane == 0) scratch[warp] = make_float2(a, b);
-  __syncthreads();
-  const float2 mine = lane < warps ? scratch[lane] : make_float2(0, 0);
-  return make_float2(warp_sum(mine.x), warp_sum(mine.y));
-}
 
 // What a thread reads of a row, as it lies there: fetched a row ahead, before the block waits for its sums.
 template <int V, int kPacks, class X, class Y, bool kGated>
