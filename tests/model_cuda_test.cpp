@@ -138,7 +138,10 @@ TEST(ModelCuda, ReadInAnyPieces) {
       std::vector<int64_t> pieces;
       for (int64_t left = 900; left > 0; left -= pieces.back())
         pieces.push_back(std::min(left, 1 + rng.below(trial % 2 ? 5 : 300)));
-      EXPECT_LT(test::relative_error(logits_of(model, ids, pieces), whole), 1e-4) << name;
+      // Attention adds up a text's tokens in an order that depends on the piece.
+      EXPECT_LT(test::relative_error(logits_of(model, ids, pieces), whole),
+                model.model->has_attention() ? 3e-4 : 1e-4)
+          << name;
     }
   }
 }

@@ -87,7 +87,7 @@ inline Tensor attention_gradient(const AttentionHeads& h, const Tensor& qkv,
     kept = true;
   }
   Tensor x = qkv;
-  watch(x);
+  watch(x, x.dtype());
   Tape tape;
   Tensor y;
   {

@@ -60,7 +60,7 @@ __device__ __forceinline__ float2 cosine_and_sine(const Rotary& rotary, int64_t 
   constexpr double kTurn = 6.283185307179586476925;
   const double angle = static_cast<double>(position) * rotary.frequency[i];
   float2 turn;
-  sincosf(static_cast<float>(angle - kTurn * rint(angle / kTurn)), &turn.y, &turn.x);
+  sincosf(static_cast<float>(angle - kTurn * rint(angle * (1 / kTurn))), &turn.y, &turn.x);
   return turn;
 }
 
@@ -89,13 +89,16 @@ inline constexpr int kChunk = 16 / sizeof(T);  // elements of 16 bytes
 template <class T>
 __device__ __forceinline__ void load_tile(const T* page, int begin, int rows, int stride, int row_bytes,
                                           uint32_t keys, uint32_t values, int thread, int threads) {
-  const int chunks = stride / kChunk<T>;
-  for (int i = thread; i < kTileTokens * chunks; i += threads) {
-    const int row = i / chunks, chunk = i % chunks;
+  const int chunks = stride / kChunk<T>, rows_on = threads / chunks, chunks_on = threads % chunks;
+  int row = thread / chunks, chunk = thread % chunks;
+  while (row < kTileTokens) {
     const uint32_t to = static_cast<uint32_t>(row * row_bytes + 16 * chunk);
     const T* from = page + (begin + row) * stride + chunk * kChunk<T>;
     copy_async(keys + to, from, row < rows);
     copy_async(values + to, from + kPageTokens * stride, row < rows);
+    row += rows_on;
+    chunk += chunks_on;
+    if (chunk >= chunks) ++row, chunk -= chunks;
   }
 }
 

@@ -1,10 +1,11 @@
 // Attention of one token a sequence: the time is that of reading the keys and values once.
 //
 // A block has a head of keys of one sequence, up to Q of its queries, and a share of the tokens; each of its
-// warps takes tiles of 32 tokens in turn, two under way at a time in its own shared memory. Tiles that
-// earlier steps wrote are asked for before this step's queries are there. The warp that has the newest
-// token's tile rotates its key and writes it, and the value, to the tile and to the page. Where several
-// blocks share the tokens, the last one to end adds up what they found.
+// warps takes tiles of 32 tokens in turn, through its own shared memory. Other warps work while one waits:
+// many small blocks a multiprocessor are faster than two tiles of a warp under way. Tiles that earlier steps
+// wrote are asked for before this step's queries are there. The warp that has the newest token's tile rotates
+// its key and writes it, and the value, to the tile and to the page. Where several blocks share the tokens,
+// the last one to end adds up what they found.
 #include "ssm/core/cuda.h"
 #include "ssm/core/launch.cuh"
 #include "ssm/ops/attention/attention_cuda.cuh"
@@ -12,7 +13,7 @@
 namespace ssm::cuda {
 namespace {
 
-constexpr int kMaxWarps = 4, kStages = 2;
+constexpr int kMaxWarps = 4;
 
 struct StepArgs {
   AttentionOperands a;
@@ -34,8 +35,9 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   __shared__ int last;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   const int tile_bytes = kTileTokens * args.row_bytes;
-  char* const stage = tiles + warp * kStages * 2 * tile_bytes;
-  float* const queries = reinterpret_cast<float*>(tiles + warps * kStages * 2 * tile_bytes);  // [Q, stride]
+  char* const keys = tiles + warp * 2 * tile_bytes;
+  char* const values = keys + tile_bytes;
+  float* const queries = reinterpret_cast<float*>(tiles + warps * 2 * tile_bytes);  // [Q, stride]
   const int b = blockIdx.z, group = a.heads / a.kv_heads;
   const int kv_head = blockIdx.y / args.query_blocks;
   const int first = kv_head * group + blockIdx.y % args.query_blocks * Q;  // head
@@ -46,20 +48,19 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   const int chunks = a.stride / kChunk<T>;
 
   int64_t next = blockIdx.x * warps + warp;
-  const auto fetch = [&](int to) {
+  const auto fetch = [&] {
     T* page = next < tile_count ? a.page<T>(slot, next * kTileTokens / kPageTokens, kv_head) : nullptr;
     if (page) {
       const int64_t rows = position - next * kTileTokens;  // without the newest, which no page holds yet
-      const uint32_t keys = shared_address(stage + to * 2 * tile_bytes);
+      const uint32_t to = shared_address(keys);
       load_tile<T>(page, static_cast<int>(next * kTileTokens % kPageTokens),
-                   static_cast<int>(min(rows, int64_t{kTileTokens})), a.stride, args.row_bytes, keys,
-                   keys + static_cast<uint32_t>(tile_bytes), lane, 32);
+                   static_cast<int>(min(rows, int64_t{kTileTokens})), a.stride, args.row_bytes, to,
+                   to + static_cast<uint32_t>(tile_bytes), lane, 32);
     }
     commit_copies();
     next += step;
   };
-  fetch(0);
-  fetch(1);
+  fetch();
   for (int i = threadIdx.x; i < args.rotary.half; i += blockDim.x)
     turns[i] = cosine_and_sine(args.rotary, position, i);
   grid_dependency_wait();
@@ -78,12 +79,9 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
 
   Attended<T, Q> attended;
   attended.clear();
-  int at = 0;
-  for (int64_t tile = blockIdx.x * warps + warp; tile < tile_count; tile += step, at ^= 1) {
-    wait_for_copies<kStages - 1>();
+  for (int64_t tile = blockIdx.x * warps + warp; tile < tile_count; tile += step) {
+    wait_for_copies<0>();
     __syncwarp();
-    char* const keys = stage + at * 2 * tile_bytes;
-    char* const values = keys + tile_bytes;
     T* const page = a.page<T>(slot, tile * kTileTokens / kPageTokens, kv_head);
     if (page) {
       const int64_t newest = position - tile * kTileTokens;
@@ -105,7 +103,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
       attended.add(keys, values, args.row_bytes, chunks, queries, a.stride, seen);
     }
     __syncwarp();
-    fetch(at);
+    fetch();
   }
   wait_for_copies<0>();
   __syncthreads();
@@ -177,7 +175,7 @@ void launch_step(StepArgs args, DType type, KvCache& kv) {
   const AttentionOperands& a = args.a;
   constexpr size_t kMost = 200 * 1024;
   args.row_bytes = static_cast<int>(tile_row_bytes(a.stride, type));
-  const size_t warp_bytes = size_t{kStages} * 2 * kTileTokens * static_cast<size_t>(args.row_bytes);
+  const size_t warp_bytes = size_t{2} * kTileTokens * static_cast<size_t>(args.row_bytes);
   const size_t query_bytes = sizeof(float) * Q * static_cast<size_t>(a.stride);
   const size_t sum_bytes = sizeof(float) * Q * size_t{WeightedRows<T, Q>::kFloats};
   const size_t each = std::max(warp_bytes, sum_bytes);
@@ -187,7 +185,7 @@ void launch_step(StepArgs args, DType type, KvCache& kv) {
   args.query_blocks = (group + Q - 1) / Q;
   const int64_t blocks = a.batch.size * a.kv_heads * args.query_blocks;
   args.splits =
-      static_cast<int>(std::clamp<int64_t>(2 * int64_t{properties().multiprocessors} / blocks, 1, 64));
+      static_cast<int>(std::clamp<int64_t>(4 * int64_t{properties().multiprocessors} / blocks, 1, 64));
   const Tensor partial =
       args.splits > 1 ? Tensor::empty({a.batch.size * a.heads * args.splits, a.stride + 2}, DType::f32, kCuda)
                       : Tensor();

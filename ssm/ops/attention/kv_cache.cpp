@@ -125,8 +125,7 @@ void KvCache::copy(int64_t slot, const KvCache& from, int64_t from_slot) {
 // [Hk, 2, kPageTokens, row_stride] f32, of a card.
 Tensor KvCache::page_on_host(int64_t slot, int64_t index) const {
   const Tensor page = Tensor::empty({heads_, 2, kPageTokens, row_stride_}, storage_.dtype);
-  copy_bytes(page.raw(), kCpu, at(slot).pages[static_cast<size_t>(index)].get(), storage_.device,
-             page.bytes());
+  copy_bytes(page.raw(), kCpu, page_memory(slot, index), storage_.device, page.bytes());
   return page.to(DType::f32);
 }
 
@@ -162,8 +161,7 @@ void KvCache::assign(int64_t slot, int64_t tokens, const float* keys, const floa
     }
     if (on_card && (row + 1 == kPageTokens || t + 1 == tokens)) {
       const Tensor narrow = page_copy.to(storage_.dtype);
-      copy_bytes(at(slot).pages[static_cast<size_t>(index)].get(), storage_.device, narrow.raw(), kCpu,
-                 narrow.bytes());
+      copy_bytes(page_memory(slot, index), storage_.device, narrow.raw(), kCpu, narrow.bytes());
     }
   }
   added(slot, tokens);

@@ -79,10 +79,12 @@ class KvCache {
   void read(int64_t slot, float* keys, float* values) const;
   void assign(int64_t slot, int64_t tokens, const float* keys, const float* values);
 
+  std::byte* page_memory(int64_t slot, int64_t index) const {  // page_bytes() where the storage says
+    return at(slot).pages[static_cast<size_t>(index)].get();
+  }
   // On a CPU: one head of one page.
   float* page(int64_t slot, int64_t index, int64_t head) const {
-    return reinterpret_cast<float*>(at(slot).pages[static_cast<size_t>(index)].get()) +
-           head * head_elements();
+    return reinterpret_cast<float*>(page_memory(slot, index)) + head * head_elements();
   }
   int64_t row_stride() const { return row_stride_; }
   int64_t page_bytes() const {
