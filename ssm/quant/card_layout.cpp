@@ -24,8 +24,8 @@ void put(std::vector<uint8_t>& to, int64_t at, Bytes from, int64_t n) {
 
 int8_t code_of(int value) { return static_cast<int8_t>(value); }
 
-// The types of 32 weights a block: f16 scale, f16 low where there is one, four bytes of fifth bits where there
-// are, codes.
+// The types of 32 weights a block: f16 scale, f16 low where there is one, four bytes of fifth bits where
+// there are, codes.
 void split_32(QuantType type, Bytes block, int64_t index, Parts& to) {
   const bool has_low = type == QuantType::q4_1 || type == QuantType::q5_1;
   const bool five = type == QuantType::q5_0 || type == QuantType::q5_1;
@@ -80,7 +80,8 @@ void split_256(QuantType type, Bytes block, int64_t index, Parts& to) {
       set(g, block[g] & 15, block[g] >> 4);
     } else if (type == QuantType::q3_k) {
       const Bytes packed = block + 96;
-      const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4, high = packed[8 + g % 4] >> (g / 4 * 2) & 3;
+      const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4,
+                high = packed[8 + g % 4] >> (g / 4 * 2) & 3;
       set(g, (low | high << 4) - 32, 0);
     } else {
       set(g, block[192 + g], 0);
@@ -90,8 +91,8 @@ void split_256(QuantType type, Bytes block, int64_t index, Parts& to) {
       if (type == QuantType::q2_k) {
         code = block[16 + g / 8 * 32 + g % 2 * 16 + j] >> shift & 3;
       } else if (type == QuantType::q3_k) {
-        code = (block[32 + g / 8 * 32 + g % 2 * 16 + j] >> shift & 3) |
-               (block[g % 2 * 16 + j] >> (g / 2) & 1) << 2;
+        code = (block[32 + g / 8 * 32 + g % 2 * 16 + j] >> shift & 3) | (block[g % 2 * 16 + j] >> (g / 2) & 1)
+                                                                            << 2;
         code -= 4;
       } else {
         code = (block[g / 8 * 64 + g % 4 * 16 + j] >> (g / 4 % 2 * 4) & 15) |

@@ -81,8 +81,7 @@ SSM_HOST_DEVICE constexpr CardPlace card_place(const CardFormat& f, int n, int64
   const int step = f.group == 16 ? in_load / 16 : in_load / 32 * 2 + in_load % 8 / 4;
   const int half = n / 8, j = in_load % 4 / 2, e = in_load % 2, lane = n % 8 * 4 + column;
   const int nibble = half + 2 * j + 4 * e;
-  return {k / width,
-          lane * 16 + (f.bits == 4 ? step * 4 + nibble / 2 : (2 * step + j) * 4 + half + 2 * e),
+  return {k / width, lane * 16 + (f.bits == 4 ? step * 4 + nibble / 2 : (2 * step + j) * 4 + half + 2 * e),
           f.bits == 4 ? nibble % 2 * 4 : 0};
 }
 

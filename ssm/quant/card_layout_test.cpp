@@ -38,8 +38,8 @@ float weight_at(const CardLayout& layout, const uint8_t* bytes, int64_t n, int64
   const auto code = static_cast<float>(f.bits == 4 ? (byte >> place.shift & 15) - f.zero()
                                                    : static_cast<int>(static_cast<int8_t>(byte)));
   const int64_t at = (tile * layout.chunks + chunk) * CardLayout::kPairs + pair;
-  const uint8_t* const scale = bytes + layout.scales_at + at * f.pair_bytes() +
-                               (k % 256 / f.group * 2 + row) * f.scale_bytes();
+  const uint8_t* const scale =
+      bytes + layout.scales_at + at * f.pair_bytes() + (k % 256 / f.group * 2 + row) * f.scale_bytes();
   if (!f.is_k()) return f.has_low() ? load_f16(scale + 2) + load_f16(scale) * code : load_f16(scale) * code;
   const uint8_t* const d = bytes + layout.d_at + at * 8 + row * 4;
   const float s = load_f16(d) * static_cast<float>(static_cast<int8_t>(scale[0]));
