@@ -21,6 +21,7 @@ struct PackedRowsArgs {
   PackedMatrix w;
   int T, K, part;  // K: values of a row of x, a multiple of 8, zeros beyond w.K; chunks of a warp
   bool staged;     // x, which lies in memory, is copied to shared memory first
+  int64_t ahead;   // tiles that are on the card at once
 };
 
 // What multiplies values of type X.
@@ -152,20 +153,17 @@ struct PackedStrip {
     }
   }
 
-  // Asks L2 for what is not held of the same chunks.
-  __device__ __forceinline__ void prefetch_weights(const PackedMatrix& w, int64_t tile, int chunk,
-                                                   int end) const {
+  // Asks L2 for chunks [chunk, end) of a tile.
+  static __device__ __forceinline__ void prefetch_weights(const PackedMatrix& w, int64_t tile, int chunk,
+                                                          int end) {
     const int lane = threadIdx.x % 32;
-    const std::byte* const codes_of = w.codes + tile * w.loads * CardLayout::kLoad;
-    const int64_t loads_end = min(end * F::kLoads, w.loads);
-    for (int64_t at = int64_t{chunk + kDepth} * F::kLoads * CardLayout::kLoad + lane * 128;
-         at < loads_end * CardLayout::kLoad; at += 32 * 128)
-      prefetch(codes_of + at);
-    constexpr int kBytes = CardLayout::kPairs * F::kPairBytes;
-    const std::byte* const scales_of = w.scales + tile * w.chunks * kBytes;
-    for (int64_t at = int64_t{chunk + kDepth} * kBytes + lane * 128; at < int64_t{end} * kBytes;
-         at += 32 * 128)
-      prefetch(scales_of + at);
+    const auto ask = [&](const std::byte* from, int64_t begin, int64_t bytes_end) {
+      for (int64_t at = begin + lane * 128; at < bytes_end; at += 32 * 128) prefetch(from + at);
+    };
+    constexpr int64_t kCodes = F::kLoads * CardLayout::kLoad, kScales = CardLayout::kPairs * F::kPairBytes;
+    const int64_t codes_end = int64_t{min(end * F::kLoads, w.loads)} * CardLayout::kLoad;
+    ask(w.codes + tile * w.loads * CardLayout::kLoad, chunk * kCodes, codes_end);
+    ask(w.scales + tile * w.chunks * kScales, chunk * kScales, end * kScales);
   }
 
   __device__ __forceinline__ void decode(uint32_t (&a)[4], int j, int step) const {
@@ -292,15 +290,16 @@ struct PackedStrip {
   }
 };
 
-// Twenty warps of 96 registers fill a multiprocessor, in blocks of any size; of several tiles of x half as
-// many.
+// Twenty warps of 96 registers fill a multiprocessor, in blocks of at most ten, since a large block finds
+// room late; of several tiles of x ten with more registers.
 template <int Tiles>
-inline constexpr int kPackedParts = Tiles == 1 ? 20 : 10;
+inline constexpr int kPackedWarps = Tiles == 1 ? 20 : 10;
+constexpr int kPackedParts = 10;
 constexpr size_t kPackedStaged = 20 << 10;  // bytes of x
 
 // Blocks of (32, parts of K, tiles) threads, as linear_rows_kernel's; Source and Epilogue are the same.
 template <class X, class F, int Tiles, class Source, class Epilogue>
-__global__ void __launch_bounds__(32 * kPackedParts<Tiles>, 1)
+__global__ void __launch_bounds__(32 * kPackedParts, kPackedWarps<Tiles> / kPackedParts)
     linear_packed_rows_kernel(const PackedRowsArgs a, const Source source, const Epilogue epilogue) {
   using Sums = PackedStrip<X, F, Tiles>;
   extern __shared__ float4 shared[];
@@ -312,7 +311,8 @@ __global__ void __launch_bounds__(32 * kPackedParts<Tiles>, 1)
   const int begin = part * a.part, end = rows > 0 ? min(begin + a.part, a.w.chunks) : begin;
   Sums sums;
   sums.read_weights(a.w, tile, begin, end);
-  sums.prefetch_weights(a.w, tile, begin, end);
+  sums.prefetch_weights(a.w, tile, begin + Sums::kDepth, end);
+  if (tile + a.ahead < a.w.tiles) sums.prefetch_weights(a.w, tile + a.ahead, begin, end);
   let_next_start();
   const int i0 = part * 32 + threadIdx.x, column = i0 % Sums::kWidth;
   const bool owns = column < rows && i0 < a.T * Sums::kWidth;
@@ -356,18 +356,19 @@ __global__ void __launch_bounds__(32 * kPackedParts<Tiles>, 1)
 }
 
 // Every warp holds its part of K where all blocks then fit on the card at once: all of W is asked for before
-// anything is waited for.
+// anything is waited for. Where they do not, the first ask L2 for the tiles of those that come after them.
 template <class X, class F, int Tiles, class Source, class Epilogue>
 void launch_packed_rows(PackedRowsArgs a, const Source& source, const Epilogue& epilogue) {
   using Sums = PackedStrip<X, F, Tiles>;
-  constexpr int kMost = kPackedParts<Tiles>;
-  int parts = std::clamp((a.w.chunks + Sums::kDepth - 1) / Sums::kDepth, 1, kMost);
-  while (parts > 5 && a.w.tiles > int64_t{properties().multiprocessors} * (kMost / parts))
-    parts = (parts + 1) / 2;
+  constexpr int kWarps = kPackedWarps<Tiles>;
+  const int64_t multiprocessors = properties().multiprocessors;
+  int parts = std::clamp((a.w.chunks + Sums::kDepth - 1) / Sums::kDepth, 1, kPackedParts);
+  while (parts > 5 && a.w.tiles > multiprocessors * (kWarps / parts)) parts = (parts + 1) / 2;
   a.part = (a.w.chunks + parts - 1) / parts;
   parts = (a.w.chunks + a.part - 1) / a.part;
   // Wide blocks where each makes the rows for itself.
   const int strips = std::max(1, (Source::kStaged ? 10 : 4) / parts);
+  a.ahead = multiprocessors * (kWarps / (parts * strips)) * strips;
   const size_t bytes = sizeof(X) * static_cast<size_t>(a.T) * static_cast<size_t>(a.K);
   a.staged = Tiles == 1 && bytes <= kPackedStaged;
   const size_t sums = sizeof(float) * Sums::kSums * static_cast<size_t>(parts * strips);
@@ -379,8 +380,12 @@ void launch_packed_rows(PackedRowsArgs a, const Source& source, const Epilogue& 
 }
 
 inline PackedRowsArgs args_of(int64_t T, const PackedMatrix& w) {
-  return {
-      .w = w, .T = static_cast<int>(T), .K = static_cast<int>(w.K + 7) / 8 * 8, .part = 0, .staged = false};
+  return {.w = w,
+          .T = static_cast<int>(T),
+          .K = static_cast<int>(w.K + 7) / 8 * 8,
+          .part = 0,
+          .staged = false,
+          .ahead = 0};
 }
 
 }  // namespace ssm::cuda
