@@ -118,8 +118,9 @@ void split_integers(const QuantFormat& format, Bytes row, int64_t K, Parts& to) 
     }
     for (int64_t run = k; run < end; run += 32) {
       const int64_t n = std::min<int64_t>(32, end - run), half = (n + 1) / 2;
-      for (int64_t j = 0; j < n; ++j)
-        to.codes[static_cast<size_t>(run + j)] = code_of(j < half ? row[j] & 15 : row[j - half] >> 4);
+      int8_t* const codes = to.codes.data() + run;
+      for (int64_t j = 0; j < half; ++j) codes[j] = code_of(row[j] & 15);
+      for (int64_t j = half; j < n; ++j) codes[j] = code_of(row[j - half] >> 4);
       row += half;
     }
   }
@@ -141,14 +142,16 @@ void lay_row(const CardLayout& layout, const Parts& parts, int64_t K, int n, uin
   // Places repeat from load to load.
   std::array<CardPlace, 64> places{};
   for (int k = 0; k < f.load_weights(); ++k) places[static_cast<size_t>(k)] = card_place(f, n, k);
-  for (int64_t k0 = 0; k0 < K; k0 += f.load_weights(), codes += CardLayout::kLoad) {
-    const int64_t count = std::min<int64_t>(f.load_weights(), K - k0);
-    for (int64_t k = 0; k < count; ++k) {
-      const CardPlace& place = places[static_cast<size_t>(k)];
-      const int code = parts.codes[static_cast<size_t>(k0 + k)] + zero;
-      uint8_t& byte = codes[place.byte];
-      byte = static_cast<uint8_t>(f.bits == 4 ? byte | code << place.shift : code);
+  const int8_t* from = parts.codes.data();
+  for (int64_t left = K; left > 0; left -= f.load_weights(), from += f.load_weights()) {
+    const auto count = static_cast<size_t>(std::min<int64_t>(f.load_weights(), left));
+    if (f.bits == 4) {
+      for (size_t k = 0; k < count; ++k)
+        codes[places[k].byte] |= static_cast<uint8_t>((from[k] + zero) << places[k].shift);
+    } else {
+      for (size_t k = 0; k < count; ++k) codes[places[k].byte] = static_cast<uint8_t>(from[k]);
     }
+    codes += CardLayout::kLoad;
   }
   const int size = f.scale_bytes(), pair = n % 8, row = n / 8;
   const int64_t groups = (K + f.group - 1) / f.group, of_chunk = CardLayout::kChunk / f.group;
