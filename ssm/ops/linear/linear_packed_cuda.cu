@@ -145,7 +145,7 @@ void unpack_rows(const QuantizedTensor& w, int64_t first, const Tensor& to) {
 }
 
 void linear_packed_few_rows(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& y) {
-  SSM_CHECK(w.shape[1] < (1 << 30), "linear: rows of {} packed weights", w.shape[1]);
+  SSM_CHECK(w.shape[1] <= kMostPackedColumns, "linear: rows of {} packed weights", w.shape[1]);
   const Tensor rows = rows_in_packs(x);
   dispatch(x.dtype(), "linear", [&](auto zero) { packed_few_rows<decltype(zero)>(rows, w, bias, y); });
 }
@@ -162,8 +162,8 @@ void linear_packed_many_rows(const Tensor& x, const QuantizedTensor& w, const Te
 void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, DType /*compute: x's type*/,
             const Tensor& y) {
   if (y.numel() == 0) return;
-  x.size(0) <= kMostPackedRows ? linear_packed_few_rows(x, w, bias, y)
-                               : linear_packed_many_rows(x, w, bias, y);
+  const bool few = x.size(0) <= kMostPackedRows && w.shape[1] <= kMostPackedColumns;
+  few ? linear_packed_few_rows(x, w, bias, y) : linear_packed_many_rows(x, w, bias, y);
 }
 
 void linear_dx(const QuantizedTensor& w, const Tensor& dy, const Tensor& dx, bool adds) {

@@ -12,7 +12,7 @@ void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, DType
 void linear_dx(const QuantizedTensor& w, const Tensor& dy, const Tensor& dx, bool adds);
 
 // How it is done, for tests and benches.
-inline constexpr int64_t kMostPackedRows = 64;
+inline constexpr int64_t kMostPackedRows = 64, kMostPackedColumns = 65536;
 inline constexpr int64_t kSlabBytes = int64_t{64} << 20;
 void linear_packed_few_rows(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& y);
 void linear_packed_many_rows(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& y);
@@ -21,7 +21,7 @@ void linear_packed_many_rows(const Tensor& x, const QuantizedTensor& w, const Te
 void unpack_rows(const QuantizedTensor& w, int64_t first, const Tensor& to);
 
 // The products of a decode step (linear_cuda.h), of the formats of dispatch_common_format() in whole packs.
-bool has_packed_step(const QuantizedTensor& w);
+bool has_packed_step(int64_t T, const QuantizedTensor& w);
 void packed_conv_step(const StepRows& x, const QuantizedTensor& w, const Tensor& bias, const ConvStep& conv,
                       const Tensor& y);
 void packed_add_step(const StepRows& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& residual);

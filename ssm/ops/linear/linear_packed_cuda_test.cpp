@@ -100,6 +100,26 @@ TEST(LinearPackedCuda, EqualsTheReferenceOnAModelsShapes) {
   }
 }
 
+// Rows whose sums of groups fill the shared memory, so that fewer rows go through at a time; at last none.
+TEST(LinearPackedCuda, EqualsTheReferenceOnLongRows) {
+  SSM_NEED_CUDA();
+  Rng rng(49);
+  for (const char* type : {"int4", "q2_k", "q4_k", "q8_0"}) {
+    for (const int64_t K : {12288, 24576, 65536, 65536 + 256}) {
+      const QuantizedTensor w = test::random_packed(*quant_format(type, 32), 20, K, rng);
+      for (const int64_t T : {1, 8, 33}) {
+        const Tensor x = rounded(test::random_normal({T, K}, rng), DType::f16);
+        const Tensor y =
+            linear(on_card(x, DType::f16), Weight{to_card(w, kCuda)}, {}, DType::f16, DType::f32);
+        const auto expected =
+            reference::linear(to_doubles(x), to_doubles(dequantize(w)), std::vector<double>{}, T, 20, K);
+        EXPECT_LT(card_error(y, expected), K > cuda::kMostPackedColumns ? 5e-3 : 1e-4)
+            << type << " " << T << " " << K;
+      }
+    }
+  }
+}
+
 TEST(LinearPackedCuda, UnpacksToTheBit) {
   SSM_NEED_CUDA();
   Rng rng(44);

@@ -6,10 +6,10 @@
 //
 //   y = sum over groups of  scale (sum of c x) + low (sum of x)
 //
-// The sums of x come from the same instruction with ones in place of codes. W is the matrix instruction's
-// first operand, x the second: 8 rows of x a tile. f32 rows are taken apart into three bf16 parts, which hold
-// all of their bits. As in linear_rows.cuh a warp reads its first chunks before grid_dependency_wait() and
-// asks L2 for the rest.
+// The sums of x are made once a block, in shared memory; those of many rows once, by a kernel of their own. W
+// is the matrix instruction's first operand, x the second: 8 rows of x a tile. f32 rows are taken apart into
+// three bf16 parts, which hold all of their bits. As in linear_rows.cuh a warp reads its first chunks before
+// grid_dependency_wait() and asks L2 for the rest.
 #pragma once
 
 #include "ssm/ops/cuda/packed.cuh"
@@ -22,6 +22,7 @@ struct PackedRowsArgs {
   int T, K, part;  // K: values of a row of x, a multiple of 8, zeros beyond w.K; chunks of a warp
   bool staged;     // x, which lies in memory, is copied to shared memory first
   int64_t ahead;   // tiles that are on the card at once
+  const float* totals = nullptr;  // the sums of groups of x [T][groups], with several tiles of x
 };
 
 // What multiplies values of type X.
@@ -40,7 +41,6 @@ template <class M>
 struct Codes;
 template <>
 struct Codes<__nv_bfloat16> {
-  static constexpr uint32_t kOnes = 0x3f803f80u;
   static __device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b) {
     const __nv_bfloat162 r =
         __hsub2(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
@@ -57,7 +57,6 @@ struct Codes<__nv_bfloat16> {
 };
 template <>
 struct Codes<__half> {
-  static constexpr uint32_t kOnes = 0x3c003c00u;
   static __device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b) {
     const __half2 r = __hsub2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
     return reinterpret_cast<const uint32_t&>(r);
@@ -204,10 +203,11 @@ struct PackedStrip {
   }
 
   // Held chunk j with the values of x that belong to it: the first of `left` is at `x`, rows are `x_stride`
-  // apart, there are T.
-  __device__ __forceinline__ void multiply(int j, const X* x, int64_t x_stride, int T, int left) {
+  // apart, there are T. The sums of its groups of the first row are at `totals`, of others `groups` on.
+  __device__ __forceinline__ void multiply(int j, const X* x, int64_t x_stride, int T, int left,
+                                           const float* totals, int groups) {
     const int g = threadIdx.x % 32 / 4;
-    float products[Tiles][4], totals[Tiles][4];
+    float products[Tiles][4];
 #pragma unroll
     for (int first = 0; first < 8; first += kAhead) {
       if (first * 32 >= left && first * 32 % F::kGroup == 0) break;
@@ -223,7 +223,7 @@ struct PackedStrip {
 #pragma unroll
       for (int i = 0; i < 2 * kAhead; ++i) {
         const int step = 2 * first + i;
-        if (step * 16 % F::kGroup == 0) clear(products), clear(totals);
+        if (step * 16 % F::kGroup == 0) clear(products);
         uint32_t a[4];
         decode(a, j, step);
 #pragma unroll
@@ -233,13 +233,12 @@ struct PackedStrip {
             uint32_t b0, b1;
             units[i / 2][t].take(b0, b1, i % 2);
             mma<M>(products[t], a, b0, b1);
-            if constexpr (F::kHasLow) {
-              constexpr uint32_t kOnes = Codes<M>::kOnes;
-              mma<M>(totals[t], {kOnes, kOnes, kOnes, kOnes}, b0, b1);
-            }
           }
         }
-        if ((step + 1) * 16 % F::kGroup == 0) add_group(j, step * 16 / F::kGroup, products, totals);
+        if ((step + 1) * 16 % F::kGroup == 0) {
+          const int group = step * 16 / F::kGroup;
+          add_group(j, group, products, totals + group, groups, T);
+        }
       }
     }
   }
@@ -253,28 +252,57 @@ struct PackedStrip {
   }
 
   __device__ __forceinline__ void add_group(int j, int group, const float (&products)[Tiles][4],
-                                            const float (&totals)[Tiles][4]) {
+                                            const float* totals, int groups, int T) {
     GroupScale s[2];
     scales_of(s, j, group);
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sums[t][i] += s[i / 2].scale * products[t][i];
-        if constexpr (F::kHasLow) sums[t][i] += s[i / 2].low * totals[t][i];
+      for (int i = 0; i < 4; ++i) sums[t][i] += s[i / 2].scale * products[t][i];
+      if constexpr (F::kHasLow) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {  // columns beyond T are nobody's
+          const float total = totals[min(8 * t + 2 * static_cast<int>(threadIdx.x % 4) + i, T - 1) * groups];
+          sums[t][i] += s[0].low * total;
+          sums[t][2 + i] += s[1].low * total;
+        }
       }
     }
   }
 
-  // Chunks [chunk, end); the first kDepth have been read.
+  // The sums of each group of x, to shared memory [T][groups], four threads a group.
+  static __device__ __forceinline__ void sum_groups(const X* x, int64_t x_stride, int T, int K, int groups,
+                                                    float* to) {
+    const int thread = static_cast<int>(threadIdx.x + 32 * (threadIdx.y + blockDim.y * threadIdx.z));
+    const int fours = static_cast<int>(8 * blockDim.y * blockDim.z), own = thread % 4;
+    const uint32_t mask = 0xfu << (thread % 32 / 4 * 4);
+    for (int i = thread / 4; i < T * groups; i += fours) {
+      const int t = i / groups, end = min((i % groups + 1) * F::kGroup, K);
+      float sum = 0;
+      for (int k = i % groups * F::kGroup + own * kPack<X>; k < end; k += 4 * kPack<X>) {
+        float values[kPack<X>];
+        load<kPack<X>>(values, x + t * x_stride + k);
+#pragma unroll
+        for (int j = 0; j < kPack<X>; ++j) sum += values[j];
+      }
+      sum += __shfl_xor_sync(mask, sum, 1);
+      sum += __shfl_xor_sync(mask, sum, 2);
+      if (own == 0) to[i] = sum;
+    }
+  }
+
+  // Chunks [chunk, end); the first kDepth have been read. `totals` where F has lows.
   __device__ __forceinline__ void multiply_all(const PackedMatrix& w, int64_t tile, int chunk, int end,
-                                               const X* x, int64_t x_stride, int T, int K) {
+                                               const X* x, int64_t x_stride, int T, int K,
+                                               const float* totals = nullptr) {
+    constexpr int kOfChunk = CardLayout::kChunk / F::kGroup;
     for (int c = chunk; c < end; c += kDepth) {
       if (c != chunk) read_weights(w, tile, c, end);
 #pragma unroll
       for (int j = 0; j < kDepth; ++j) {
         const int k = (c + j) * CardLayout::kChunk;
-        if (c + j < end) multiply(j, x + k, x_stride, T, K - k);
+        if (c + j < end)
+          multiply(j, x + k, x_stride, T, K - k, totals + (c + j) * kOfChunk, w.chunks * kOfChunk);
       }
     }
   }
@@ -295,7 +323,13 @@ struct PackedStrip {
 template <int Tiles>
 inline constexpr int kPackedWarps = Tiles == 1 ? 20 : 10;
 constexpr int kPackedParts = 10;
-constexpr size_t kPackedStaged = 20 << 10;  // bytes of x
+constexpr size_t kPackedStaged = 20 << 10;   // bytes of x
+constexpr int64_t kPackedTotals = 20 << 10;  // bytes of the sums of groups
+
+// Bytes of the sums of a row's groups.
+inline int64_t totals_bytes(const CardFormat& f, int64_t K) {
+  return f.has_low() ? (K + 255) / 256 * (256 / f.group) * 4 : 0;
+}
 
 // Blocks of (32, parts of K, tiles) threads, as linear_rows_kernel's; Source and Epilogue are the same.
 template <class X, class F, int Tiles, class Source, class Epilogue>
@@ -321,12 +355,12 @@ __global__ void __launch_bounds__(32 * kPackedParts, kPackedWarps<Tiles> / kPack
   if (owns) epilogue.read_parameters(held, i0 / Sums::kWidth, n);
   grid_dependency_wait();
   if (owns) epilogue.read_inputs(held, i0 / Sums::kWidth, n);
+  const X* x = staged;
+  int64_t stride = a.K;
   if constexpr (Source::kStaged) {
     source.stage(staged, sums_of_block, a.T, a.K);
-    sums.multiply_all(a.w, tile, begin, end, staged, a.K, a.T, a.K);
   } else {
-    const X* x = source.x;
-    int64_t stride = source.stride;
+    x = source.x, stride = source.stride;
     if (Tiles == 1 && a.staged) {
       const int threads = static_cast<int>(32 * blockDim.y * blockDim.z), row_packs = a.K / kPack<X>;
       for (int i = static_cast<int>(threadIdx.x + 32 * (part + parts * strip)); i < a.T * row_packs;
@@ -337,8 +371,15 @@ __global__ void __launch_bounds__(32 * kPackedParts, kPackedWarps<Tiles> / kPack
       __syncthreads();
       x = staged, stride = a.K;
     }
-    sums.multiply_all(a.w, tile, begin, end, x, stride, a.T, a.K);
   }
+  const float* totals = a.totals;
+  if constexpr (F::kHasLow && Tiles == 1) {
+    float* const to = reinterpret_cast<float*>(staged + (Source::kStaged || a.staged ? a.T * a.K : 0));
+    Sums::sum_groups(x, stride, a.T, a.K, a.w.chunks * (CardLayout::kChunk / F::kGroup), to);
+    __syncthreads();
+    totals = to;
+  }
+  sums.multiply_all(a.w, tile, begin, end, x, stride, a.T, a.K, totals);
   sums.give(given + part * Sums::kSums);
   __syncthreads();
   if (!owns) return;
@@ -353,6 +394,15 @@ __global__ void __launch_bounds__(32 * kPackedParts, kPackedWarps<Tiles> / kPack
     for (int p = 0; p < parts; ++p) sum += given[p * Sums::kSums + i];
     epilogue.write(held, t, n, sum);
   }
+}
+
+// The sums of x's groups for all rows at once.
+template <class X, class F>
+__global__ void linear_packed_totals_kernel(const X* x, int64_t stride, int K, int groups, float* to) {
+  grid_dependency_wait();
+  let_next_start();
+  const int64_t t = blockIdx.x;
+  PackedStrip<X, F, 1>::sum_groups(x + t * stride, 0, 1, K, groups, to + t * groups);
 }
 
 // Every warp holds its part of K where all blocks then fit on the card at once: all of W is asked for before
@@ -372,9 +422,10 @@ void launch_packed_rows(PackedRowsArgs a, const Source& source, const Epilogue& 
   const size_t bytes = sizeof(X) * static_cast<size_t>(a.T) * static_cast<size_t>(a.K);
   a.staged = Tiles == 1 && bytes <= kPackedStaged;
   const size_t sums = sizeof(float) * Sums::kSums * static_cast<size_t>(parts * strips);
+  const int64_t totals = Tiles == 1 ? a.T * totals_bytes(F::kFormat, a.w.K) : 0;
   launch({.grid = dim3(static_cast<unsigned>((a.w.tiles + strips - 1) / strips)),
           .block = dim3(32, static_cast<unsigned>(parts), static_cast<unsigned>(strips)),
-          .shared_bytes = sums + (Source::kStaged || a.staged ? bytes : 0),
+          .shared_bytes = sums + (Source::kStaged || a.staged ? bytes : 0) + static_cast<size_t>(totals),
           .overlaps_previous = true},
          linear_packed_rows_kernel<X, F, Tiles, Source, Epilogue>, a, source, epilogue);
 }

@@ -44,7 +44,7 @@ void check_step(const StepRows& x, const Weight& w, bool gated) {
 
 bool has_linear_step(int64_t T, const Weight& w) {
   if (T > 8 || shape_of(w)[1] >= (1 << 30)) return false;
-  if (const auto* packed = std::get_if<QuantizedTensor>(&w)) return has_packed_step(*packed);
+  if (const auto* packed = std::get_if<QuantizedTensor>(&w)) return has_packed_step(T, *packed);
   return in_packs(std::get<Tensor>(w));
 }
 
