@@ -279,6 +279,93 @@ TEST(ModelCuda, ForkedAndNarrowStates) {
   }
 }
 
+// Packed matrices, whose codes a card multiplies as they are: against the CPU, which rounds activations to 16
+// bits for it (docs/numerics.md). Random weights amplify that, so the bundled model.
+LoadedModel packed_model(Device device, DType compute, std::string_view type, int64_t group) {
+  LoadOptions options{.compute = compute, .device = device};
+  options.quantization = Quantization{.format = *quant_format(type, group)};
+  return load_model(kRoot / "models/tale-10m", options);
+}
+constexpr std::pair<const char*, int64_t> kPacked[] = {
+    {"int4", 128}, {"int4", 64}, {"int4", 32}, {"int8", 128}, {"q8_0", 0}, {"q6_k", 0},
+    {"q5_k", 0},   {"q4_k", 0},  {"q5_1", 0},  {"q4_1", 0},   {"q4_0", 0}};
+
+TEST(ModelCuda, PackedLogitsAreTheCpusWithinTheBounds) {
+  SSM_NEED_CUDA();
+  Rng rng(7);
+  for (const auto& [type, group] : kPacked) {
+    const LoadedModel cpu = packed_model(kCpu, DType::f32, type, group);
+    const auto ids = random_ids(cpu, 300, rng);
+    const std::vector<double> expected = test::to_doubles(logits_of(cpu, ids));
+    for (const auto& [dtype, bound] :
+         {std::pair(DType::f32, 1e-3), std::pair(DType::f16, 1e-2), std::pair(DType::bf16, 8e-2)}) {
+      const double error = norm_error(logits_of(packed_model(kCuda, dtype, type, group), ids), expected);
+      std::printf("  %s %s: off by %.2e\n", cpu.stored_name().c_str(), std::string(name_of(dtype)).c_str(),
+                  error);
+      EXPECT_LT(error, bound) << cpu.stored_name() << " " << name_of(dtype);
+    }
+  }
+}
+
+// Steps of any batch, fused and not, against texts read as a whole.
+TEST(ModelCuda, PackedStepsOfAnyBatch) {
+  SSM_NEED_CUDA();
+  Rng rng(8);
+  for (const auto& [type, group] : kPacked) {
+    const LoadedModel cpu = packed_model(kCpu, DType::f32, type, group);
+    const LoadedModel card = packed_model(kCuda, DType::f16, type, group);
+    for (const int64_t B : {1, 5, 30, 100}) {
+      const StatePool pool(*card.model, B);
+      std::vector<std::vector<int32_t>> texts;
+      std::vector<int32_t> slots;
+      for (int64_t b = 0; b < B; ++b) {
+        texts.push_back(random_ids(card, 5, rng));
+        slots.push_back(static_cast<int32_t>(B - 1 - b));
+      }
+      Tensor logits;
+      for (size_t t = 0; t < 5; ++t) {
+        std::vector<int32_t> ids;
+        for (const auto& text : texts) ids.push_back(text[t]);
+        const Tensor on_card = Tensor::from_values<int32_t>(ids, {B}).to(kCuda);
+        logits = card.model->logits(card.model->hidden(on_card, SequenceBatch::steps(slots), pool.state()));
+      }
+      const Tensor got = logits.to(kCpu);
+      for (int64_t b = 0; b < B; ++b) {
+        const Tensor expected = logits_of(cpu, texts[static_cast<size_t>(b)]).slice(0, 4, 5);
+        EXPECT_LT(norm_error(got.slice(0, b, b + 1), test::to_doubles(expected)), 5e-2)
+            << cpu.stored_name() << " " << b << " of " << B;
+      }
+    }
+  }
+}
+
+// Captured steps choose what the same logits, computed by steps that are not captured, give.
+TEST(ModelCuda, PackedGreedyTextIsTheBestOfItsLogits) {
+  SSM_NEED_CUDA();
+  for (const char* name : {"mamba-default", "mamba2-default", "falcon-default"}) {
+    for (const char* type : {"int4", "q8_0"}) {
+      LoadOptions options{.compute = DType::f32, .device = kCuda};
+      options.quantization = Quantization{.format = *quant_format(type, 32)};
+      const LoadedModel model = load_model(kRoot / "tests/goldens/models" / name, options);
+      const std::vector<std::vector<int32_t>> prompts{{5}, {1, 2, 3, 4, 5, 6, 7}, {8, 8}};
+      const auto results = generate(model, prompts, greedy(20));
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        std::vector<int32_t> ids = prompts[i];
+        ids.insert(ids.end(), results[i].ids.begin(), results[i].ids.end());
+        const std::vector<int64_t> ones(ids.size(), 1);
+        const Tensor logits = logits_of(model, ids, ones);
+        for (size_t t = prompts[i].size(); t < ids.size(); ++t) {
+          const auto row = logits.select(0, static_cast<int64_t>(t) - 1).values<float>();
+          const auto usable = row.first(static_cast<size_t>(model.usable_vocab()));
+          const float best = *std::max_element(usable.begin(), usable.end());
+          EXPECT_GT(row[static_cast<size_t>(ids[t])], best - 1e-3f * (1 + std::abs(best)))
+              << name << " " << type;
+        }
+      }
+    }
+  }
+}
+
 TEST(ModelCuda, AMillionTokensInConstantMemory) {
   SSM_NEED_CUDA();
   for (const char* name : {"mamba-default", "mamba2-default"}) {

@@ -21,6 +21,8 @@
 #include "ssm/ops/selective_scan/selective_scan.h"
 #include "ssm/ops/simd/kernel_target.h"
 #include "ssm/ops/ssd_scan/ssd_scan.h"
+#include "ssm/quant/card_layout.h"
+#include "ssm/quant/quantize.h"
 
 namespace ssm::app {
 namespace {
@@ -49,6 +51,7 @@ class Suite {
     std::vector<Case> all;
     const int64_t T = large_ ? 2048 : 512;
     add_products(all, T);
+    add_packed_products(all, T);
     all.push_back(norm(T, 768));
     if (large_) all.push_back(norm(8 * T, 2560));
     for (const int64_t rows : {int64_t{1}, T}) {
@@ -108,6 +111,46 @@ class Suite {
               const Operands& o = operands[static_cast<size_t>(i) % operands.size()];
               linear(o.x, o.w, {}, dtype);
             }};
+  }
+
+  // Rows of 64 random ones over and over: only sizes matter.
+  QuantizedTensor packed_weight(const QuantFormat& format, int64_t N, int64_t K) const {
+    const QuantizedTensor some = quantize(parameter({64, K}, 0.02f, 0.0f).to(kCpu), format);
+    const Tensor bytes = Tensor::empty({N, some.bytes.size(1)}, DType::u8);
+    for (int64_t n = 0; n < N; n += 64) {
+      const Tensor rows = bytes.slice(0, n, std::min(n + 64, N));
+      std::memcpy(rows.raw(), some.bytes.raw(), rows.bytes());
+    }
+    const QuantizedTensor packed = packed_view(format, {N, K}, bytes);
+    return device_.is_cuda() ? to_card(packed, device_) : packed;
+  }
+
+  Case packed_product(const QuantFormat& format, int64_t T, int64_t N, int64_t K) const {
+    struct Operands {
+      Tensor x;
+      Weight w;
+    };
+    const QuantizedTensor one = packed_weight(format, N, K);
+    const double bytes = static_cast<double>(one.bytes.bytes()) + size() * static_cast<double>(T * (K + N));
+    auto operands = copies(bytes, [&] {
+      return Operands{random({T, K}), QuantizedTensor{one.format, one.shape, one.bytes.clone()}};
+    });
+    return {"linear", fmt::format("T {} N {} K {} {}", T, N, K, name_of(format)), bytes,
+            2.0 * static_cast<double>(T * N * K), [operands, dtype = dtype_](int i) {
+              const Operands& o = operands[static_cast<size_t>(i) % operands.size()];
+              linear(o.x, o.w, {}, dtype);
+            }};
+  }
+
+  void add_packed_products(std::vector<Case>& all, int64_t T) const {
+    for (const char* type : {"int4", "int8", "q8_0", "q4_k", "q4_0"}) {
+      const QuantFormat format = *quant_format(type, 128);
+      for (const auto& [N, K] : kWidths) {
+        if (large_ != (N * K > 3072 * 768)) continue;
+        for (const int64_t rows : {int64_t{1}, int64_t{32}, T})
+          all.push_back(packed_product(format, rows, N, K));
+      }
+    }
   }
 
   void add_products(std::vector<Case>& all, int64_t T) const {

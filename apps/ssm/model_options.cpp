@@ -91,7 +91,6 @@ LoadOptions load_options(const ModelOptions& options) {
     if (why.empty()) load.device = kCuda;
     SSM_CHECK(why.empty() || options.device == "auto", "--device cuda: {}", why);
   }
-  load.device_is_a_wish = options.device == "auto";
   if (!options.quantize.empty() || options.group_given)
     load.quantization =
         Quantization{.format = format_named(options.quantize, options.group, options.group_given)};

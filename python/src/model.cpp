@@ -28,7 +28,6 @@ LoadOptions options_of(const std::string& dtype, const std::string& device) {
   }
   SSM_CHECK(device == "cpu" || device == "cuda" || device == "auto", "device {}: expected auto, cpu or cuda",
             device);
-  options.device_is_a_wish = device == "auto";
   if (device == "cuda" || (device == "auto" && why_unavailable(kCuda).empty())) options.device = kCuda;
   return options;
 }

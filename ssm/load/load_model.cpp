@@ -65,20 +65,18 @@ const text::Tokenizer& LoadedModel::need_tokenizer() const {
 
 void set_execution(LoadedModel& loaded, const LoadOptions& options) {
   loaded.device = options.device;
-  if (loaded.packed && loaded.device.is_cuda()) {
-    SSM_CHECK(options.device_is_a_wish,
-              "this model's matrices are packed ({}), which run on a CPU only so far",
-              name_of(*loaded.packed));
-    loaded.device = kCpu;
-  }
   const std::string why = why_unavailable(loaded.device);
   SSM_CHECK(why.empty(), "{}: {}", name_of(loaded.device), why);
   SSM_CHECK(options.state == DType::f32 || options.state == DType::bf16 || options.state == DType::f16,
             "states in {}, expected f32, bf16 or f16", name_of(options.state));
   loaded.state = options.state;
   loaded.kv_bytes = options.kv_bytes > 0 ? options.kv_bytes : default_kv_bytes(loaded.device);
-  const bool native = !loaded.packed && multiplies_natively(loaded.stored, loaded.device);
-  loaded.compute = options.compute.value_or(native ? loaded.stored : DType::f32);
+  // Packed codes are multiplied by what there is: by 32 bits on a CPU, on a card by 16, which prompts need.
+  DType natural = multiplies_natively(loaded.stored, loaded.device) ? loaded.stored : DType::f32;
+  if (loaded.packed) natural = DType::f32;
+  if (loaded.packed && loaded.device.is_cuda())
+    natural = loaded.stored == DType::f16 ? DType::f16 : DType::bf16;
+  loaded.compute = options.compute.value_or(natural);
 }
 
 Precision precision_of(const LoadedModel& loaded) {

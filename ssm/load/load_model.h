@@ -22,8 +22,6 @@ struct LoadOptions {
   std::filesystem::path tokenizer = {};  // a file or folder that replaces the model's own
   std::filesystem::path adapter = {};    // a folder in PEFT's layout, which the model is given
   Device device = kCpu;
-  // Where a model cannot run on `device`: true runs it on the CPU, false is an error.
-  bool device_is_a_wish = false;
   std::optional<Quantization> quantization = {};  // pack the matrices while they are read
   DType state = DType::f32;                       // how SSM states are stored: f32, bf16 or f16
   size_t kv_bytes =

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "ssm/core/log.h"
+#include "ssm/quant/card_layout.h"
 
 namespace ssm {
 namespace {
@@ -20,14 +21,15 @@ class Filler final : public nn::Visitor {
     if (!packed && !quantization_) {
       weight = place_weight(find(name, shape), placement_);
     } else if (!packed) {
-      weight = quantized(find(name, shape).row_major(), *quantization_, name, source_.describe(name));
+      weight = place_weight(
+          quantized(find(name, shape).row_major(), *quantization_, name, source_.describe(name)), placement_);
     } else {
       used_.insert(name);
       const std::string described = source_.describe(name);
       SSM_CHECK(packed->shape == shape, "{}: has shape {}, the config asks for {}", described, packed->shape,
                 shape);
       SSM_CHECK(!quantization_, "{}: is packed already ({})", described, name_of(packed->format));
-      weight = *packed;
+      weight = place_weight(*packed, placement_);
     }
   }
 
@@ -83,6 +85,12 @@ Tensor need_tensor(const io::WeightSource& source, const std::string& name, cons
 Tensor place_weight(const Tensor& weight, const Placement& placement) {
   const Tensor typed = placement.device.is_cuda() ? weight.to(placement.compute) : weight;
   return typed.row_major().to(placement.device);
+}
+
+Weight place_weight(const Weight& weight, const Placement& placement) {
+  if (const auto* packed = std::get_if<QuantizedTensor>(&weight))
+    return placement.device.is_cuda() ? to_card(*packed, placement.device) : *packed;
+  return place_weight(std::get<Tensor>(weight), placement);
 }
 
 bool begins_as_one(std::string_view name) {

@@ -8,7 +8,8 @@
 namespace ssm {
 
 // Where parameters live. On a CPU matrices stay as they are stored, views of the mapped file where they can;
-// on a card they are of `compute`'s type, since it multiplies operands of one type only.
+// on a card dense ones are of `compute`'s type, since it multiplies operands of one type only, and packed
+// ones lie as quant/card_layout.h says.
 struct Placement {
   Device device = kCpu;
   DType compute = DType::f32;
@@ -19,6 +20,7 @@ struct Placement {
 Tensor need_tensor(const io::WeightSource& source, const std::string& name, const Shape& shape);
 
 Tensor place_weight(const Tensor& weight, const Placement& placement);
+Weight place_weight(const Weight& weight, const Placement& placement);
 
 // Sets every parameter of `model` from `source` and prepares it; packed matrices stay packed, and with
 // `quantization` dense ones are packed too. Throws Error naming a tensor that is missing or of another shape

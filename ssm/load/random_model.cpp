@@ -137,6 +137,7 @@ class Randomizer final : public nn::Visitor {
       weight = repeated(*dense, shape);
     else if (auto* packed = std::get_if<QuantizedTensor>(&weight))
       weight = packed_view(packed->format, shape, repeated(packed->bytes, {shape[0], packed->bytes.size(1)}));
+    weight = place_weight(weight, placement_);
   }
   void on_tensor(const std::string& name, Tensor& tensor, const Shape& shape, nn::Storage storage) override {
     Tensor t = Tensor::empty(shape);

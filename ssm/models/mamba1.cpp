@@ -52,20 +52,21 @@ Tensor Mamba1Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerSta
 bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
                        const MixerState& state) const {
   for (const nn::Linear* l : {&in_proj_, &x_proj_, &dt_proj_, &out_proj_}) {
-    if (l->lora || is_packed(l->weight)) return false;  // it reads dense matrices, and those alone
+    if (l->lora) return false;
   }
-  const Mamba1StepArgs args{.norm_weight = norm.weight,
+  const Mamba1StepArgs args{.compute = in_proj_.compute,
+                            .norm_weight = norm.weight,
                             .norm_eps = norm.eps,
-                            .in_proj = dense(in_proj_.weight, "the fused step"),
+                            .in_proj = in_proj_.weight,
                             .in_bias = in_proj_.bias,
                             .conv_weight = conv1d_.weight.select(1, 0),
                             .conv_bias = conv1d_.bias,
-                            .x_proj = dense(x_proj_.weight, "the fused step"),
-                            .dt_proj = dense(dt_proj_.weight, "the fused step"),
+                            .x_proj = x_proj_.weight,
+                            .dt_proj = dt_proj_.weight,
                             .dt_bias = dt_proj_.bias,
                             .A = A_,
                             .D = D_,
-                            .out_proj = dense(out_proj_.weight, "the fused step"),
+                            .out_proj = out_proj_.weight,
                             .out_bias = out_proj_.bias,
                             .dt_B_C_eps = dt_b_c_eps_};
   if (!has_mamba1_step(args, batch)) return false;

@@ -49,11 +49,12 @@ Tensor Mamba2Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerSta
 bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
                        const MixerState& state) const {
   for (const nn::Linear* l : {&in_proj_, &out_proj_}) {
-    if (l->lora || is_packed(l->weight)) return false;  // it reads dense matrices, and those alone
+    if (l->lora) return false;
   }
-  const Mamba2StepArgs args{.norm_weight = norm.weight,
+  const Mamba2StepArgs args{.compute = in_proj_.compute,
+                            .norm_weight = norm.weight,
                             .norm_eps = norm.eps,
-                            .in_proj = dense(in_proj_.weight, "the fused step"),
+                            .in_proj = in_proj_.weight,
                             .in_bias = in_proj_.bias,
                             .conv_weight = conv1d_.weight.select(1, 0),
                             .conv_bias = conv1d_.bias,
@@ -62,7 +63,7 @@ bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const Se
                             .D = D_,
                             .gate_weight = norm_.weight,
                             .gate_eps = norm_.eps,
-                            .out_proj = dense(out_proj_.weight, "the fused step"),
+                            .out_proj = out_proj_.weight,
                             .out_bias = out_proj_.bias,
                             .groups = G_,
                             .dt_min = dt_min_,

@@ -81,6 +81,15 @@ void check_state(std::string_view op, const Tensor& state, const SequenceBatch& 
   check_device(op, "state", state, first);
 }
 
+void check_step_weight(std::string_view op, std::string_view name, const Weight& weight, const Shape& shape,
+                       DType compute, Device device) {
+  SSM_CHECK(defined(weight) && shape_of(weight) == shape && device_of(weight) == device,
+            "{}: {} has shape {}, expected {} on {}", op, name, shape_of(weight), shape, name_of(device));
+  const auto* dense = std::get_if<Tensor>(&weight);
+  SSM_CHECK(dense == nullptr || (dense->dtype() == compute && (dense->size(1) <= 1 || dense->stride(1) == 1)),
+            "{}: {} is {}, expected contiguous rows of {}", op, name, type_name(weight), name_of(compute));
+}
+
 void check_result(std::string_view op, DType dtype, Device device) {
   SSM_CHECK(is_activation(dtype, device), "{}: a result in {} on {}", op, name_of(dtype), name_of(device));
 }

@@ -5,6 +5,7 @@
 
 #include "ssm/core/tensor.h"
 #include "ssm/ops/sequence_batch.h"
+#include "ssm/quant/weight.h"
 
 namespace ssm {
 
@@ -30,6 +31,9 @@ void check_initial(std::string_view op, const Tensor& initial, const SequenceBat
 // `narrow` also bf16 or f16.
 void check_state(std::string_view op, const Tensor& state, const SequenceBatch& batch, const Shape& row,
                  const Tensor& first, bool narrow = false);
+// `weight` is a matrix of this shape on this device: packed, or of type `compute` and its rows contiguous.
+void check_step_weight(std::string_view op, std::string_view name, const Weight& weight, const Shape& shape,
+                       DType compute, Device device);
 // A result may have this type on this device.
 void check_result(std::string_view op, DType dtype, Device device);
 

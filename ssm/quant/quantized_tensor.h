@@ -9,7 +9,7 @@ namespace ssm {
 struct QuantizedTensor {
   QuantFormat format;
   Shape shape;   // [N, K]
-  Tensor bytes;  // u8 [N, row_bytes(format, K)], contiguous
+  Tensor bytes;  // u8 [N, row_bytes(format, K)], contiguous; on a card as card_layout.h says
 
   Device device() const { return bytes.device(); }
 };

@@ -5,6 +5,10 @@
 
 #include "ssm/core/graph.h"
 #include "ssm/ops/cuda/test_cuda.h"
+#include "ssm/quant/card_layout.h"
+#include "ssm/quant/dequantize.h"
+#include "ssm/quant/quantize.h"
+#include "ssm/quant/weight.h"
 
 namespace ssm::test {
 
@@ -19,6 +23,14 @@ inline Tensor channels_contiguous_on_card(const Tensor& x) {
     for (int64_t k = 0; k < x.size(1); ++k)
       t.data<float>()[k * x.size(0) + c] = x.data<float>()[c * x.size(1) + k];
   return on_card(t).transpose(0, 1);
+}
+
+// A layer's matrix as a step has it: of `dtype`, or packed as `type`; `w` becomes what that means.
+inline Weight step_weight(Tensor& w, DType dtype, std::string_view type, int64_t group) {
+  if (type.empty()) return on_card(w, dtype);
+  const QuantizedTensor packed = quantize(w, *quant_format(type, group));
+  w = dequantize(packed);
+  return to_card(packed, kCuda);
 }
 
 // T distinct slots of S.

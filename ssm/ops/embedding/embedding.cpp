@@ -29,10 +29,8 @@ Tensor embedding(const Tensor& ids, const Weight& weight) {
   SSM_CHECK(device_of(weight) == ids.device(), "embedding: weight is on {}, ids on {}",
             name_of(device_of(weight)), name_of(ids.device()));
   if (const auto* packed = std::get_if<QuantizedTensor>(&weight)) {
-    SSM_CHECK(!ids.device().is_cuda(), "embedding: the table is packed ({}), which cards cannot read",
-              type_name(weight));
-    Tensor y = Tensor::empty({ids.size(0), shape[1]});
-    cpu::embedding(ids, *packed, y);
+    Tensor y = Tensor::empty({ids.size(0), shape[1]}, DType::f32, ids.device());
+    SSM_DISPATCH(ids.device(), embedding(ids, *packed, y));
     return y;
   }
   const Tensor& table = std::get<Tensor>(weight);

@@ -1,7 +1,7 @@
 // embedding: y[t] = weight[ids[t]].
 //
 //   ids   [T]     i32, each in [0, V)
-//   weight[V, M]  f32, bf16 or f16, or packed (on a CPU; dequantize_row's values to the bit)
+//   weight[V, M]  f32, bf16 or f16, or packed (dequantize_row's values to the bit)
 //   y     [T, M]  f32
 //
 // Errors: an id outside the vocabulary, by value and position; on a card such an id gives a row of NaN, since

@@ -3,6 +3,9 @@
 #include "ssm/ops/cuda/test_cuda.h"
 #include "ssm/ops/embedding/embedding.h"
 #include "ssm/ops/embedding/embedding_reference.h"
+#include "ssm/ops/test_packed.h"
+#include "ssm/quant/card_layout.h"
+#include "ssm/quant/dequantize.h"
 
 namespace ssm {
 namespace {
@@ -19,6 +22,29 @@ TEST(EmbeddingCuda, EqualsTheReferenceInEveryDtype) {
       for (int64_t t = 0; t < T; ++t) ids.push_back(static_cast<int32_t>(rng.below(V)));
       const Tensor y = embedding(Tensor::from_values<int32_t>(ids, {T}).to(kCuda), Weight{weight.to(kCuda)});
       EXPECT_EQ(to_doubles(y.to(kCpu)), reference::embedding(ids, to_doubles(weight), M)) << V << " " << M;
+    }
+  }
+}
+
+TEST(EmbeddingCuda, PackedRowsAreTheDequantizedOnes) {
+  SSM_NEED_CUDA();
+  Rng rng(4);
+  for (const QuantFormat& format : test::packed_formats()) {
+    const int64_t V = 1 + rng.below(100), M = fits(format, 1) ? 1 + rng.below(900) : 256 * (1 + rng.below(5));
+    const QuantizedTensor table = test::random_packed(format, V, M, rng);
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < 30; ++t) ids.push_back(static_cast<int32_t>(rng.below(V)));
+    ids[7] = static_cast<int32_t>(V);
+    const Tensor y =
+        embedding(Tensor::from_values<int32_t>(ids, {30}).to(kCuda), Weight{to_card(table, kCuda)}).to(kCpu);
+    const Tensor rows = dequantize(table);
+    for (int64_t t = 0; t < 30; ++t) {
+      if (t == 7)
+        EXPECT_TRUE(std::isnan(y.data<float>()[t * M])) << name_of(format);
+      else
+        EXPECT_TRUE(same_bits(y.slice(0, t, t + 1),
+                              rows.slice(0, ids[static_cast<size_t>(t)], ids[static_cast<size_t>(t)] + 1)))
+            << name_of(format) << " " << V << " " << M;
     }
   }
 }

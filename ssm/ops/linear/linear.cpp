@@ -5,6 +5,7 @@
 #include "ssm/ops/dispatch.h"
 #include "ssm/ops/linear/linear_cpu.h"
 #include "ssm/ops/linear/linear_cuda.h"
+#include "ssm/ops/linear/linear_packed_cuda.h"
 
 namespace ssm {
 
@@ -15,11 +16,7 @@ void check_weight(std::string_view op, const Weight& weight, std::optional<int64
   const Shape& shape = shape_of(weight);
   SSM_CHECK(defined(weight) && shape.rank() == 2 && shape[0] == N.value_or(shape[0]),
             "{}: weight has shape {}, expected [{}, K]", op, shape, N ? fmt::to_string(*N) : "N");
-  if (std::holds_alternative<QuantizedTensor>(weight)) {
-    SSM_CHECK(!device_of(weight).is_cuda(), "{}: weight is packed ({}), which cards cannot read", op,
-              type_name(weight));
-    return;
-  }
+  if (is_packed(weight)) return;
   const Tensor& w = std::get<Tensor>(weight);
   SSM_CHECK(w.size(1) <= 1 || w.stride(1) == 1, "{}: the rows of weight {} are not contiguous", op,
             w.shape());
@@ -37,10 +34,9 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
   SSM_CHECK(device_of(weight) == x.device(), "linear: weight is on {}, x on {}", name_of(device_of(weight)),
             name_of(x.device()));
   if (x.device().is_cuda()) {
-    const DType of_weight = std::get<Tensor>(weight).dtype();
-    SSM_CHECK(of_weight == x.dtype() && compute == x.dtype(),
+    SSM_CHECK((packed != nullptr || std::get<Tensor>(weight).dtype() == x.dtype()) && compute == x.dtype(),
               "linear: x is {}, weight {}, computed in {}: on a card they are of one type",
-              name_of(x.dtype()), name_of(of_weight), name_of(compute));
+              name_of(x.dtype()), type_name(weight), name_of(compute));
   }
   if (bias.defined()) check_parameter("linear", "bias", bias, {N}, x);
   const DType to = result.value_or(x.dtype());
@@ -49,7 +45,7 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
             name_of(x.dtype()));
   Tensor y = Tensor::empty({x.size(0), N}, to, x.device());
   if (packed != nullptr) {
-    cpu::linear(x, *packed, bias, compute, y);
+    SSM_DISPATCH(x.device(), linear(x, *packed, bias, compute, y));
   } else {
     SSM_DISPATCH(x.device(), linear(x, std::get<Tensor>(weight), bias, compute, y));
   }
@@ -74,7 +70,7 @@ void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, co
     check_weight(kOp, weight, N);
     SSM_CHECK(device_of(weight) == dy.device(), "{}: weight is {} on {}, dy {} on {}", kOp, type_name(weight),
               name_of(device_of(weight)), name_of(dy.dtype()), name_of(dy.device()));
-    SSM_CHECK(!dy.device().is_cuda() || std::get<Tensor>(weight).dtype() == dy.dtype(),
+    SSM_CHECK(!dy.device().is_cuda() || packed != nullptr || std::get<Tensor>(weight).dtype() == dy.dtype(),
               "{}: weight is {}, dy {}: on a card they are of one type", kOp, type_name(weight),
               name_of(dy.dtype()));
     check_activation(kOp, "dx", grads.dx, {T, shape_of(weight)[1]}, dy);
@@ -90,7 +86,7 @@ void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, co
     SSM_DISPATCH(dy.device(), linear_backward(x, std::get<Tensor>(weight), dy, grads));
     return;
   }
-  if (grads.dx.defined()) cpu::linear_dx(*packed, dy, grads.dx, grads.dx_adds);
+  if (grads.dx.defined()) SSM_DISPATCH(dy.device(), linear_dx(*packed, dy, grads.dx, grads.dx_adds));
   const LinearGrads of_bias{.dbias = grads.dbias};
   SSM_DISPATCH(dy.device(), linear_backward({}, {}, dy, of_bias));
 }

@@ -1,7 +1,7 @@
 // linear: y = x W^T + bias.
 //
 //   x     [T, K]  f32 (on a card also bf16 or f16), rows contiguous (a row stride is allowed)
-//   weight[N, K]  f32, bf16 or f16; read as it lies in the file. On a card of x's type. Or packed, on a CPU
+//   weight[N, K]  f32, bf16 or f16; read as it lies in the file. On a card of x's type. Or packed
 //   bias  [N]     f32, or undefined
 //   y     [T, N]  accumulated in f32; `result`, or x's type
 //
@@ -12,12 +12,14 @@
 // and of the weight are multiples of 16 bytes; where cuBLASLt computes it (more rows), the bias is rounded to
 // a 16-bit result's type.
 //
-// A packed weight's codes are multiplied by x rounded to 16-bit integers, with a step of max |x| / 32767 for
-// each 32 elements along K, whatever `compute` says beyond that; products with codes are exact. A row's
-// result does not depend on the other rows, their number or the threads, bit for bit; a row with a number
-// that is not finite gives NaN.
+// A packed weight's codes are multiplied on a CPU by x rounded to 16-bit integers, with a step of max |x| /
+// 32767 for each 32 elements along K, whatever `compute` says beyond that; products with codes are exact. A
+// row's result does not depend on the other rows, their number or the threads, bit for bit; a row with a
+// number that is not finite gives NaN. On a card codes are multiplied by x as it is, exactly too, and weights
+// are not rounded; only beyond cuda::kMostPackedRows rows they are, to x's type. Up to 8 rows a row's result
+// does not depend on the others, bit for bit.
 //
-// Errors: a shape or dtype that does not fit, by name; a packed weight on a card.
+// Errors: a shape or dtype that does not fit, by name.
 #pragma once
 
 #include <optional>

@@ -31,7 +31,7 @@ void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tens
 
 // The products of a decode step, with what stands before and after them. Of up to 8 rows.
 struct StepRows {
-  Tensor x;            // [T, K] of the weights' type, or f32 where it is normed without a gate
+  Tensor x;            // [T, K] of the activations' type, or f32 where it is normed without a gate
   Tensor norm_weight;  // [K] f32: what is multiplied is rms_norm(x), or undefined
   Tensor gate;         // [T, K] of x's type: gated_rms_norm(x, gate), or undefined
   int64_t groups = 1;  // of the norm
@@ -45,11 +45,11 @@ struct ConvStep {
   const int32_t* slots;  // [T]
   int64_t first;
 };
-bool has_linear_step(int64_t T, const Tensor& w);
-void linear_conv_step(const StepRows& x, const Tensor& w, const Tensor& bias, const ConvStep& conv,
+bool has_linear_step(int64_t T, const Weight& w);
+void linear_conv_step(const StepRows& x, const Weight& w, const Tensor& bias, const ConvStep& conv,
                       const Tensor& y);
 // residual [T, N] f32 += the product.
-void linear_add_step(const StepRows& x, const Tensor& w, const Tensor& bias, const Tensor& residual);
+void linear_add_step(const StepRows& x, const Weight& w, const Tensor& bias, const Tensor& residual);
 
 // [N] f32 -> 16 bits.
 void round_bias(const Tensor& bias, const Tensor& rounded);

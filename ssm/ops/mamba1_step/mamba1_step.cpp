@@ -8,7 +8,7 @@ namespace ssm {
 bool has_mamba1_step([[maybe_unused]] const Mamba1StepArgs& args,
                      [[maybe_unused]] const SequenceBatch& batch) {
 #ifdef SSM_CUDA
-  return args.in_proj.device().is_cuda() && cuda::has_mamba1_step(args, batch);
+  return device_of(args.in_proj).is_cuda() && cuda::has_mamba1_step(args, batch);
 #else
   return false;
 #endif
@@ -17,24 +17,26 @@ bool has_mamba1_step([[maybe_unused]] const Mamba1StepArgs& args,
 void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
                  const Tensor& ssm_state, const Tensor& residual) {
   const std::string_view op = "mamba1_step";
-  const Tensor &A = args.A, &first = args.in_proj, &weight = args.conv_weight;
+  const Tensor &A = args.A, &first = residual, &weight = args.conv_weight;
   SSM_CHECK(A.defined() && A.rank() == 2, "{}: A has shape {}, expected [E, N]", op, A.shape());
-  SSM_CHECK(args.dt_proj.defined() && args.dt_proj.rank() == 2, "{}: dt_proj has shape {}, expected [E, R]",
-            op, args.dt_proj.shape());
+  SSM_CHECK(defined(args.dt_proj) && shape_of(args.dt_proj).rank() == 2,
+            "{}: dt_proj has shape {}, expected [E, R]", op, shape_of(args.dt_proj));
   SSM_CHECK(residual.defined() && residual.rank() == 2, "{}: residual has shape {}, expected [T, M]", op,
             residual.shape());
   const int64_t T = batch.total(), M = residual.size(1), E = A.size(0), N = A.size(1),
-                R = args.dt_proj.size(1);
-  check_first(op, "in_proj", first, {2 * E, M});
-  SSM_CHECK(residual.size(0) == T && residual.dtype() == DType::f32 && residual.stride(1) == 1 &&
-                residual.device() == first.device(),
+                R = shape_of(args.dt_proj)[1];
+  SSM_CHECK(residual.size(0) == T && residual.dtype() == DType::f32 && residual.stride(1) == 1,
             "{}: residual is {} {}, expected f32 [{}, {}]", op, name_of(residual.dtype()), residual.shape(),
             T, M);
+  const auto check_matrix = [&](std::string_view name, const Weight& w, const Shape& shape) {
+    check_step_weight(op, name, w, shape, args.compute, residual.device());
+  };
+  check_matrix("in_proj", args.in_proj, {2 * E, M});
   check_parameter(op, "norm_weight", args.norm_weight, {M}, first);
   if (args.in_bias.defined()) check_parameter(op, "in_bias", args.in_bias, {2 * E}, first);
-  check_activation(op, "x_proj", args.x_proj, {R + 2 * N, E}, first);
-  check_activation(op, "dt_proj", args.dt_proj, {E, R}, first);
-  check_activation(op, "out_proj", args.out_proj, {M, E}, first);
+  check_matrix("x_proj", args.x_proj, {R + 2 * N, E});
+  check_matrix("dt_proj", args.dt_proj, {E, R});
+  check_matrix("out_proj", args.out_proj, {M, E});
   if (args.out_bias.defined()) check_parameter(op, "out_bias", args.out_bias, {M}, first);
   SSM_CHECK(weight.defined() && weight.shape() == Shape({E, 4}) && weight.dtype() == DType::f32 &&
                 weight.device() == first.device(),

@@ -11,7 +11,9 @@
 //
 //   residual     [T, M]         f32, rows contiguous; T sequences of one token; updated in place
 //   norm_weight  [M]            f32
-//   in_proj      [2E, M]        f32, bf16 or f16, as x_proj [R + 2N, E], dt_proj [E, R] and out_proj [M, E]
+//   in_proj      [2E, M]        of `compute`, f32, bf16 or f16, or packed, as x_proj [R + 2N, E], dt_proj [E,
+//   R]
+//                               and out_proj [M, E]
 //   in_bias      [2E]           f32 or undefined, as out_bias [M]
 //   conv_weight  [E, 4]         f32, conv_bias [E] f32 or undefined
 //   dt_bias, D   [E]            f32
@@ -20,28 +22,30 @@
 //   ssm_state    [S, N, E]      f32, bf16 or f16; the same
 //
 // On a card, for what has_mamba1_step() says; everywhere else the ops that it fuses are the way. What one of
-// those ops would hand to the next is rounded to the weights' type here too, delta, the normed dt, B and C
-// and what is added to the residual excepted.
+// those ops would hand to the next is rounded to `compute` here too, delta, the normed dt, B and C and what
+// is added to the residual excepted.
 #pragma once
 
 #include "ssm/core/tensor.h"
 #include "ssm/ops/sequence_batch.h"
+#include "ssm/quant/weight.h"
 
 namespace ssm {
 
 struct Mamba1StepArgs {
+  DType compute = DType::f32;
   Tensor norm_weight;  // [M]
   float norm_eps = 0;
-  Tensor in_proj;        // [2E, M]
+  Weight in_proj;        // [2E, M]
   Tensor in_bias;        // [2E] or undefined
   Tensor conv_weight;    // [E, 4]
   Tensor conv_bias;      // [E] or undefined
-  Tensor x_proj;         // [R + 2N, E]
-  Tensor dt_proj;        // [E, R]
+  Weight x_proj;         // [R + 2N, E]
+  Weight dt_proj;        // [E, R]
   Tensor dt_bias;        // [E]
   Tensor A;              // [E, N]
   Tensor D;              // [E]
-  Tensor out_proj;       // [M, E]
+  Weight out_proj;       // [M, E]
   Tensor out_bias;       // [M] or undefined
   float dt_B_C_eps = 0;  // of the weightless norms of dt, B and C; 0: none
 };

@@ -6,21 +6,23 @@
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
+#include "ssm/ops/linear/linear_packed_cuda.h"
+#include "ssm/ops/linear/linear_packed_rows.cuh"
 #include "ssm/ops/linear/linear_rows.cuh"
 #include "ssm/ops/mamba1_step/mamba1_step_cuda.h"
 
 namespace ssm::cuda {
 namespace {
 
-constexpr int kStripRows = 8;  // rows of dt_proj that a warp multiplies
-constexpr int kDepth = 5;      // steps of it whose weights it holds
-constexpr int kChannels = 16;  // of a block
+constexpr int kDepth = 5;      // steps of a dense dt_proj whose weights a warp holds
+constexpr int kChannels = 16;  // of a block; a tile of a packed dt_proj
 constexpr int kLanes = 8;      // threads of a channel
 constexpr int kHeld = 2;       // states of a thread that are fetched ahead: N = 16
 constexpr int kMaxState = 256;
 
 struct ScanArgs {
-  const void *uz, *dt_B_C, *dt_proj;  // [T, 2E], [T, R + 2N], [E, R]
+  const void *uz, *dt_B_C, *dt_proj;  // [T, 2E], [T, R + 2N], [E, R] where that is dense
+  PackedMatrix packed_dt_proj;
   const float *dt_bias, *A, *D;
   void* ssm_state;
   void* y;  // [T, E]
@@ -28,6 +30,40 @@ struct ScanArgs {
   int64_t dt_proj_stride, A_stride_e, A_stride_n, y_stride;
   int E, R, N;
   float dt_B_C_eps;
+};
+
+// The product of a block's channels with dt, by kWarps of its warps with kRows rows of dt_proj each.
+template <class X>
+struct DenseDots {
+  static constexpr int kWarps = 2, kRows = 8;
+  Strip<X, sizeof(X) == 2 ? 8 : 1, 1, kDepth> sums;
+  static constexpr int kSums = decltype(sums)::kSums;
+
+  static __device__ __forceinline__ const X* row_of(const ScanArgs& a, int first) {
+    return static_cast<const X*>(a.dt_proj) + (first + threadIdx.x % 32 / 4) * a.dt_proj_stride;
+  }
+  __device__ __forceinline__ void read_weights(const ScanArgs& a, int first) {
+    sums.read_weights(row_of(a, first), a.dt_proj_stride, a.E - first, a.R);
+  }
+  __device__ __forceinline__ void multiply(const ScanArgs& a, int first, const X* dt, float* to) {
+    sums.multiply_all(row_of(a, first), a.dt_proj_stride, a.E - first, dt, 0, 1, a.R);
+    sums.give(to);
+  }
+};
+
+template <class X, class F>
+struct PackedDots {
+  static constexpr int kWarps = 1, kRows = kChannels;
+  PackedStrip<X, F, 1> sums;
+  static constexpr int kSums = decltype(sums)::kSums;
+
+  __device__ __forceinline__ void read_weights(const ScanArgs& a, int first) {
+    sums.read_weights(a.packed_dt_proj, first / kRows, 0, a.packed_dt_proj.chunks);
+  }
+  __device__ __forceinline__ void multiply(const ScanArgs& a, int first, const X* dt, float* to) {
+    sums.multiply_all(a.packed_dt_proj, first / kRows, 0, a.packed_dt_proj.chunks, dt, 0, 1, a.R);
+    sums.give(to);
+  }
 };
 
 // Values [0, n) of a row, divided by their root mean square where a.dt_B_C_eps > 0, by one warp.
@@ -39,21 +75,19 @@ __device__ __forceinline__ float inverse_rms(const ScanArgs& a, const X* row, in
   return rsqrtf(warp_sum(square) / static_cast<float>(n) + a.dt_B_C_eps);
 }
 
-// A block: kChannels channels of one sequence. Warps 0 and 1 multiply by dt_proj, warps 2 and 3 fetch
-// dt's scale, B and C; then kLanes threads a channel take its states.
-template <class X, class S>
+// A block: kChannels channels of one sequence. The first warps multiply by dt_proj, warps 2 and 3 fetch dt's
+// scale, B and C; then kLanes threads a channel take its states.
+template <class X, class S, class Dots>
 __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(const ScanArgs a) {
   constexpr int kWarps = kChannels * kLanes / 32;
-  using Sums = Strip<X, sizeof(X) == 2 ? 8 : 1, 1, kDepth>;
-  __shared__ float dots[2][Sums::kSums];
+  __shared__ float dots[Dots::kWarps][Dots::kSums];
   __shared__ float B[kMaxState], C[kMaxState], dt_scale, sums_of[kWarps][kChannels];
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, t = blockIdx.y;
   const int first = blockIdx.x * kChannels, c = thread % kChannels, e = first + c;
   const bool inside = e < a.E;
-  Sums dots_of;
-  const int own = first + warp * kStripRows;  // row of dt_proj
-  const X* w = static_cast<const X*>(a.dt_proj) + (own + lane / 4) * a.dt_proj_stride;
-  if (warp < 2) dots_of.read_weights(w, a.dt_proj_stride, a.E - own, a.R);
+  Dots dots_of;
+  const int own = first + warp * Dots::kRows;  // row of dt_proj
+  if (warp < Dots::kWarps) dots_of.read_weights(a, own);
   const int n0 = thread / kChannels;
   const float* A = a.A + e * a.A_stride_e;
   float As[kHeld], hs[kHeld];
@@ -76,10 +110,9 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   const float u = inside ? to_f32(uz[e]) : 0.0f;
   const float z = thread < kChannels && inside ? to_f32(uz[a.E + e]) : 0.0f;
   const X* row = static_cast<const X*>(a.dt_B_C) + int64_t{t} * (a.R + 2 * a.N);
-  if (warp < 2) {
-    dots_of.multiply_all(w, a.dt_proj_stride, a.E - own, row, 0, 1, a.R);
-    dots_of.give(dots[warp]);
-  } else {
+  if (warp < Dots::kWarps) {
+    dots_of.multiply(a, own, row, dots[warp]);
+  } else if (warp >= 2) {
     if (warp == 2) {
       const float scale = inverse_rms(a, row, a.R);
       if (lane == 0) dt_scale = scale;
@@ -91,7 +124,7 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   __syncthreads();
   float sum = 0;
   if (inside) {
-    const float delta = softplus(dots[c / kStripRows][c % kStripRows] * dt_scale + dt_bias);
+    const float delta = softplus(dots[c / Dots::kRows][c % Dots::kRows] * dt_scale + dt_bias);
     auto step = [&](int n, float A_n, float h_n) {
       const float next = exp_fast(delta * A_n) * h_n + delta * B[n] * u;
       h[int64_t{n} * a.E] = from_f32<S>(next);
@@ -116,24 +149,40 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   }
 }
 
+// What dt_proj is packed as: 8 bits (load/quantization.h).
+template <class F>
+bool dispatch_dt_format(const CardFormat& format, F&& f) {
+  return dispatch_common_format(format, [&](auto as) {
+    if constexpr (decltype(as)::kBits == 8) f(as);
+  });
+}
+
+bool has_dt_format(const Weight& dt_proj) {
+  const auto* packed = std::get_if<QuantizedTensor>(&dt_proj);
+  return !packed || card_format(packed->format).bits == 8;
+}
+
 void launch_scan(const Mamba1StepArgs& args, const int32_t* slots, const Tensor& uz, const Tensor& dt_B_C,
                  const Tensor& ssm_state, const Tensor& y) {
   const int64_t T = y.size(0), E = y.size(1);
+  const auto* dense = std::get_if<Tensor>(&args.dt_proj);
+  const auto* packed = std::get_if<QuantizedTensor>(&args.dt_proj);
   const ScanArgs a{.uz = uz.raw(),
                    .dt_B_C = dt_B_C.raw(),
-                   .dt_proj = args.dt_proj.raw(),
+                   .dt_proj = dense ? dense->raw() : nullptr,
+                   .packed_dt_proj = packed ? matrix_of(*packed) : PackedMatrix{},
                    .dt_bias = args.dt_bias.data<float>(),
                    .A = args.A.data<float>(),
                    .D = args.D.data<float>(),
                    .ssm_state = ssm_state.raw(),
                    .y = y.raw(),
                    .slots = slots,
-                   .dt_proj_stride = args.dt_proj.stride(0),
+                   .dt_proj_stride = dense ? dense->stride(0) : 0,
                    .A_stride_e = args.A.stride(0),
                    .A_stride_n = args.A.stride(1),
                    .y_stride = y.stride(0),
                    .E = static_cast<int>(E),
-                   .R = static_cast<int>(args.dt_proj.size(1)),
+                   .R = static_cast<int>(shape_of(args.dt_proj)[1]),
                    .N = static_cast<int>(args.A.size(1)),
                    .dt_B_C_eps = args.dt_B_C_eps};
   const Launch how{
@@ -142,7 +191,12 @@ void launch_scan(const Mamba1StepArgs& args, const int32_t* slots, const Tensor&
       .overlaps_previous = true};
   dispatch(y.dtype(), "mamba1_step", [&](auto x_zero) {
     dispatch(ssm_state.dtype(), "mamba1_step", [&](auto s_zero) {
-      launch(how, mamba1_step_scan_kernel<decltype(x_zero), decltype(s_zero)>, a);
+      using X = decltype(x_zero);
+      using S = decltype(s_zero);
+      if (!packed) return launch(how, mamba1_step_scan_kernel<X, S, DenseDots<X>>, a);
+      dispatch_dt_format(card_format(packed->format), [&](auto as) {
+        launch(how, mamba1_step_scan_kernel<X, S, PackedDots<X, decltype(as)>>, a);
+      });
     });
   });
 }
@@ -150,17 +204,18 @@ void launch_scan(const Mamba1StepArgs& args, const int32_t* slots, const Tensor&
 }  // namespace
 
 bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
-  const int64_t rows_bytes = args.x_proj.size(0) * static_cast<int64_t>(size_of(args.x_proj.dtype()));
-  return batch.is_step() && has_linear_step(batch.size(), args.in_proj) && in_packs(args.x_proj) &&
-         in_packs(args.dt_proj) && in_packs(args.out_proj) && rows_bytes % 16 == 0 &&
-         args.conv_weight.size(1) == 4 && args.A.size(1) <= kMaxState;
+  const int64_t rows_bytes = shape_of(args.x_proj)[0] * static_cast<int64_t>(size_of(args.compute));
+  return batch.is_step() && has_linear_step(batch.size(), args.in_proj) &&
+         has_linear_step(batch.size(), args.x_proj) && has_linear_step(batch.size(), args.dt_proj) &&
+         has_dt_format(args.dt_proj) && has_linear_step(batch.size(), args.out_proj) &&
+         rows_bytes % 16 == 0 && args.conv_weight.size(1) == 4 && args.A.size(1) <= kMaxState;
 }
 
 void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
                  const Tensor& ssm_state, const Tensor& residual) {
-  const int64_t T = batch.size(), E = args.A.size(0), N = args.A.size(1), R = args.dt_proj.size(1);
+  const int64_t T = batch.size(), E = args.A.size(0), N = args.A.size(1), R = shape_of(args.dt_proj)[1];
   const Device device = residual.device();
-  const DType dtype = args.in_proj.dtype();
+  const DType dtype = args.compute;
   const int32_t* slots = view_of(batch, device).slots;
   const Tensor uz = Tensor::empty({T, 2 * E}, dtype, device);
   linear_conv_step(
@@ -169,7 +224,7 @@ void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const T
       {.weight = args.conv_weight, .bias = args.conv_bias, .state = conv_state, .slots = slots, .first = 0},
       uz);
   const Tensor dt_B_C = Tensor::empty({T, R + 2 * N}, dtype, device);
-  linear(uz.slice(1, 0, E), args.x_proj, {}, dtype, dt_B_C);
+  std::visit([&](const auto& w) { linear(uz.slice(1, 0, E), w, {}, dtype, dt_B_C); }, args.x_proj);
   const Tensor y = Tensor::empty({T, E}, dtype, device);
   launch_scan(args, slots, uz, dt_B_C, ssm_state, y);
   linear_add_step({.x = y, .norm_weight = {}, .gate = {}}, args.out_proj, args.out_bias, residual);

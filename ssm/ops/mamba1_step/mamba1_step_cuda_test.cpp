@@ -50,18 +50,23 @@ struct Case {
     conv_state = test::random_normal({S, 3, E}, rng);
     ssm_state = rounded(test::random_normal({S, N, E}, rng), state_dtype);
     slots = test::random_slots(T, S, rng);
-    args = {.norm_weight = on_card(norm_weight),
+    // Dense, or packed as load/quantization.h plans it.
+    const std::string_view large = std::array{"", "", "int4", "int8"}[static_cast<size_t>(rng.below(4))];
+    const std::string_view small = large.empty() || rng.below(4) == 0 ? "" : "int8";
+    const int64_t group = 32 << rng.below(3);
+    args = {.compute = dtype,
+            .norm_weight = on_card(norm_weight),
             .norm_eps = 1e-5f,
-            .in_proj = on_card(in_proj, dtype),
+            .in_proj = test::step_weight(in_proj, dtype, large, group),
             .in_bias = on_card(in_bias),
             .conv_weight = channels_contiguous_on_card(conv_weight),
             .conv_bias = on_card(conv_bias),
-            .x_proj = on_card(x_proj, dtype),
-            .dt_proj = on_card(dt_proj, dtype),
+            .x_proj = test::step_weight(x_proj, dtype, small, group),
+            .dt_proj = test::step_weight(dt_proj, dtype, small, group),
             .dt_bias = on_card(dt_bias),
             .A = channels_contiguous_on_card(A),
             .D = on_card(D),
-            .out_proj = on_card(out_proj, dtype),
+            .out_proj = test::step_weight(out_proj, dtype, large, group),
             .out_bias = on_card(out_bias),
             .dt_B_C_eps = eps};
   }
@@ -102,8 +107,9 @@ struct Case {
   }
   static Doubles optional(const Tensor& t) { return t.defined() ? to_doubles(t) : Doubles{}; }
   std::string name() const {
-    return fmt::format("T {} M {} E {} N {} R {} {} state {} eps {}", T, M, E, N, R, name_of(dtype),
-                       name_of(state_dtype), eps);
+    return fmt::format("T {} M {} E {} N {} R {} {} state {} eps {} weights {}, {}", T, M, E, N, R,
+                       name_of(dtype), name_of(state_dtype), eps, type_name(args.in_proj),
+                       type_name(args.dt_proj));
   }
 };
 

@@ -17,7 +17,7 @@ bool has_mamba2_step([[maybe_unused]] const Mamba2StepArgs& args, [[maybe_unused
 void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
                  const Tensor& ssm_state, const Tensor& residual) {
   const std::string_view op = "mamba2_step";
-  const Tensor &first = args.in_proj, &weight = args.conv_weight;
+  const Tensor &first = residual, &weight = args.conv_weight;
   SSM_CHECK(residual.defined() && residual.rank() == 2, "{}: residual has shape {}, expected [T, M]", op,
             residual.shape());
   SSM_CHECK(ssm_state.defined() && ssm_state.rank() == 4 && conv_state.defined(),
@@ -25,11 +25,10 @@ void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const T
   const int64_t T = batch.total(), H = ssm_state.size(1), N = ssm_state.size(2), P = ssm_state.size(3);
   const int64_t E = H * P, C = E + 2 * args.groups * N;
   const int64_t M = residual.size(1), width = E + C + H;
-  check_first(op, "in_proj", first, {width, M});
-  SSM_CHECK(residual.size(0) == T && residual.dtype() == DType::f32 && residual.stride(1) == 1 &&
-                residual.device() == first.device(),
+  SSM_CHECK(residual.size(0) == T && residual.dtype() == DType::f32 && residual.stride(1) == 1,
             "{}: residual is {} {}, expected f32 [{}, {}]", op, name_of(residual.dtype()), residual.shape(),
             T, M);
+  check_step_weight(op, "in_proj", args.in_proj, {width, M}, args.compute, residual.device());
   check_parameter(op, "norm_weight", args.norm_weight, {M}, first);
   if (args.in_bias.defined()) check_parameter(op, "in_bias", args.in_bias, {width}, first);
   SSM_CHECK(weight.defined() && weight.shape() == Shape({C, 4}) && weight.dtype() == DType::f32 &&
@@ -40,7 +39,7 @@ void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const T
   check_parameter(op, "dt_bias", args.dt_bias, {H}, first);
   check_parameter(op, "D", args.D, {args.D.defined() && args.D.numel() == E ? E : H}, first);
   check_parameter(op, "gate_weight", args.gate_weight, {E}, first);
-  check_activation(op, "out_proj", args.out_proj, {M, E}, first);
+  check_step_weight(op, "out_proj", args.out_proj, {M, E}, args.compute, residual.device());
   if (args.out_bias.defined()) check_parameter(op, "out_bias", args.out_bias, {M}, first);
   SSM_CHECK(args.groups >= 1 && H % args.groups == 0, "{}: {} groups of {} heads", op, args.groups, H);
   check_state(op, conv_state, batch, {3, C}, first);

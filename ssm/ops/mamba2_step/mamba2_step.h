@@ -10,7 +10,7 @@
 //
 //   residual     [T, M]             f32, rows contiguous; T sequences of one token; updated in place
 //   norm_weight  [M]                f32
-//   in_proj      [2E + 2GN + H, M]  f32, bf16 or f16, as out_proj [M, E]
+//   in_proj      [2E + 2GN + H, M]  of `compute`, f32, bf16 or f16, or packed, as out_proj [M, E]
 //   in_bias      [2E + 2GN + H]     f32 or undefined, as out_bias [M]
 //   conv_weight  [E + 2GN, 4]       f32, conv_bias [E + 2GN] f32 or undefined
 //   A, dt_bias   [H]                f32
@@ -20,21 +20,22 @@
 //   ssm_state    [S, H, N, P]       f32, bf16 or f16; the same
 //
 // On a card, for what has_mamba2_step() says; everywhere else the ops that it fuses are the way. What one of
-// those ops would hand to the next is rounded to the weights' type here too, what is added to the residual
-// excepted.
+// those ops would hand to the next is rounded to `compute` here too, what is added to the residual excepted.
 #pragma once
 
 #include <limits>
 
 #include "ssm/core/tensor.h"
 #include "ssm/ops/sequence_batch.h"
+#include "ssm/quant/weight.h"
 
 namespace ssm {
 
 struct Mamba2StepArgs {
+  DType compute = DType::f32;
   Tensor norm_weight;  // [M]
   float norm_eps = 1e-5f;
-  Tensor in_proj;      // [2E + 2GN + H, M]
+  Weight in_proj;      // [2E + 2GN + H, M]
   Tensor in_bias;      // [2E + 2GN + H] or undefined
   Tensor conv_weight;  // [E + 2GN, 4]
   Tensor conv_bias;    // [E + 2GN] or undefined
@@ -42,7 +43,7 @@ struct Mamba2StepArgs {
   Tensor D;            // [H] or [E]
   Tensor gate_weight;  // [E]
   float gate_eps = 1e-5f;
-  Tensor out_proj;  // [M, E]
+  Weight out_proj;  // [M, E]
   Tensor out_bias;  // [M] or undefined
   int64_t groups = 1;
   float dt_min = 0.0f;

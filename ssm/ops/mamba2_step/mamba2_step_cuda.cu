@@ -118,9 +118,9 @@ void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const T
                  const Tensor& ssm_state, const Tensor& residual) {
   const int64_t T = batch.size(), E = args.gate_weight.size(0);
   const Device device = residual.device();
-  const DType dtype = args.in_proj.dtype();
+  const DType dtype = args.compute;
   const int32_t* slots = view_of(batch, device).slots;
-  const Tensor zxBCdt = Tensor::empty({T, args.in_proj.size(0)}, dtype, device);
+  const Tensor zxBCdt = Tensor::empty({T, shape_of(args.in_proj)[0]}, dtype, device);
   linear_conv_step(
       {.x = residual, .norm_weight = args.norm_weight, .gate = {}, .eps = args.norm_eps}, args.in_proj,
       args.in_bias,

@@ -49,9 +49,12 @@ struct Case {
     conv_state = test::random_normal({S, 3, C}, rng);
     ssm_state = rounded(test::random_normal({S, H, N, P}, rng), state_dtype);
     slots = test::random_slots(T, S, rng);
-    args = {.norm_weight = on_card(norm_weight),
+    const std::string_view type = std::array{"", "", "int4", "int8"}[static_cast<size_t>(rng.below(4))];
+    const int64_t group = 32 << rng.below(3);
+    args = {.compute = dtype,
+            .norm_weight = on_card(norm_weight),
             .norm_eps = 1e-5f,
-            .in_proj = on_card(in_proj, dtype),
+            .in_proj = test::step_weight(in_proj, dtype, type, group),
             .in_bias = on_card(in_bias),
             .conv_weight = channels_contiguous_on_card(conv_weight),
             .conv_bias = on_card(conv_bias),
@@ -60,7 +63,7 @@ struct Case {
             .D = on_card(D),
             .gate_weight = on_card(gate_weight),
             .gate_eps = 1e-5f,
-            .out_proj = on_card(out_proj, dtype),
+            .out_proj = test::step_weight(out_proj, dtype, type, group),
             .out_bias = on_card(out_bias),
             .groups = G,
             .dt_min = dt_min,
@@ -103,8 +106,8 @@ struct Case {
   }
   static Doubles optional(const Tensor& t) { return t.defined() ? to_doubles(t) : Doubles{}; }
   std::string name() const {
-    return fmt::format("T {} M {} H {} N {} P {} G {} {} state {}", T, M, H, N, P, G, name_of(dtype),
-                       name_of(state_dtype));
+    return fmt::format("T {} M {} H {} N {} P {} G {} {} state {} weights {}", T, M, H, N, P, G,
+                       name_of(dtype), name_of(state_dtype), type_name(args.in_proj));
   }
 };
 
