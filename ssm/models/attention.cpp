@@ -28,6 +28,11 @@ void AttentionMixer::visit(nn::Visitor& v) {
   v.child(names_.out, out_proj_);
 }
 
+void AttentionMixer::prepare() {
+  in_proj_.round_bias();
+  out_proj_.round_bias();
+}
+
 std::unique_ptr<Mixer> make_neox_attention(const nlohmann::json& config, DType compute) {
   const int64_t M = config.at("hidden_size"), H = config.at("num_attention_heads");
   const bool bias = config.at("attention_bias");

@@ -23,7 +23,7 @@ class AttentionMixer final : public Mixer {
   MixerState make_state(int64_t slots, StateOptions options) const override;
   bool attends() const override { return true; }
   void visit(nn::Visitor& v) override;
-  void prepare() override {}
+  void prepare() override;
 
  private:
   AttentionHeads heads_;

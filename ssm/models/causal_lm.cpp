@@ -152,7 +152,12 @@ void CausalLm::untie() {
 }
 
 void CausalLm::prepare() {
-  for (Block& block : layers_) block.mixer->prepare();
+  for (Block& block : layers_) {
+    block.mixer->prepare();
+    if (!block.mlp) continue;
+    block.mlp->up.round_bias();
+    block.mlp->down.round_bias();
+  }
   if (tied_) lm_head_.weight = embeddings_.weight;
 }
 

@@ -10,7 +10,7 @@ namespace {
 
 Tensor product(const Linear& l, const Tensor& x, const Tensor& bias) {
   if (l.moments) l.moments->add(x);
-  const Tensor y = linear(x, l.weight, bias, l.compute, l.result);
+  const Tensor y = linear(x, l.weight, bias, l.compute, l.result, bias.defined() ? l.rounded_bias : bias);
   return l.lora ? l.lora->added_to(y, x, l.compute) : y;
 }
 
@@ -27,6 +27,10 @@ void Linear::visit(Visitor& v) {
   if (!lora) return;
   v.weight("lora_A.weight", lora->A, {lora->rank, in});
   v.weight("lora_B.weight", lora->B, {out, lora->rank});
+}
+
+void Linear::round_bias() {
+  rounded_bias = bias.defined() && compute != DType::f32 ? bias.to(compute) : Tensor();
 }
 
 Tensor Embedding::operator()(const Tensor& ids) const {

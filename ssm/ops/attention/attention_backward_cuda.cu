@@ -110,10 +110,10 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(const __grid_constant
         tile < tile_count ? a.page<T>(slot, tile * kTileTokens / kPageTokens, kv_head) : nullptr;
     if (page) {
       const uint32_t keys = shared_address(shared.tile(tile));
-      load_tile<T>(page, static_cast<int>(tile * kTileTokens % kPageTokens),
-                   static_cast<int>(min(first + rows - tile * kTileTokens, int64_t{kTileTokens})), a.stride,
-                   args.row_bytes, keys, keys + static_cast<uint32_t>(shared.tile_bytes), threadIdx.x,
-                   kThreads);
+      load_tile<kTileTokens>(page, static_cast<int>(tile * kTileTokens % kPageTokens),
+                             static_cast<int>(min(first + rows - tile * kTileTokens, int64_t{kTileTokens})),
+                             a.stride, args.row_bytes, keys, keys + static_cast<uint32_t>(shared.tile_bytes),
+                             threadIdx.x, kThreads);
     }
     commit_copies();
   };

@@ -74,7 +74,8 @@ __device__ __forceinline__ float rotated(const T* x, int d, int half, const floa
   return value * turns[d - half].x + sign * to_f32(x[d - half]) * turns[d - half].y;
 }
 
-inline constexpr int kTileTokens = 32;  // of a tile, one a lane; half a page
+inline constexpr int kTileTokens = 32;      // of a tile of prompts, one a lane; half a page
+inline constexpr int kStepTileTokens = 16;  // of one of steps: two lanes a token
 
 // Bytes of a row of a tile in shared memory: an odd number of 16 bytes, so that rows fall into other banks.
 inline int64_t tile_row_bytes(int64_t stride, DType type) {
@@ -86,12 +87,12 @@ inline constexpr int kChunk = 16 / sizeof(T);  // elements of 16 bytes
 
 // `threads` threads copy the rows [begin, end) of keys and values from a page to two tiles, and zeros after
 // them.
-template <class T>
+template <int kTokens, class T>
 __device__ __forceinline__ void load_tile(const T* page, int begin, int rows, int stride, int row_bytes,
                                           uint32_t keys, uint32_t values, int thread, int threads) {
   const int chunks = stride / kChunk<T>, rows_on = threads / chunks, chunks_on = threads % chunks;
   int row = thread / chunks, chunk = thread % chunks;
-  while (row < kTileTokens) {
+  while (row < kTokens) {
     const uint32_t to = static_cast<uint32_t>(row * row_bytes + 16 * chunk);
     const T* from = page + (begin + row) * stride + chunk * kChunk<T>;
     copy_async(keys + to, from, row < rows);
@@ -104,14 +105,16 @@ __device__ __forceinline__ void load_tile(const T* page, int begin, int rows, in
 
 // A warp takes a tile against Q vectors of f32, [Q, stride] in shared memory too.
 
-// Of this lane's row and each vector.
-template <class T, int Q>
+// Of the row of this lane, lane % kTokens, and each vector. Lanes that share a row take its chunks in turn.
+template <class T, int Q, int kTokens = kTileTokens>
 __device__ __forceinline__ void dot_rows(const char* tile, int row_bytes, int chunks, const float* vectors,
                                          int stride, float (&to)[Q]) {
-  const char* const row = tile + threadIdx.x % 32 * row_bytes;
+  constexpr int kShare = 32 / kTokens;
+  const int lane = threadIdx.x % 32;
+  const char* const row = tile + lane % kTokens * row_bytes;
 #pragma unroll
   for (int q = 0; q < Q; ++q) to[q] = 0.0f;
-  for (int c = 0; c < chunks; ++c) {
+  for (int c = lane / kTokens; c < chunks; c += kShare) {
     float k[kChunk<T>];
     load<kChunk<T>>(k, reinterpret_cast<const T*>(row + 16 * c));
 #pragma unroll
@@ -125,6 +128,11 @@ __device__ __forceinline__ void dot_rows(const char* tile, int row_bytes, int ch
         to[q] = fmaf(k[e + 3], x.w, to[q]);
       }
     }
+  }
+#pragma unroll
+  for (int share = kTokens; share < 32; share *= 2) {
+#pragma unroll
+    for (int q = 0; q < Q; ++q) to[q] += __shfl_xor_sync(0xffffffffu, to[q], share);
   }
 }
 
@@ -156,14 +164,15 @@ struct WeightedRows {
 
   static __device__ __forceinline__ int ways(int chunks) { return chunks < 32 ? 32 / chunks : 1; }
 
-  // `weights` are those of this lane's row.
+  // `weights` are those of row lane % kTokens.
+  template <int kTokens = kTileTokens>
   __device__ __forceinline__ void add(const char* tile, int row_bytes, int chunks,
                                       const float (&weights)[Q]) {
     const int lane = threadIdx.x % 32, step = ways(chunks);
     const int way = chunks < 32 ? lane / chunks : 0, chunk = chunks < 32 ? lane % chunks : lane;
-    for (int t = 0; t < kTileTokens; t += step) {
+    for (int t = 0; t < kTokens; t += step) {
       const int row = t + way;
-      const bool mine = way < step && row < kTileTokens;
+      const bool mine = way < step && row < kTokens;
       float weight[Q];
 #pragma unroll
       for (int q = 0; q < Q; ++q) weight[q] = __shfl_sync(0xffffffffu, weights[q], mine ? row : 0);
@@ -197,7 +206,7 @@ struct WeightedRows {
 
 // What a warp has seen of the tokens for Q queries: the greatest score (as a power of two), this lane's part
 // of the sum of exponentials, and the values weighted by them.
-template <class T, int Q>
+template <class T, int Q, int kTokens = kTileTokens>
 struct Attended {
   float most[Q], total[Q];
   WeightedRows<T, Q> values;
@@ -208,26 +217,27 @@ struct Attended {
     values.clear();
   }
 
-  // Query q, scaled, sees the first `seen[q]` tokens of the tile, at least one in the first tile.
+  // A tile of kTokens. Query q, scaled, sees the first `seen[q]` tokens of the tile, at least one in the
+  // first tile.
   __device__ __forceinline__ void add(const char* key_tile, const char* value_tile, int row_bytes, int chunks,
                                       const float* queries, int stride, const int (&seen)[Q]) {
     float score[Q];
-    dot_rows<T, Q>(key_tile, row_bytes, chunks, queries, stride, score);
+    dot_rows<T, Q, kTokens>(key_tile, row_bytes, chunks, queries, stride, score);
 #pragma unroll
     for (int q = 0; q < Q; ++q) {
-      if (static_cast<int>(threadIdx.x % 32) >= seen[q]) score[q] = -INFINITY;
+      if (static_cast<int>(threadIdx.x % kTokens) >= seen[q]) score[q] = -INFINITY;
       float top = score[q];
 #pragma unroll
-      for (int offset = 16; offset > 0; offset /= 2)
+      for (int offset = kTokens / 2; offset > 0; offset /= 2)
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
       top = fmaxf(top, most[q]);
       const float factor = exp2_fast(most[q] - top);
       score[q] = exp2_fast(score[q] - top);
       most[q] = top;
-      total[q] = total[q] * factor + score[q];
+      total[q] = total[q] * factor + (threadIdx.x % 32 < kTokens ? score[q] : 0.0f);
       values.scale(q, factor);
     }
-    values.add(value_tile, row_bytes, chunks, score);
+    values.template add<kTokens>(value_tile, row_bytes, chunks, score);
   }
 };
 

@@ -34,10 +34,10 @@ __global__ void __launch_bounds__(kThreads) attention_rows_kernel(const RowsArgs
         tile < tile_count ? a.page<float>(slot, tile * kTileTokens / kPageTokens, kv_head) : nullptr;
     if (page) {
       const uint32_t keys = shared_address(tiles + tile % 2 * 2 * tile_bytes);
-      load_tile<float>(page, static_cast<int>(tile * kTileTokens % kPageTokens),
-                       static_cast<int>(min(first + rows - tile * kTileTokens, int64_t{kTileTokens})),
-                       a.stride, args.row_bytes, keys, keys + static_cast<uint32_t>(tile_bytes), threadIdx.x,
-                       kThreads);
+      load_tile<kTileTokens>(page, static_cast<int>(tile * kTileTokens % kPageTokens),
+                             static_cast<int>(min(first + rows - tile * kTileTokens, int64_t{kTileTokens})),
+                             a.stride, args.row_bytes, keys, keys + static_cast<uint32_t>(tile_bytes),
+                             threadIdx.x, kThreads);
     }
     commit_copies();
   };

@@ -1,7 +1,7 @@
 // Attention of one token a sequence: the time is that of reading the keys and values once.
 //
 // A block has a head of keys of one sequence, up to Q of its queries, and a share of the tokens; each of its
-// warps takes tiles of 32 tokens in turn, through its own shared memory. Other warps work while one waits:
+// warps takes tiles of 16 tokens in turn, through its own shared memory. Other warps work while one waits:
 // many small blocks a multiprocessor are faster than two tiles of a warp under way. Tiles that earlier steps
 // wrote are asked for before this step's queries are there. The warp that has the newest token's tile rotates
 // its key and writes it, and the value, to the tile and to the page. Where several blocks share the tokens,
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   __shared__ float most[kMaxWarps][Q], total[kMaxWarps][Q];
   __shared__ int last;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  const int tile_bytes = kTileTokens * args.row_bytes;
+  const int tile_bytes = kStepTileTokens * args.row_bytes;
   char* const keys = tiles + warp * 2 * tile_bytes;
   char* const values = keys + tile_bytes;
   float* const queries = reinterpret_cast<float*>(tiles + warps * 2 * tile_bytes);  // [Q, stride]
@@ -43,19 +43,19 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   const int first = kv_head * group + blockIdx.y % args.query_blocks * Q;  // head
   const int count = min(Q, (kv_head + 1) * group - first);
   const int64_t slot = a.batch.slots[b], position = a.begins[b];
-  const int64_t tile_count = position < 0 ? 0 : position / kTileTokens + 1;
+  const int64_t tile_count = position < 0 ? 0 : position / kStepTileTokens + 1;
   const int64_t step = int64_t{args.splits} * warps;
   const int chunks = a.stride / kChunk<T>;
 
   int64_t next = blockIdx.x * warps + warp;
   const auto fetch = [&] {
-    T* page = next < tile_count ? a.page<T>(slot, next * kTileTokens / kPageTokens, kv_head) : nullptr;
+    T* page = next < tile_count ? a.page<T>(slot, next * kStepTileTokens / kPageTokens, kv_head) : nullptr;
     if (page) {
-      const int64_t rows = position - next * kTileTokens;  // without the newest, which no page holds yet
+      const int64_t rows = position - next * kStepTileTokens;  // without the newest, which no page holds yet
       const uint32_t to = shared_address(keys);
-      load_tile<T>(page, static_cast<int>(next * kTileTokens % kPageTokens),
-                   static_cast<int>(min(rows, int64_t{kTileTokens})), a.stride, args.row_bytes, to,
-                   to + static_cast<uint32_t>(tile_bytes), lane, 32);
+      load_tile<kStepTileTokens>(page, static_cast<int>(next * kStepTileTokens % kPageTokens),
+                                 static_cast<int>(min(rows, int64_t{kStepTileTokens})), a.stride,
+                                 args.row_bytes, to, to + static_cast<uint32_t>(tile_bytes), lane, 32);
     }
     commit_copies();
     next += step;
@@ -77,15 +77,15 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   }
   __syncthreads();
 
-  Attended<T, Q> attended;
+  Attended<T, Q, kStepTileTokens> attended;
   attended.clear();
   for (int64_t tile = blockIdx.x * warps + warp; tile < tile_count; tile += step) {
     wait_for_copies<0>();
     __syncwarp();
-    T* const page = a.page<T>(slot, tile * kTileTokens / kPageTokens, kv_head);
+    T* const page = a.page<T>(slot, tile * kStepTileTokens / kPageTokens, kv_head);
     if (page) {
-      const int64_t newest = position - tile * kTileTokens;
-      if (newest < kTileTokens) {
+      const int64_t newest = position - tile * kStepTileTokens;
+      if (newest < kStepTileTokens) {
         T* const key_row = page + position % kPageTokens * a.stride;
         for (int d = lane; d < a.D; d += 32) {
           const T key = from_f32<T>(rotated(row + a.key_column(kv_head), d, args.rotary.half, turns));
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
       }
       int seen[Q];
 #pragma unroll
-      for (int q = 0; q < Q; ++q) seen[q] = static_cast<int>(min(newest + 1, int64_t{kTileTokens}));
+      for (int q = 0; q < Q; ++q) seen[q] = static_cast<int>(min(newest + 1, int64_t{kStepTileTokens}));
       attended.add(keys, values, args.row_bytes, chunks, queries, a.stride, seen);
     }
     __syncwarp();
@@ -175,7 +175,7 @@ void launch_step(StepArgs args, DType type, KvCache& kv) {
   const AttentionOperands& a = args.a;
   constexpr size_t kMost = 200 * 1024;
   args.row_bytes = static_cast<int>(tile_row_bytes(a.stride, type));
-  const size_t warp_bytes = size_t{2} * kTileTokens * static_cast<size_t>(args.row_bytes);
+  const size_t warp_bytes = size_t{2} * kStepTileTokens * static_cast<size_t>(args.row_bytes);
   const size_t query_bytes = sizeof(float) * Q * static_cast<size_t>(a.stride);
   const size_t sum_bytes = sizeof(float) * Q * size_t{WeightedRows<T, Q>::kFloats};
   const size_t each = std::max(warp_bytes, sum_bytes);

@@ -25,7 +25,7 @@ void check_weight(std::string_view op, const Weight& weight, std::optional<int64
 }  // namespace
 
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType compute,
-              std::optional<DType> result) {
+              std::optional<DType> result, const Tensor& rounded_bias) {
   check_weight("linear", weight);
   const int64_t N = shape_of(weight)[0], K = shape_of(weight)[1];
   const auto* packed = std::get_if<QuantizedTensor>(&weight);
@@ -39,16 +39,17 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
               name_of(x.dtype()), type_name(weight), name_of(compute));
   }
   if (bias.defined()) check_parameter("linear", "bias", bias, {N}, x);
+  SSM_CHECK(
+      !rounded_bias.defined() || (rounded_bias.shape() == bias.shape() && rounded_bias.dtype() == compute),
+      "linear: rounded_bias is {} {}, expected {} [{}]", name_of(rounded_bias.dtype()), rounded_bias.shape(),
+      name_of(compute), N);
   const DType to = result.value_or(x.dtype());
   check_result("linear", to, x.device());
   SSM_CHECK(to == x.dtype() || to == DType::f32, "linear: a result in {} of x in {}", name_of(to),
             name_of(x.dtype()));
   Tensor y = Tensor::empty({x.size(0), N}, to, x.device());
-  if (packed != nullptr) {
-    SSM_DISPATCH(x.device(), linear(x, *packed, bias, compute, y));
-  } else {
-    SSM_DISPATCH(x.device(), linear(x, std::get<Tensor>(weight), bias, compute, y));
-  }
+  std::visit([&](const auto& w) { SSM_DISPATCH(x.device(), linear(x, w, bias, rounded_bias, compute, y)); },
+             weight);
   const Tensor w = packed != nullptr ? Tensor{} : std::get<Tensor>(weight);
   if (!records(x, w, bias)) return y;
   // A frozen matrix needs no x.

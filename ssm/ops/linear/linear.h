@@ -30,7 +30,7 @@
 namespace ssm {
 
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DType compute = DType::f32,
-              std::optional<DType> result = {});
+              std::optional<DType> result = {}, const Tensor& rounded_bias = {});
 
 // The gradients of linear (y = x W^T + b), where dy is the loss's gradient of y:
 //

@@ -210,7 +210,8 @@ bool multiplies_natively(DType dtype) {
   return dtype == DType::f32 || (dtype == DType::bf16 && extensions().bf16);
 }
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y) {
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& /*rounded_bias*/,
+            DType compute, const Tensor& y) {
   const float* b = bias.defined() ? bias.data<float>() : nullptr;
   if (x.size(0) == 0 || w.size(0) == 0) return;
   if (compute == DType::f32) return HWY_DYNAMIC_DISPATCH(linear_f32)(x.data<float>(), x.stride(0), w, b, y);

@@ -4,8 +4,10 @@
 
 namespace ssm::cpu {
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y);
-void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, DType compute, const Tensor& y);
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& rounded_bias, DType compute,
+            const Tensor& y);
+void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& rounded_bias,
+            DType compute, const Tensor& y);
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads);
 void linear_dx(const QuantizedTensor& w, const Tensor& dy, const Tensor& dx, bool adds);
 bool multiplies_natively(DType dtype);

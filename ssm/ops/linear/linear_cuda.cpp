@@ -143,17 +143,18 @@ bool library_product(const LibraryProduct& p) {
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
   // The epilogue adds a bias of the result's type.
   Tensor b = bias;
-  if (bias.defined() && y.dtype() != DType::f32) {
+  if (bias.defined() && bias.dtype() != y.dtype()) {
     b = Tensor::empty(bias.shape(), y.dtype(), y.device());
     round_bias(bias, b);
   }
   return library_product({.a = x, .b = w, .b_transposed = true, .c = y, .bias = b});
 }
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType /*compute: x's type*/,
-            const Tensor& y) {
-  if (y.numel() == 0) return;
-  if (!linear_few_rows(x, w, bias, y) && !linear_library(x, w, bias, y)) linear_any(x, w, bias, y);
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& rounded_bias,
+            DType /*compute: x's type*/, const Tensor& y) {
+  if (y.numel() == 0 || linear_few_rows(x, w, bias, y)) return;
+  const bool rounded = rounded_bias.defined() && rounded_bias.dtype() == y.dtype();
+  if (!linear_library(x, w, rounded ? rounded_bias : bias, y)) linear_any(x, w, bias, y);
 }
 
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads) {

@@ -4,7 +4,8 @@
 
 namespace ssm::cuda {
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, DType compute, const Tensor& y);
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& rounded_bias, DType compute,
+            const Tensor& y);
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads);
 bool multiplies_natively(DType dtype);
 

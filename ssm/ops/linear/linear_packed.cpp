@@ -32,7 +32,8 @@ void copy_last_chunk(const QuantFormat& format, const PackedLayout& layout, cons
   for (size_t j = 0; j < 16; ++j) run[j] = codes[j] | codes[j + 16] << 4;
 }
 
-void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, DType compute, const Tensor& y) {
+void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& /*rounded_bias*/,
+            DType compute, const Tensor& y) {
   if (y.numel() == 0) return;
   const Tensor rounded = compute == DType::f32 ? x : x.to(compute).to(DType::f32);
   const PackedProduct p{.w = &w,

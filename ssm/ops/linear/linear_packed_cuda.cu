@@ -159,8 +159,8 @@ void linear_packed_many_rows(const Tensor& x, const QuantizedTensor& w, const Te
   });
 }
 
-void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, DType /*compute: x's type*/,
-            const Tensor& y) {
+void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& /*rounded_bias*/,
+            DType /*compute: x's type*/, const Tensor& y) {
   if (y.numel() == 0) return;
   const bool few = x.size(0) <= kMostPackedRows && w.shape[1] <= kMostPackedColumns;
   few ? linear_packed_few_rows(x, w, bias, y) : linear_packed_many_rows(x, w, bias, y);

@@ -7,7 +7,8 @@
 
 namespace ssm::cuda {
 
-void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, DType compute, const Tensor& y);
+void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& rounded_bias,
+            DType compute, const Tensor& y);
 // dx (+)= dy W, of dequantized slabs. With several the sum of a 16-bit dx is rounded after each.
 void linear_dx(const QuantizedTensor& w, const Tensor& dy, const Tensor& dx, bool adds);
 

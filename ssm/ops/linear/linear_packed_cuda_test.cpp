@@ -43,7 +43,7 @@ struct Case {
   double bound(bool many) const {
     const double sums = 5e-6 + 1e-9 * static_cast<double>(K);
     return sums + rounding_of(result) * (many && result != DType::f32 ? 2 : 1) +
-           (many && dtype != DType::f32 ? 3 * rounding_of(dtype) : 0.0);
+           (many && dtype != DType::f32 ? 5 * rounding_of(dtype) : 0.0);
   }
   std::string name() const {
     return fmt::format("{} T {} N {} K {} {} to {}{}", name_of(w.format), T, N, K, name_of(dtype),

@@ -118,7 +118,7 @@ void linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tens
     const int64_t* const row = counted.data() + begin;
     const Tensor logits = all_logits.slice(0, 0, rows), x = all_rows.slice(0, 0, rows);
     for (int64_t i = 0; i < rows; ++i) copy_row(hidden, row[i], x, i);
-    std::visit([&](const auto& matrix) { cpu::linear(x, matrix, {}, DType::f32, logits); }, w);
+    std::visit([&](const auto& matrix) { cpu::linear(x, matrix, {}, {}, DType::f32, logits); }, w);
     const auto factor = [&](int64_t t) {
       return scale * (row_weights.defined() ? row_weights.data<float>()[t] : 1.0f);
     };

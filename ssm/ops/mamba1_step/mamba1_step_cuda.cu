@@ -224,7 +224,8 @@ void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const T
       {.weight = args.conv_weight, .bias = args.conv_bias, .state = conv_state, .slots = slots, .first = 0},
       uz);
   const Tensor dt_B_C = Tensor::empty({T, R + 2 * N}, dtype, device);
-  std::visit([&](const auto& w) { linear(uz.slice(1, 0, E), w, {}, dtype, dt_B_C); }, args.x_proj);
+  std::visit([&](const auto& w) { linear(uz.slice(1, 0, E), w, Tensor(), Tensor(), dtype, dt_B_C); },
+             args.x_proj);
   const Tensor y = Tensor::empty({T, E}, dtype, device);
   launch_scan(args, slots, uz, dt_B_C, ssm_state, y);
   linear_add_step({.x = y, .norm_weight = {}, .gate = {}}, args.out_proj, args.out_bias, residual);
