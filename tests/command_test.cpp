@@ -325,8 +325,8 @@ TEST(CommandBench, ShowsEachOpBesideItsLimit) {
     EXPECT_GT(op["bytes"], 0.0) << op;
     EXPECT_GT(op["fraction_of_limit"], 0.0) << op;
   }
-  EXPECT_EQ(ops,
-            (std::set<std::string>{"linear", "add_rms_norm", "causal_conv1d", "selective_scan", "ssd_scan"}));
+  EXPECT_EQ(ops, (std::set<std::string>{"linear", "add_rms_norm", "add_layer_norm", "gelu", "gated_silu",
+                                        "causal_conv1d", "selective_scan", "ssd_scan", "attention"}));
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
 #include "ssm/ops/activation/activation.h"
+#include "ssm/ops/attention/attention.h"
 #include "ssm/ops/causal_conv1d/causal_conv1d.h"
 #include "ssm/ops/layer_norm/layer_norm.h"
 #include "ssm/ops/linear/linear.h"
@@ -62,6 +63,11 @@ class Suite {
     all.push_back(conv(T, large_ ? 8 : 1, large_ ? 4096 : 1536));
     add_scans(all, T);
     add_steps(all);
+    all.push_back(attention_of_prompt(T));
+    if (device_.is_cuda()) {
+      all.push_back(attention_of_steps(1, 8192));
+      all.push_back(attention_of_steps(64, 200));
+    }
     return all;
   }
 
@@ -211,6 +217,40 @@ class Suite {
               causal_conv1d(operands[static_cast<size_t>(i) % operands.size()], weight, bias,
                             Activation::silu, batch, {});
             }};
+  }
+
+  // Of pythia-2.8b.
+  static constexpr AttentionHeads kHeads{
+      .heads = 32, .kv_heads = 32, .head_dim = 80, .rotary_dim = 20, .by_head = true};
+
+  Case attention_of_prompt(int64_t T) const {
+    const auto H = static_cast<double>(kHeads.heads * kHeads.head_dim), tokens = static_cast<double>(T);
+    const double bytes = 4 * size() * tokens * H;
+    auto operands = copies(bytes, [&] { return random({T, kHeads.width()}); });
+    return {"attention", fmt::format("T {} H 32 D 80", T), bytes, 2 * tokens * tokens * H,
+            [operands, batch = SequenceBatch::single(T)](int i) {
+              attention(operands[static_cast<size_t>(i) % operands.size()], kHeads, batch, nullptr);
+            }};
+  }
+
+  // The same step again and again, over texts of `context` tokens.
+  Case attention_of_steps(int64_t B, int64_t context) const {
+    const auto H = static_cast<double>(kHeads.heads * kHeads.head_dim);
+    const double tokens = static_cast<double>(B * context);
+    const KvStorage storage{device_, activation_dtype(dtype_, device_)};
+    auto kv = std::make_shared<KvCache>(B, kHeads.kv_heads, kHeads.head_dim, nullptr, storage);
+    std::vector<int32_t> slots;
+    for (int32_t b = 0; b < B; ++b) {
+      kv->reserve(b, context);
+      slots.push_back(b);
+    }
+    const Tensor on_card = Tensor::from_values<int32_t>(slots, {B}).to(device_);
+    const std::vector<int64_t> last(slots.size(), context - 1);
+    const SequenceBatch batch =
+        SequenceBatch::steps_on_device(on_card, Tensor::from_values<int64_t>(last, {B}).to(device_));
+    return {"attention", fmt::format("B {} T 1 H 32 D 80, text of {}", B, context), 2 * size() * tokens * H,
+            4 * tokens * H,
+            [qkv = random({B, kHeads.width()}), kv, batch](int) { attention(qkv, kHeads, batch, kv.get()); }};
   }
 
   Tensor state(int64_t slots, const Shape& row) const {

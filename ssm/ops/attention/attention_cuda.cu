@@ -3,6 +3,7 @@
 #include "ssm/ops/attention/attention_cuda.h"
 
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 #include "ssm/core/cuda.h"
@@ -50,9 +51,10 @@ __global__ void advance_kernel(int64_t* positions, int64_t n) {
 }
 
 Rotary rotary_of(const AttentionHeads& heads) {
-  Rotary rotary{.half = static_cast<int>(heads.rotary_dim / 2), .frequency = {}};
+  Rotary rotary{.half = static_cast<int>(heads.rotary_dim / 2), .turns = {}};
   for (int i = 0; i < rotary.half; ++i)
-    rotary.frequency[i] = std::pow(heads.rotary_base, -2.0 * i / static_cast<double>(heads.rotary_dim));
+    rotary.turns[i] = std::pow(heads.rotary_base, -2.0 * i / static_cast<double>(heads.rotary_dim)) /
+                      (2 * std::numbers::pi);
   return rotary;
 }
 

@@ -49,18 +49,17 @@ struct AttentionOperands {
   }
 };
 
-// Of a position: pair (i, i + half) is turned by position * frequency[i].
+// A token's pair (i, i + half) makes position * turns[i] turns.
 struct Rotary {
   int half;
-  double frequency[kMaxHeadDim / 2];
+  double turns[kMaxHeadDim / 2];
 };
 
-// The angle is brought into one turn in double: in f32 it would be off by 0.004 at position 100,000.
+// Whole turns are taken off in double: in f32 an angle would be off by 0.004 at position 100,000.
 __device__ __forceinline__ float2 cosine_and_sine(const Rotary& rotary, int64_t position, int i) {
-  constexpr double kTurn = 6.283185307179586476925;
-  const double angle = static_cast<double>(position) * rotary.frequency[i];
+  const double turns = static_cast<double>(position) * rotary.turns[i];
   float2 turn;
-  sincosf(static_cast<float>(angle - kTurn * rint(angle * (1 / kTurn))), &turn.y, &turn.x);
+  sincospif(static_cast<float>(2 * (turns - rint(turns))), &turn.y, &turn.x);
   return turn;
 }
 

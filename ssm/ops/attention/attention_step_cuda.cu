@@ -69,11 +69,22 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   if (blockIdx.x > 0 && blockIdx.x >= active) return;
   __syncthreads();
   const T* const row = static_cast<const T*>(a.qkv) + b * a.qkv_stride;
-  for (int i = threadIdx.x; i < Q * a.stride; i += blockDim.x) {
-    const int q = i / a.stride, d = i % a.stride;
-    const bool there = q < count && d < a.D;
-    queries[i] =
-        there ? a.scale * rotated(row + a.query_column(first + q), d, args.rotary.half, turns) : 0.0f;
+  // Of the newest token, where this block's share holds it: its key and value as a page keeps them.
+  const bool has_newest = position >= 0 && position / kStepTileTokens / warps % args.splits == blockIdx.x;
+  T* const newest_key = reinterpret_cast<T*>(queries + Q * a.stride);
+  T* const newest_value = newest_key + a.stride;
+  for (int d = threadIdx.x; d < a.stride; d += blockDim.x) {
+    const bool there = d < a.D;
+#pragma unroll
+    for (int q = 0; q < Q; ++q) {
+      const float x =
+          there && q < count ? rotated(row + a.query_column(first + q), d, args.rotary.half, turns) : 0.0f;
+      queries[q * a.stride + d] = a.scale * x;
+    }
+    if (!has_newest) continue;
+    newest_key[d] =
+        from_f32<T>(there ? rotated(row + a.key_column(kv_head), d, args.rotary.half, turns) : 0.0f);
+    newest_value[d] = there ? row[a.value_column(kv_head) + d] : from_f32<T>(0.0f);
   }
   __syncthreads();
 
@@ -87,13 +98,12 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
       const int64_t newest = position - tile * kStepTileTokens;
       if (newest < kStepTileTokens) {
         T* const key_row = page + position % kPageTokens * a.stride;
-        for (int d = lane; d < a.D; d += 32) {
-          const T key = from_f32<T>(rotated(row + a.key_column(kv_head), d, args.rotary.half, turns));
-          const T value = row[a.value_column(kv_head) + d];
-          reinterpret_cast<T*>(keys + newest * args.row_bytes)[d] = key;
-          reinterpret_cast<T*>(values + newest * args.row_bytes)[d] = value;
-          key_row[d] = key;
-          key_row[kPageTokens * a.stride + d] = value;
+        for (int c = lane; c < 2 * chunks; c += 32) {
+          const int at = (c < chunks ? c : c - chunks) * kChunk<T>;
+          const uint4 part = *reinterpret_cast<const uint4*>((c < chunks ? newest_key : newest_value) + at);
+          char* const tile_row = (c < chunks ? keys : values) + newest * args.row_bytes;
+          *reinterpret_cast<uint4*>(reinterpret_cast<T*>(tile_row) + at) = part;
+          *reinterpret_cast<uint4*>(key_row + (c < chunks ? 0 : kPageTokens * a.stride) + at) = part;
         }
         __syncwarp();
       }
@@ -121,7 +131,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   float* const partial = args.partial + (int64_t{b} * a.heads + first) * args.splits * (a.stride + 2);
   const auto finish = [&](int q, int d, float sum, float all, float top) {
     T* const y = static_cast<T*>(a.y) + b * a.y_stride + int64_t{first + q} * a.D;
-    y[d] = from_f32<T>(all > 0.0f ? sum / all : 0.0f);
+    y[d] = from_f32<T>(all != 0.0f ? sum / all : 0.0f);
     if (a.lse && d == 0) a.lse[int64_t{b} * a.heads + first + q] = (top + log2f(all)) / kLog2e;
   };
   for (int i = threadIdx.x; i < count * a.D; i += blockDim.x) {
@@ -176,7 +186,7 @@ void launch_step(StepArgs args, DType type, KvCache& kv) {
   constexpr size_t kMost = 200 * 1024;
   args.row_bytes = static_cast<int>(tile_row_bytes(a.stride, type));
   const size_t warp_bytes = size_t{2} * kStepTileTokens * static_cast<size_t>(args.row_bytes);
-  const size_t query_bytes = sizeof(float) * Q * static_cast<size_t>(a.stride);
+  const size_t query_bytes = (sizeof(float) * Q + 2 * sizeof(T)) * static_cast<size_t>(a.stride);
   const size_t sum_bytes = sizeof(float) * Q * size_t{WeightedRows<T, Q>::kFloats};
   const size_t each = std::max(warp_bytes, sum_bytes);
   const auto limit = std::min(kMost, static_cast<size_t>(properties().max_shared_bytes));

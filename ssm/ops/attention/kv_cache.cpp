@@ -30,6 +30,7 @@ std::byte* KvBudget::take_from_slab(size_t bytes, Device device) {
   if (free.empty()) {
     const size_t pages = std::clamp<size_t>(kSlabBytes / bytes, 1, std::max<size_t>(1, left() / bytes));
     slabs_.push_back(allocate_bytes(pages * bytes, device));
+    zero_bytes(slabs_.back().get(), device, pages * bytes);  // what lies behind D stays so
     for (size_t i = pages; i-- > 0;) free.push_back(slabs_.back().get() + i * bytes);
   }
   std::byte* const page = free.back();
@@ -85,7 +86,7 @@ std::shared_ptr<std::byte> KvCache::new_page() const {
   const auto bytes = static_cast<size_t>(page_bytes());
   if (budget_) return KvBudget::allocate(budget_, bytes, storage_.device);
   std::shared_ptr<std::byte> page = allocate_bytes(bytes, storage_.device);
-  if (!storage_.device.is_cuda()) std::memset(page.get(), 0, bytes);
+  zero_bytes(page.get(), storage_.device, bytes);
   return page;
 }
 

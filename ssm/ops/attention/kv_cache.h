@@ -4,7 +4,7 @@
 //
 // A page holds for each of the Hk heads its keys, then its values. On a CPU keys lie transposed,
 // [D, kPageTokens], values [kPageTokens, row_stride], f32; what is not there yet is zeros. On a card both are
-// [kPageTokens, row_stride], of the activations' type.
+// [kPageTokens, row_stride], of the activations' type; what lies behind D is zeros.
 #pragma once
 
 #include <atomic>
