@@ -13,7 +13,8 @@
 namespace ssm::cuda {
 namespace {
 
-constexpr int kMaxWarps = 4;
+constexpr int kWarps = 4, kMaxWarps = 8;
+constexpr int kTilesOfWarp = 2;  // before another block takes part
 
 struct StepArgs {
   AttentionOperands a;
@@ -44,7 +45,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
   const int count = min(Q, (kv_head + 1) * group - first);
   const int64_t slot = a.batch.slots[b], position = a.begins[b];
   const int64_t tile_count = position < 0 ? 0 : position / kStepTileTokens + 1;
-  const int64_t step = int64_t{args.splits} * warps;
+  const int64_t wanted = (tile_count + kTilesOfWarp * warps - 1) / (kTilesOfWarp * warps);
+  const int64_t active = max(int64_t{1}, min(int64_t{args.splits}, wanted)), step = active * warps;  // blocks
   const int chunks = a.stride / kChunk<T>;
 
   int64_t next = blockIdx.x * warps + warp;
@@ -60,17 +62,16 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
     commit_copies();
     next += step;
   };
-  fetch();
+  if (blockIdx.x < active) fetch();
   for (int i = threadIdx.x; i < args.rotary.half; i += blockDim.x)
     turns[i] = cosine_and_sine(args.rotary, position, i);
   grid_dependency_wait();
   let_next_start();
-  const int64_t active = min(int64_t{args.splits}, (tile_count + warps - 1) / warps);
-  if (blockIdx.x > 0 && blockIdx.x >= active) return;
+  if (blockIdx.x >= active) return;
   __syncthreads();
   const T* const row = static_cast<const T*>(a.qkv) + b * a.qkv_stride;
   // Of the newest token, where this block's share holds it: its key and value as a page keeps them.
-  const bool has_newest = position >= 0 && position / kStepTileTokens / warps % args.splits == blockIdx.x;
+  const bool has_newest = position >= 0 && position / kStepTileTokens / warps % active == blockIdx.x;
   T* const newest_key = reinterpret_cast<T*>(queries + Q * a.stride);
   T* const newest_value = newest_key + a.stride;
   for (int d = threadIdx.x; d < a.stride; d += blockDim.x) {
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
       sum = fmaf(factor, part, sum);
       all = fmaf(factor, total[w][q], all);
     }
-    if (active <= 1) {
+    if (active == 1) {
       finish(q, d, sum, all, top);
       continue;
     }
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
     mine[d] = sum;
     if (d == 0) mine[a.stride] = top, mine[a.stride + 1] = all;
   }
-  if (active <= 1) return;
+  if (active == 1) return;
 
   __threadfence();
   __syncthreads();
@@ -190,7 +191,9 @@ void launch_step(StepArgs args, DType type, KvCache& kv) {
   const size_t sum_bytes = sizeof(float) * Q * size_t{WeightedRows<T, Q>::kFloats};
   const size_t each = std::max(warp_bytes, sum_bytes);
   const auto limit = std::min(kMost, static_cast<size_t>(properties().max_shared_bytes));
-  const size_t warps = std::clamp<size_t>((limit - query_bytes) / each, 1, kMaxWarps);
+  // Where few sequences leave the card empty, more of a text is under way in a block.
+  const bool few = a.batch.size * a.kv_heads <= properties().multiprocessors;
+  const size_t warps = std::clamp<size_t>((limit - query_bytes) / each, 1, few ? kMaxWarps : kWarps);
   const int group = a.heads / a.kv_heads;
   args.query_blocks = (group + Q - 1) / Q;
   const int64_t blocks = a.batch.size * a.kv_heads * args.query_blocks;
