@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "ssm/core/error.h"
@@ -176,7 +177,8 @@ void KvCache::changed(int64_t slot) {
 const KvCache::Table* KvCache::table() const {
   OnCard& card = on_card_;
   if (card.any_changed) {
-    const ArenaScope heap(nullptr);
+    std::optional<ArenaScope> heap;  // what outlives a step, as a pool's cache does, is not a step's memory
+    if (budget_) heap.emplace(nullptr);
     size_t most = 1;
     for (const Text& text : texts_) most = std::max(most, text.pages.size());
     const Device device = storage_.device;
@@ -212,7 +214,8 @@ Tensor KvCache::begins_on_device(const SequenceBatch& batch) const {
 int32_t* KvCache::counters(int64_t per_slot) {
   Tensor& counters = on_card_.counters;
   if (!counters.defined()) {
-    const ArenaScope heap(nullptr);
+    std::optional<ArenaScope> heap;
+    if (budget_) heap.emplace(nullptr);
     counters = Tensor::zeros({slots(), per_slot}, DType::i32, storage_.device);
   }
   return counters.data<int32_t>();
