@@ -146,6 +146,32 @@ TEST(ModelCuda, ReadInAnyPieces) {
   }
 }
 
+// B texts of `tokens` tokens, read token by token on the card and each as a whole on the CPU, end in the same
+// logits.
+void expect_steps(const LoadedModel& cpu, const LoadedModel& card, int64_t B, int64_t tokens, Rng& rng,
+                  const std::string& name) {
+  const StatePool pool(*card.model, B);
+  std::vector<std::vector<int32_t>> texts;
+  std::vector<int32_t> slots;
+  for (int64_t b = 0; b < B; ++b) {
+    texts.push_back(random_ids(card, tokens, rng));
+    slots.push_back(static_cast<int32_t>(B - 1 - b));
+  }
+  Tensor logits;
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::vector<int32_t> ids;
+    for (const auto& text : texts) ids.push_back(text[static_cast<size_t>(t)]);
+    const Tensor on_card = Tensor::from_values<int32_t>(ids, {B}).to(kCuda);
+    logits = card.model->logits(card.model->hidden(on_card, SequenceBatch::steps(slots), pool.state()));
+  }
+  const Tensor got = logits.to(kCpu);
+  for (int64_t b = 0; b < B; ++b) {
+    const Tensor expected = logits_of(cpu, texts[static_cast<size_t>(b)]).slice(0, tokens - 1, tokens);
+    EXPECT_LT(norm_error(got.slice(0, b, b + 1), test::to_doubles(expected)), 5e-2)
+        << name << " " << b << " of " << B;
+  }
+}
+
 // Texts read token by token, one at a time, a few and many together: each batch has kernels of its own.
 TEST(ModelCuda, StepsOfAnyBatchIn16Bits) {
   SSM_NEED_CUDA();
@@ -156,28 +182,7 @@ TEST(ModelCuda, StepsOfAnyBatchIn16Bits) {
     const LoadedModel cpu = bundled ? bundled_model(kCpu) : golden_model(name, kCpu);
     const LoadedModel card =
         bundled ? bundled_model(kCuda, DType::f16) : golden_model(name, kCuda, DType::f16);
-    for (const int64_t B : {1, 2, 5, 30, 100}) {
-      const StatePool pool(*card.model, B);
-      std::vector<std::vector<int32_t>> texts;
-      std::vector<int32_t> slots;
-      for (int64_t b = 0; b < B; ++b) {
-        texts.push_back(random_ids(card, 7, rng));
-        slots.push_back(static_cast<int32_t>(B - 1 - b));
-      }
-      Tensor logits;
-      for (size_t t = 0; t < 7; ++t) {
-        std::vector<int32_t> ids;
-        for (const auto& text : texts) ids.push_back(text[t]);
-        const Tensor on_card = Tensor::from_values<int32_t>(ids, {B}).to(kCuda);
-        logits = card.model->logits(card.model->hidden(on_card, SequenceBatch::steps(slots), pool.state()));
-      }
-      const Tensor got = logits.to(kCpu);
-      for (int64_t b = 0; b < B; ++b) {
-        const Tensor expected = logits_of(cpu, texts[static_cast<size_t>(b)]).slice(0, 6, 7);
-        EXPECT_LT(norm_error(got.slice(0, b, b + 1), test::to_doubles(expected)), 5e-2)
-            << name << " " << b << " of " << B;
-      }
-    }
+    for (const int64_t B : {1, 2, 5, 30, 100}) expect_steps(cpu, card, B, 7, rng, name);
   }
 }
 
@@ -314,28 +319,7 @@ TEST(ModelCuda, PackedStepsOfAnyBatch) {
   for (const auto& [type, group] : kPacked) {
     const LoadedModel cpu = packed_model(kCpu, DType::f32, type, group);
     const LoadedModel card = packed_model(kCuda, DType::f16, type, group);
-    for (const int64_t B : {1, 5, 30, 100}) {
-      const StatePool pool(*card.model, B);
-      std::vector<std::vector<int32_t>> texts;
-      std::vector<int32_t> slots;
-      for (int64_t b = 0; b < B; ++b) {
-        texts.push_back(random_ids(card, 5, rng));
-        slots.push_back(static_cast<int32_t>(B - 1 - b));
-      }
-      Tensor logits;
-      for (size_t t = 0; t < 5; ++t) {
-        std::vector<int32_t> ids;
-        for (const auto& text : texts) ids.push_back(text[t]);
-        const Tensor on_card = Tensor::from_values<int32_t>(ids, {B}).to(kCuda);
-        logits = card.model->logits(card.model->hidden(on_card, SequenceBatch::steps(slots), pool.state()));
-      }
-      const Tensor got = logits.to(kCpu);
-      for (int64_t b = 0; b < B; ++b) {
-        const Tensor expected = logits_of(cpu, texts[static_cast<size_t>(b)]).slice(0, 4, 5);
-        EXPECT_LT(norm_error(got.slice(0, b, b + 1), test::to_doubles(expected)), 5e-2)
-            << cpu.stored_name() << " " << b << " of " << B;
-      }
-    }
+    for (const int64_t B : {1, 5, 30, 100}) expect_steps(cpu, card, B, 5, rng, cpu.stored_name());
   }
 }
 

@@ -73,9 +73,10 @@ void set_execution(LoadedModel& loaded, const LoadOptions& options) {
   loaded.kv_bytes = options.kv_bytes > 0 ? options.kv_bytes : default_kv_bytes(loaded.device);
   // Packed codes are multiplied by what there is: by 32 bits on a CPU, on a card by 16, which prompts need.
   DType natural = multiplies_natively(loaded.stored, loaded.device) ? loaded.stored : DType::f32;
-  if (loaded.packed) natural = DType::f32;
   if (loaded.packed && loaded.device.is_cuda())
     natural = loaded.stored == DType::f16 ? DType::f16 : DType::bf16;
+  else if (loaded.packed)
+    natural = DType::f32;
   loaded.compute = options.compute.value_or(natural);
 }
 

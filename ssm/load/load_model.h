@@ -24,8 +24,8 @@ struct LoadOptions {
   Device device = kCpu;
   std::optional<Quantization> quantization = {};  // pack the matrices while they are read
   DType state = DType::f32;                       // how SSM states are stored: f32, bf16 or f16
-  size_t kv_bytes =
-      0;  // that attention's keys and values may take; 0: half of the memory, of a card of what is free
+  // That attention's keys and values may take; 0: half of the memory, of a card of what is free.
+  size_t kv_bytes = 0;
   // Leave the parameters on the host as they are stored: who trains the model takes them to `device`.
   bool parameters_stay = false;
 };

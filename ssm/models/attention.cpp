@@ -29,8 +29,8 @@ void AttentionMixer::visit(nn::Visitor& v) {
 }
 
 void AttentionMixer::prepare() {
-  in_proj_.round_bias();
-  out_proj_.round_bias();
+  in_proj_.prepare();
+  out_proj_.prepare();
 }
 
 std::unique_ptr<Mixer> make_neox_attention(const nlohmann::json& config, DType compute) {

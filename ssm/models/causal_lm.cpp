@@ -155,8 +155,8 @@ void CausalLm::prepare() {
   for (Block& block : layers_) {
     block.mixer->prepare();
     if (!block.mlp) continue;
-    block.mlp->up.round_bias();
-    block.mlp->down.round_bias();
+    block.mlp->up.prepare();
+    block.mlp->down.prepare();
   }
   if (tied_) lm_head_.weight = embeddings_.weight;
 }

@@ -29,9 +29,7 @@ void Linear::visit(Visitor& v) {
   v.weight("lora_B.weight", lora->B, {out, lora->rank});
 }
 
-void Linear::round_bias() {
-  rounded_bias = bias.defined() && compute != DType::f32 ? bias.to(compute) : Tensor();
-}
+void Linear::prepare() { rounded_bias = round_bias(bias, compute); }
 
 Tensor Embedding::operator()(const Tensor& ids) const {
   const Tensor y = embedding(ids, weight);

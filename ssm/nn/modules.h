@@ -21,14 +21,14 @@ struct Linear {
   bool owns_weight = true;           // false: it is another module's, who names it
   Weight weight = {};                // [out, in]
   Tensor bias = {};                  // [out]
-  Tensor rounded_bias = {};          // the same in `compute`, which saves a card a kernel; may be undefined
+  Tensor rounded_bias = {};          // round_bias(bias, compute)
   std::optional<Lora> lora = {};
   std::shared_ptr<ColumnMoments> moments = {};  // where set, of every x
 
   Tensor operator()(const Tensor& x) const;    // [T, in] -> [T, out]
   Tensor without_bias(const Tensor& x) const;  // the same, for who adds the bias later
   void visit(Visitor& v);
-  void round_bias();  // sets rounded_bias from bias
+  void prepare();  // sets what is derived from its parameters
 };
 
 struct Embedding {

@@ -1,6 +1,7 @@
 #include "ssm/ops/gradient.h"
 
 #include <exception>
+#include <utility>
 
 #include "ssm/ops/elementwise/elementwise.h"
 
@@ -33,6 +34,32 @@ void give_gradient(const Tensor& x, const Tensor& gradient) {
   const GradientTarget to = gradient_target(x);
   if (!to.adds) zero_gradient(to.tensor);
   add_scaled(to.tensor, gradient, 1.0f);
+}
+
+void record_residual_norm(
+    const Tensor& x, const Tensor& before, Tensor& residual, Tensor& y,
+    std::function<void(const Tensor& dy, const Tensor& dresidual, const Tensor& dx)> backward) {
+  Tensor* outputs[] = {&y, &residual};
+  current_tape()->record(outputs, [x = x.borrowed(), before = before.borrowed(), shape = residual.shape(),
+                                   device = residual.device(),
+                                   backward = std::move(backward)](std::span<const Tensor> gradients) {
+    const Tensor& above = gradients[1];
+    const Tensor dresidual = !above.defined()     ? Tensor::zeros(shape, DType::f32, device)
+                             : above.sole_owner() ? above
+                                                  : above.clone();
+    if (!gradients[0].defined()) {
+      give_gradient(x, dresidual);
+      give_gradient(before, dresidual);
+      return;
+    }
+    const bool narrow = x.dtype() != DType::f32;
+    {
+      const OverwrittenGradient dx(narrow ? x : Tensor());
+      backward(gradients[0], dresidual, dx.tensor());
+    }
+    if (!narrow) give_gradient(x, dresidual);
+    give_gradient(before, dresidual);
+  });
 }
 
 void zero_gradient(const Tensor& gradient) {

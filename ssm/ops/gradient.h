@@ -1,6 +1,8 @@
 // For the backward functions that an op records.
 #pragma once
 
+#include <functional>
+
 #include "ssm/autograd/tape.h"
 #include "ssm/ops/sequence_batch.h"
 
@@ -25,6 +27,13 @@ class OverwrittenGradient {
 // What the sequences of a batch begin with, [B, row...] in their order: a copy of their slots' rows, for a
 // backward that recomputes states. Undefined for an undefined state.
 Tensor initial_of(const Tensor& state, const SequenceBatch& batch);
+
+// Records y = norm(residual) of residual = before + x. The residual's gradient passes through: what the norm
+// adds goes to the same memory, and that is both the gradient of the residual before and of x. backward(dy,
+// dresidual, dx) adds to dresidual, and overwrites dx with the same where x has 16 bits.
+void record_residual_norm(
+    const Tensor& x, const Tensor& before, Tensor& residual, Tensor& y,
+    std::function<void(const Tensor& dy, const Tensor& dresidual, const Tensor& dx)> backward);
 
 // A whole gradient of x that is ready and of its type: handed over, or added to what has arrived before.
 void give_gradient(const Tensor& x, const Tensor& gradient);

@@ -83,7 +83,7 @@ void attention_backward(const Tensor& qkv, const AttentionHeads& heads, const Se
     SSM_CHECK(saved.kv->tokens(b) >= batch.length(b), "{}: a cache of {} tokens for a sequence of {}", kOp,
               saved.kv->tokens(b), batch.length(b));
   }
-  SSM_DISPATCH(qkv.device(), attention_backward(qkv, heads, batch, saved, dy, dqkv));
+  SSM_DISPATCH(qkv.device(), attention_backward(qkv, heads, in_order(batch), saved, dy, dqkv));
 }
 
 void advance(const Tensor& positions) {

@@ -21,6 +21,7 @@ int64_t value_column(const AttentionHeads& heads, int64_t head);
 // The cache has room for the batch's tokens, which are written there. lse may be undefined.
 void attention(const Tensor& qkv, const AttentionHeads& heads, const SequenceBatch& batch, KvCache& kv,
                const Tensor& y, const Tensor& lse);
+// Sequence b of the batch is slot b of the saved cache.
 void attention_backward(const Tensor& qkv, const AttentionHeads& heads, const SequenceBatch& batch,
                         const AttentionSaved& saved, const Tensor& dy, const Tensor& dqkv);
 void advance(const Tensor& positions);

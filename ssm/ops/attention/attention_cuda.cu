@@ -120,15 +120,11 @@ void attention(const Tensor& qkv, const AttentionHeads& heads, const SequenceBat
 
 void attention_backward(const Tensor& qkv, const AttentionHeads& heads, const SequenceBatch& batch,
                         const AttentionSaved& saved, const Tensor& dy, const Tensor& dqkv) {
-  std::vector<int64_t> lengths, before;
-  for (int64_t b = 0; b < batch.size(); ++b) {
-    lengths.push_back(batch.length(b));
-    before.push_back(saved.kv->tokens(b) - lengths.back());
-  }
-  const SequenceBatch in_order = SequenceBatch::in_order(lengths);
-  const Tensor q = rotated_queries(qkv, heads, in_order, *saved.kv);
+  std::vector<int64_t> before;
+  for (int64_t b = 0; b < batch.size(); ++b) before.push_back(saved.kv->tokens(b) - batch.length(b));
+  const Tensor q = rotated_queries(qkv, heads, batch, *saved.kv);
   const Tensor begins = Tensor::from_values<int64_t>(before, {batch.size()}).to(qkv.device());
-  AttentionOperands a = operands(qkv, heads, in_order, *saved.kv);
+  AttentionOperands a = operands(qkv, heads, batch, *saved.kv);
   a.q = q.raw();
   a.y = saved.y.raw();
   a.y_stride = saved.y.stride(0);

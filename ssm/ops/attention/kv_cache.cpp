@@ -142,7 +142,7 @@ void KvCache::read(int64_t slot, float* keys, float* values) const {
       const float* const from =
           on_card ? page_copy.data<float>() + h * head_elements() : page(slot, index, h);
       for (int64_t d = 0; d < head_dim_; ++d) keys[d] = from[row * key_row + d * key_column];
-      std::copy_n(from + head_elements() - (kPageTokens - row) * row_stride_, head_dim_, values);
+      std::copy_n(from + key_elements() + row * row_stride_, head_dim_, values);
     }
   }
 }
@@ -159,7 +159,7 @@ void KvCache::assign(int64_t slot, int64_t tokens, const float* keys, const floa
     for (int64_t h = 0; h < heads_; ++h, keys += head_dim_, values += head_dim_) {
       float* const to = on_card ? page_copy.data<float>() + h * head_elements() : page(slot, index, h);
       for (int64_t d = 0; d < head_dim_; ++d) to[row * key_row + d * key_column] = keys[d];
-      std::copy_n(values, head_dim_, to + head_elements() - (kPageTokens - row) * row_stride_);
+      std::copy_n(values, head_dim_, to + key_elements() + row * row_stride_);
     }
     if (on_card && (row + 1 == kPageTokens || t + 1 == tokens)) {
       const Tensor narrow = page_copy.to(storage_.dtype);

@@ -111,9 +111,9 @@ class KvCache {
   };
   const Text& at(int64_t slot) const;
   Text& at(int64_t slot) { return const_cast<Text&>(std::as_const(*this).at(slot)); }
-  int64_t head_elements() const {
-    return kPageTokens * ((storage_.device.is_cuda() ? row_stride_ : head_dim_) + row_stride_);
-  }
+  // Of a head of a page: its keys, and with its values.
+  int64_t key_elements() const { return kPageTokens * (storage_.device.is_cuda() ? row_stride_ : head_dim_); }
+  int64_t head_elements() const { return key_elements() + kPageTokens * row_stride_; }
   std::shared_ptr<std::byte> new_page() const;
   Tensor page_on_host(int64_t slot, int64_t index) const;
   void changed(int64_t slot);

@@ -40,35 +40,6 @@ void check_backward(std::string_view op, const Tensor& x, const Tensor& weight, 
   if (grads.dbias.defined()) check_parameter(op, "dbias", grads.dbias, {x.size(1)}, x);
 }
 
-// Of the residual's gradient, which passes through: what the norm adds goes to the same memory, and that is
-// both the gradient of the residual before and of x.
-void record_add_layer_norm(const Tensor& x, const Tensor& before, Tensor& residual, const Tensor& weight,
-                           const Tensor& bias, float eps, Tensor& y) {
-  Tensor* outputs[] = {&y, &residual};
-  const auto backward = [x = x.borrowed(), before = before.borrowed(), residual, weight, bias,
-                         eps](std::span<const Tensor> gradients) {
-    const Tensor& above = gradients[1];
-    const Tensor dresidual = !above.defined() ? Tensor::zeros(residual.shape(), DType::f32, residual.device())
-                             : above.sole_owner() ? above
-                                                  : above.clone();
-    if (!gradients[0].defined()) {
-      give_gradient(x, dresidual);
-      give_gradient(before, dresidual);
-      return;
-    }
-    const bool narrow = x.dtype() != DType::f32;
-    {
-      const OverwrittenGradient dx(narrow ? x : Tensor());
-      add_layer_norm_backward(
-          residual, weight, eps, gradients[0], dresidual,
-          {.dx = dx.tensor(), .dweight = gradient_sum(weight), .dbias = gradient_sum(bias)});
-    }
-    if (!narrow) give_gradient(x, dresidual);
-    give_gradient(before, dresidual);
-  };
-  current_tape()->record(outputs, backward);
-}
-
 }  // namespace
 
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
@@ -98,7 +69,12 @@ Tensor add_layer_norm(const Tensor& x, Tensor& residual, const Tensor& weight, c
   const Tensor before =
       std::exchange(residual, Tensor::empty(residual.shape(), residual.dtype(), residual.device()));
   SSM_DISPATCH(x.device(), add_layer_norm(x, before, residual, weight, bias, eps, y));
-  record_add_layer_norm(x, before, residual, weight, bias, eps, y);
+  record_residual_norm(
+      x, before, residual, y,
+      [residual, weight, bias, eps](const Tensor& dy, const Tensor& dresidual, const Tensor& dx) {
+        add_layer_norm_backward(residual, weight, eps, dy, dresidual,
+                                {.dx = dx, .dweight = gradient_sum(weight), .dbias = gradient_sum(bias)});
+      });
   return y;
 }
 

@@ -61,6 +61,11 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
   });
 }
 
+Tensor round_bias(const Tensor& bias, DType compute) {
+  if (!bias.defined() || compute == DType::f32) return {};
+  return SSM_DISPATCH(bias.device(), round_bias(bias, compute));
+}
+
 void linear_backward(const Tensor& x, const Weight& weight, const Tensor& dy, const LinearGrads& grads) {
   constexpr std::string_view kOp = "linear_backward";
   SSM_CHECK(dy.defined() && dy.rank() == 2, "{}: dy has shape {}, expected [T, N]", kOp, dy.shape());

@@ -32,6 +32,10 @@ namespace ssm {
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DType compute = DType::f32,
               std::optional<DType> result = {}, const Tensor& rounded_bias = {});
 
+// The bias in `compute`, which linear would otherwise round in each call: on a card, in 16 bits. Undefined
+// where nothing is saved.
+Tensor round_bias(const Tensor& bias, DType compute);
+
 // The gradients of linear (y = x W^T + b), where dy is the loss's gradient of y:
 //
 //   dx = dy W      dW += dy^T x      db += the sum of dy over its rows

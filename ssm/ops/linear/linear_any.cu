@@ -115,13 +115,15 @@ void any_product(const LibraryProduct& p) {
              p.a.dtype(), p.c.dtype());
 }
 
-void round_bias(const Tensor& bias, const Tensor& rounded) {
+Tensor round_bias(const Tensor& bias, DType compute) {
   const int64_t N = bias.size(0);
-  dispatch(rounded.dtype(), "linear", [&](auto zero) {
+  Tensor rounded = Tensor::empty({N}, compute, bias.device());
+  dispatch(compute, "linear", [&](auto zero) {
     using Y = decltype(zero);
     launch({.grid = dim3(blocks_of(N, kThreads)), .block = dim3(kThreads)}, round_bias_kernel<Y>,
            bias.data<float>(), reinterpret_cast<Y*>(rounded.raw()), N);
   });
+  return rounded;
 }
 
 }  // namespace ssm::cuda

@@ -10,6 +10,7 @@ void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const
             DType compute, const Tensor& y);
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads);
 void linear_dx(const QuantizedTensor& w, const Tensor& dy, const Tensor& dx, bool adds);
+inline Tensor round_bias(const Tensor& /*bias*/, DType /*compute*/) { return {}; }
 bool multiplies_natively(DType dtype);
 
 // y [T, N] = x [T, K] w^T, f32 rows rounded to bf16 and bf16 weights: where extensions().bf16.

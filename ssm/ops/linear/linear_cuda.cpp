@@ -142,11 +142,8 @@ bool library_product(const LibraryProduct& p) {
 
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
   // The epilogue adds a bias of the result's type.
-  Tensor b = bias;
-  if (bias.defined() && bias.dtype() != y.dtype()) {
-    b = Tensor::empty(bias.shape(), y.dtype(), y.device());
-    round_bias(bias, b);
-  }
+  const bool rounds = bias.defined() && bias.dtype() != y.dtype();
+  const Tensor b = rounds ? cuda::round_bias(bias, y.dtype()) : bias;
   return library_product({.a = x, .b = w, .b_transposed = true, .c = y, .bias = b});
 }
 

@@ -52,7 +52,6 @@ void linear_conv_step(const StepRows& x, const Weight& w, const Tensor& bias, co
 // residual [T, N] f32 += the product.
 void linear_add_step(const StepRows& x, const Weight& w, const Tensor& bias, const Tensor& residual);
 
-// [N] f32 -> 16 bits.
-void round_bias(const Tensor& bias, const Tensor& rounded);
+Tensor round_bias(const Tensor& bias, DType compute);  // [N] f32 -> 16 bits
 
 }  // namespace ssm::cuda

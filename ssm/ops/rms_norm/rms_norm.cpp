@@ -33,34 +33,6 @@ void check_backward(std::string_view op, const RmsNormBackward& a) {
   if (a.dweight.defined()) check_parameter(op, "dweight", a.dweight, {a.x.size(1)}, a.x);
 }
 
-// Of the residual's gradient, which passes through: what the norm adds goes to the same memory, and that is
-// both the gradient of the residual before and of x.
-void record_add_rms_norm(const Tensor& x, const Tensor& before, Tensor& residual, const Tensor& weight,
-                         float eps, Tensor& y) {
-  Tensor* outputs[] = {&y, &residual};
-  const auto backward = [x = x.borrowed(), before = before.borrowed(), residual, weight,
-                         eps](std::span<const Tensor> gradients) {
-    const Tensor& above = gradients[1];
-    const Tensor dresidual = !above.defined() ? Tensor::zeros(residual.shape(), DType::f32, residual.device())
-                             : above.sole_owner() ? above
-                                                  : above.clone();
-    if (!gradients[0].defined()) {
-      give_gradient(x, dresidual);
-      give_gradient(before, dresidual);
-      return;
-    }
-    const bool narrow = x.dtype() != DType::f32;
-    {
-      const OverwrittenGradient dx(narrow ? x : Tensor());
-      add_rms_norm_backward(residual, weight, eps, gradients[0], dresidual, dx.tensor(),
-                            gradient_sum(weight));
-    }
-    if (!narrow) give_gradient(x, dresidual);
-    give_gradient(before, dresidual);
-  };
-  current_tape()->record(outputs, backward);
-}
-
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, std::optional<DType> result) {
@@ -86,7 +58,11 @@ Tensor add_rms_norm(const Tensor& x, Tensor& residual, const Tensor& weight, flo
   const Tensor before =
       std::exchange(residual, Tensor::empty(residual.shape(), residual.dtype(), residual.device()));
   SSM_DISPATCH(x.device(), add_rms_norm(x, before, residual, weight, eps, y));
-  record_add_rms_norm(x, before, residual, weight, eps, y);
+  record_residual_norm(x, before, residual, y,
+                       [residual, weight, eps](const Tensor& dy, const Tensor& dresidual, const Tensor& dx) {
+                         add_rms_norm_backward(residual, weight, eps, dy, dresidual, dx,
+                                               gradient_sum(weight));
+                       });
   return y;
 }
 
