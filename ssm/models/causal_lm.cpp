@@ -1,6 +1,7 @@
 #include "ssm/models/causal_lm.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "ssm/autograd/tape.h"
@@ -47,7 +48,7 @@ Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, cons
     const MixerState& kept = state.empty() ? none : state[i];
     const bool recorded = current_tape() != nullptr;
     const bool step = !recorded && !state.empty() && !x.defined() && batch.is_step();
-    if (step && block.step(residual, batch, kept)) {
+    if (step && block.step(residual, batch, kept, activations_)) {
       if (on_layer) on_layer(residual);
       continue;
     }
@@ -96,10 +97,24 @@ std::vector<Tensor> CausalLm::Block::forward(Tensor x, Tensor residual, const Se
   return {(*mlp)(u), residual};
 }
 
-bool CausalLm::Block::step(const Tensor& residual, const SequenceBatch& batch,
-                           const MixerState& state) const {
+bool CausalLm::Block::step(Tensor residual, const SequenceBatch& batch, const MixerState& state,
+                           DType activations) const {
   const auto* rms = std::get_if<nn::RmsNorm>(&norm);
-  return rms && !mlp && mixer->step(residual, *rms, batch, state);
+  const int64_t T = batch.size();
+  if (mlp && !mlp->down.adds(T)) return false;
+  const bool stepped = rms && !parallel && mixer->step(residual, *rms, batch, state);
+  if (!stepped && !mixer->out_proj().adds(T)) return false;
+  Tensor u, v;  // what mixer and MLP read
+  if (parallel) {
+    std::tie(u, v) = normed_twice(norm, mlp_norm, {}, residual, activations);
+  } else if (!stepped) {
+    u = normed(norm, {}, residual, activations);
+  }
+  if (!stepped) mixer->out_proj().add_to(residual, mixer->hidden(std::move(u), batch, state));
+  if (!mlp) return true;
+  if (!parallel) v = normed(mlp_norm, {}, residual, activations);
+  mlp->down.add_to(residual, mlp->hidden(v));
+  return true;
 }
 
 // The layer runs twice and must begin from the same residual and state both times; it changes both in place.

@@ -98,7 +98,8 @@ class CausalLm {
     std::optional<nn::Mlp> mlp;
     bool parallel;
     void visit(nn::Visitor& v);
-    bool step(const Tensor& residual, const SequenceBatch& batch, const MixerState& state) const;
+    // A decode step that adds to the residual in place, where there is a way: on a card.
+    bool step(Tensor residual, const SequenceBatch& batch, const MixerState& state, DType activations) const;
     // (x, residual) -> (the layer's output, the residual it is to be added to); x undefined in the first.
     std::vector<Tensor> forward(Tensor x, Tensor residual, const SequenceBatch& batch,
                                 const MixerState& state, DType activations) const;

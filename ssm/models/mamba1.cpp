@@ -22,7 +22,7 @@ Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
   conv1d_ = {.channels = E_, .width = config.at("conv_kernel"), .has_bias = config.at("use_conv_bias")};
 }
 
-Tensor Mamba1Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
+Tensor Mamba1Mixer::hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
   const Tensor xz = in_proj_(x);  // [T, 2E]
   x = {};
   const Tensor z = xz.slice(1, E_, 2 * E_);                         // [T, E]
@@ -37,7 +37,7 @@ Tensor Mamba1Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerSta
   Tensor delta = dt_proj_.without_bias(dt);  // [T, E], its bias added in the scan
   std::function<Tensor()> again;             // one with an adapter may drop other elements
   if (!dt_proj_.lora) again = [this, dt] { return dt_proj_.without_bias(dt); };
-  const Tensor y = selective_scan({.u = u,
+  return selective_scan({.u = u,
                                    .delta = std::move(delta),
                                    .A = A_,
                                    .B = B,
@@ -46,7 +46,6 @@ Tensor Mamba1Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerSta
                                    .z = z,
                                    .delta_bias = dt_proj_.bias},
                                   batch, state.ssm, std::move(again));  // [T, E]
-  return out_proj_(y);                                                  // [T, M]
 }
 
 bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,

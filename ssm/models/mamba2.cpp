@@ -25,7 +25,7 @@ Mamba2Mixer::Mamba2Mixer(const nlohmann::json& config, DType compute)
   norm_ = {.width = E_, .eps = config.at("layer_norm_epsilon")};
 }
 
-Tensor Mamba2Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
+Tensor Mamba2Mixer::hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
   const int64_t GN = G_ * N_, C = E_ + 2 * GN;
   const Tensor zxBCdt = in_proj_(x);  // [T, E + C + H]
   x = {};
@@ -43,7 +43,7 @@ Tensor Mamba2Mixer::forward(Tensor x, const SequenceBatch& batch, const MixerSta
                              .dt_min = dt_min_,
                              .dt_max = dt_max_},
                             batch, state.ssm);                          // [T, E]
-  return out_proj_(gated_rms_norm(y, z, norm_.weight, G_, norm_.eps));  // [T, M]
+  return gated_rms_norm(y, z, norm_.weight, G_, norm_.eps);  // [T, E]
 }
 
 bool Mamba2Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string_view>
+#include <utility>
 
 #include "ssm/nn/modules.h"
 #include "ssm/nn/visitor.h"
@@ -43,7 +44,12 @@ class Mixer {
   // x [T, M] -> [T, M]; `state` is read and updated in place at the batch's slots. An empty state: every
   // sequence starts from zeros and nothing is kept. Decode is the same call with sequences of one token.
   // A caller that moves x in has its memory back as soon as x was read.
-  virtual Tensor forward(Tensor x, const SequenceBatch& batch, const MixerState& state) const = 0;
+  Tensor forward(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
+    return out_proj()(hidden(std::move(x), batch, state));
+  }
+  // The same but for the out-projection: what that reads.
+  virtual Tensor hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const = 0;
+  virtual const nn::Linear& out_proj() const = 0;
   // A decode step of the whole layer in a few kernels: residual [T, M] f32 += forward(norm(residual)). Where
   // there is no such way, nothing happens and the answer is false.
   virtual bool step(const Tensor& /*residual*/, const nn::RmsNorm& /*norm*/, const SequenceBatch& /*batch*/,

@@ -19,6 +19,9 @@ Tensor product(const Linear& l, const Tensor& x, const Tensor& bias) {
 Tensor Linear::operator()(const Tensor& x) const { return product(*this, x, bias); }
 Tensor Linear::without_bias(const Tensor& x) const { return product(*this, x, {}); }
 
+bool Linear::adds(int64_t T) const { return !lora && !moments && has_linear_add(T, weight); }
+void Linear::add_to(const Tensor& residual, const Tensor& x) const { linear_add(x, weight, bias, residual); }
+
 void Linear::visit(Visitor& v) {
   v.linear(*this);
   v.target({lora, in, out, false});
@@ -60,10 +63,10 @@ void Conv1d::visit(Visitor& v) {
   if (has_bias) v.tensor("bias", bias, {channels});
 }
 
-Tensor Mlp::operator()(const Tensor& x) const {
+Tensor Mlp::hidden(const Tensor& x) const {
   const Tensor h = up(x);  // [T, F], or [T, 2F]
   const int64_t F = down.in;
-  return down(gated ? gated_silu(h.slice(1, 0, F), h.slice(1, F, 2 * F)) : gelu(h));
+  return gated ? gated_silu(h.slice(1, 0, F), h.slice(1, F, 2 * F)) : gelu(h);
 }
 
 void Mlp::visit(Visitor& v) {

@@ -27,6 +27,9 @@ struct Linear {
 
   Tensor operator()(const Tensor& x) const;    // [T, in] -> [T, out]
   Tensor without_bias(const Tensor& x) const;  // the same, for who adds the bias later
+  // residual [T, out] f32 += (*this)(x), unrounded, where adds(T): on a card.
+  bool adds(int64_t T) const;
+  void add_to(const Tensor& residual, const Tensor& x) const;
   void visit(Visitor& v);
   void prepare();  // sets what is derived from its parameters
 };
@@ -75,7 +78,8 @@ struct Mlp {
   bool gated = false;
   std::string_view up_name = {}, down_name = {};
 
-  Tensor operator()(const Tensor& x) const;  // [T, width] -> [T, width]
+  Tensor operator()(const Tensor& x) const { return down(hidden(x)); }  // [T, width] -> [T, width]
+  Tensor hidden(const Tensor& x) const;                                 // what down reads
   void visit(Visitor& v);
 };
 

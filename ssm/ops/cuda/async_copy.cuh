@@ -22,6 +22,11 @@ __device__ __forceinline__ void copy_word_async(uint32_t to, const void* from, b
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0)
                : "memory");
 }
+// The same of 8 bytes.
+__device__ __forceinline__ void copy_eight_async(uint32_t to, const void* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(there ? 8 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits for all but the last `kLeft` committed groups of this thread.

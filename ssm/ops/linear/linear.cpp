@@ -22,23 +22,29 @@ void check_weight(std::string_view op, const Weight& weight, std::optional<int64
             w.shape());
 }
 
+void check_operands(std::string_view op, const Tensor& x, const Weight& weight, const Tensor& bias,
+                    DType compute) {
+  check_weight(op, weight);
+  const int64_t N = shape_of(weight)[0], K = shape_of(weight)[1];
+  SSM_CHECK(x.defined() && x.rank() == 2, "{}: x has shape {}, expected [T, {}]", op, x.shape(), K);
+  check_first(op, "x", x, {x.size(0), K});
+  SSM_CHECK(device_of(weight) == x.device(), "{}: weight is on {}, x on {}", op, name_of(device_of(weight)),
+            name_of(x.device()));
+  if (x.device().is_cuda()) {
+    SSM_CHECK((is_packed(weight) || std::get<Tensor>(weight).dtype() == x.dtype()) && compute == x.dtype(),
+              "{}: x is {}, weight {}, computed in {}: on a card they are of one type", op, name_of(x.dtype()),
+              type_name(weight), name_of(compute));
+  }
+  if (bias.defined()) check_parameter(op, "bias", bias, {N}, x);
+}
+
 }  // namespace
 
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType compute,
               std::optional<DType> result, const Tensor& rounded_bias) {
-  check_weight("linear", weight);
-  const int64_t N = shape_of(weight)[0], K = shape_of(weight)[1];
+  check_operands("linear", x, weight, bias, compute);
+  const int64_t N = shape_of(weight)[0];
   const auto* packed = std::get_if<QuantizedTensor>(&weight);
-  SSM_CHECK(x.defined() && x.rank() == 2, "linear: x has shape {}, expected [T, {}]", x.shape(), K);
-  check_first("linear", "x", x, {x.size(0), K});
-  SSM_CHECK(device_of(weight) == x.device(), "linear: weight is on {}, x on {}", name_of(device_of(weight)),
-            name_of(x.device()));
-  if (x.device().is_cuda()) {
-    SSM_CHECK((packed != nullptr || std::get<Tensor>(weight).dtype() == x.dtype()) && compute == x.dtype(),
-              "linear: x is {}, weight {}, computed in {}: on a card they are of one type",
-              name_of(x.dtype()), type_name(weight), name_of(compute));
-  }
-  if (bias.defined()) check_parameter("linear", "bias", bias, {N}, x);
   SSM_CHECK(
       !rounded_bias.defined() || (rounded_bias.shape() == bias.shape() && rounded_bias.dtype() == compute),
       "linear: rounded_bias is {} {}, expected {} [{}]", name_of(rounded_bias.dtype()), rounded_bias.shape(),
@@ -59,6 +65,28 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
         x, weight, dy,
         {.dx = dx.tensor, .dx_adds = dx.adds, .dweight = gradient_sum(w), .dbias = gradient_sum(bias)});
   });
+}
+
+bool has_linear_add([[maybe_unused]] int64_t T, [[maybe_unused]] const Weight& weight) {
+#ifdef SSM_CUDA
+  return device_of(weight).is_cuda() && cuda::has_linear_add(T, weight);
+#else
+  return false;
+#endif
+}
+
+void linear_add(const Tensor& x, const Weight& weight, const Tensor& bias, const Tensor& residual) {
+  constexpr std::string_view kOp = "linear_add";
+  check_operands(kOp, x, weight, bias, x.dtype());
+  const Shape shape{x.size(0), shape_of(weight)[0]};
+  SSM_CHECK(residual.defined() && residual.shape() == shape && residual.dtype() == DType::f32 &&
+                residual.device() == x.device() && residual.stride(1) == 1,
+            "{}: residual has shape {}, expected f32 {}", kOp, residual.shape(), shape);
+  SSM_CHECK(has_linear_add(x.size(0), weight), "{}: nothing for {} rows of a weight {} on {}", kOp, x.size(0),
+            type_name(weight), name_of(x.device()));
+#ifdef SSM_CUDA
+  cuda::linear_add(x, weight, bias, residual);
+#endif
 }
 
 Tensor round_bias(const Tensor& bias, DType compute) {

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) linear_any_kernel(const AnyArgs a) {
       const int64_t t = t0 + row + j * kRows;
       if (t >= a.T) continue;
       Y* const to = static_cast<Y*>(a.y) + t * a.y_stride + n;
-      *to = from_f32<Y>(sums[j] + (a.adds ? to_f32(*to) : bias));
+      *to = from_f32<Y>(sums[j] + (a.adds ? to_f32(*to) : 0.0f) + bias);
     }
   }
 }
@@ -101,7 +101,7 @@ void any_product(const LibraryProduct& p) {
   const int64_t a_row = p.a.stride(0), b_row = p.b.stride(0);
   launch_any({.x = p.a.raw(),
               .w = p.b.raw(),
-              .bias = nullptr,
+              .bias = p.bias.defined() ? p.bias.data<float>() : nullptr,
               .y = p.c.raw(),
               .T = p.c.size(0),
               .N = p.c.size(1),

@@ -154,6 +154,19 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& 
   if (!linear_library(x, w, rounded ? rounded_bias : bias, y)) linear_any(x, w, bias, y);
 }
 
+bool has_linear_add(int64_t T, const Weight& w) { return !is_packed(w) || has_linear_step(T, w); }
+
+void linear_add(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& residual) {
+  if (residual.numel() == 0) return;
+  if (has_linear_step(x.size(0), w) && in_packs(x))
+    return linear_add_step({.x = x, .norm_weight = {}, .gate = {}}, w, bias, residual);
+  const Tensor& dense = std::get<Tensor>(w);
+  if (linear_add_few_rows(x, dense, bias, residual)) return;
+  const LibraryProduct product{
+      .a = x, .b = dense, .b_transposed = true, .c = residual, .bias = bias, .adds = true};
+  if (!library_product(product)) any_product(product);
+}
+
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads) {
   if (const Tensor& dx = grads.dx; dx.defined() && dx.numel() > 0) {
     const LibraryProduct product{.a = dy, .b = w, .c = dx, .adds = grads.dx_adds};

@@ -9,8 +9,15 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& 
 void linear_backward(const Tensor& x, const Tensor& w, const Tensor& dy, const LinearGrads& grads);
 bool multiplies_natively(DType dtype);
 
+// Rows that can be read 16 bytes at a time.
+inline bool in_packs(const Tensor& t) {
+  const int64_t bytes = static_cast<int64_t>(size_of(t.dtype()));
+  return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && t.size(1) * bytes % 16 == 0 &&
+         (t.size(0) <= 1 || t.stride(0) * bytes % 16 == 0);
+}
+
 // c [m, n] (+)= op(a) op(b), each row-major, with op(a) [m, k] and op(b) [k, n]; a and b of one type, c of it
-// or f32. `bias` [n], of c's type, is only for the forward.
+// or f32. `bias` [n] is of c's type.
 struct LibraryProduct {
   Tensor a{};
   bool a_transposed = false;
@@ -27,6 +34,7 @@ void add_column_sums(const Tensor& x, const Tensor& to);  // linear_backward.cu:
 // How it is done, for tests and benches: `linear` takes the first that can and suits.
 bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias,
                      const Tensor& y);                                                       // linear_rows.cu
+bool linear_add_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual);
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);  // cuBLASLt
 void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);      // plain tiles
 
@@ -47,6 +55,8 @@ struct ConvStep {
   int64_t first;
 };
 bool has_linear_step(int64_t T, const Weight& w);
+bool has_linear_add(int64_t T, const Weight& w);
+void linear_add(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& residual);  // any rows
 void linear_conv_step(const StepRows& x, const Weight& w, const Tensor& bias, const ConvStep& conv,
                       const Tensor& y);
 // residual [T, N] f32 += the product.

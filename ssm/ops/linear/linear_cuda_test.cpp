@@ -77,6 +77,22 @@ TEST(LinearCuda, EveryWayEqualsTheReference) {
   EXPECT_GT(taken[1], 50);
 }
 
+TEST(LinearCuda, AddsToAResidual) {
+  SSM_NEED_CUDA();
+  Rng rng(35);
+  for (int trial = 0; trial < 200; ++trial) {
+    const bool round = rng.below(4) != 0;
+    const Case c(rng, rng.below(2) ? 40 : 200, round);
+    const Tensor before = test::random_normal({c.T, c.N}, rng, 10.0f), residual = on_card(before);
+    const Weight w{c.upload(c.w, round, rng)};
+    ASSERT_TRUE(has_linear_add(c.T, w));
+    linear_add(c.upload(c.x, round, rng), w, on_card(c.bias), residual);
+    std::vector<double> expected = c.expected();
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += before.data<float>()[i];
+    EXPECT_LT(card_error(residual, expected), 3e-6 + 1e-9 * static_cast<double>(c.K)) << c.name();
+  }
+}
+
 TEST(LinearCuda, ARowDoesNotDependOnTheRowsBesideIt) {
   SSM_NEED_CUDA();
   Rng rng(33);

@@ -18,6 +18,7 @@
 #include "ssm/ops/cuda/mma.cuh"
 #include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/cuda/types.cuh"
+#include "ssm/ops/linear/linear_cuda.h"
 
 namespace ssm::cuda {
 
@@ -357,13 +358,6 @@ struct Plain {
     }
   }
 };
-
-// Rows that can be read 16 bytes at a time.
-inline bool in_packs(const Tensor& t) {
-  const int64_t bytes = static_cast<int64_t>(size_of(t.dtype()));
-  return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && t.size(1) * bytes % 16 == 0 &&
-         (t.size(0) <= 1 || t.stride(0) * bytes % 16 == 0);
-}
 
 inline RowsArgs args_of(int64_t T, const Tensor& w) {
   return {.w = w.raw(),
