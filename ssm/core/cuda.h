@@ -87,6 +87,16 @@ void launch(const Launch& how, void (*kernel)(Parameters...), Args&&... args) {
         "a kernel launch");
 }
 
+// Gives all that L1 can spare to shared memory wherever `kernel` runs, so that the next kernel's blocks find
+// room beside its own; once per kernel.
+template <class Kernel>
+bool prefer_shared(Kernel* kernel) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        "shared memory of a kernel");
+  return true;
+}
+
 // Lets `kernel` use this much dynamic shared memory; call it once per kernel, through a static.
 template <class Kernel>
 bool allow_shared_bytes(Kernel* kernel, size_t bytes) {

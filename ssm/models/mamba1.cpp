@@ -38,14 +38,14 @@ Tensor Mamba1Mixer::hidden(Tensor x, const SequenceBatch& batch, const MixerStat
   std::function<Tensor()> again;             // one with an adapter may drop other elements
   if (!dt_proj_.lora) again = [this, dt] { return dt_proj_.without_bias(dt); };
   return selective_scan({.u = u,
-                                   .delta = std::move(delta),
-                                   .A = A_,
-                                   .B = B,
-                                   .C = C,
-                                   .D = D_,
-                                   .z = z,
-                                   .delta_bias = dt_proj_.bias},
-                                  batch, state.ssm, std::move(again));  // [T, E]
+                         .delta = std::move(delta),
+                         .A = A_,
+                         .B = B,
+                         .C = C,
+                         .D = D_,
+                         .z = z,
+                         .delta_bias = dt_proj_.bias},
+                        batch, state.ssm, std::move(again));  // [T, E]
 }
 
 bool Mamba1Mixer::step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,

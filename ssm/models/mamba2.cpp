@@ -42,7 +42,7 @@ Tensor Mamba2Mixer::hidden(Tensor x, const SequenceBatch& batch, const MixerStat
                              .groups = G_,
                              .dt_min = dt_min_,
                              .dt_max = dt_max_},
-                            batch, state.ssm);                          // [T, E]
+                            batch, state.ssm);               // [T, E]
   return gated_rms_norm(y, z, norm_.weight, G_, norm_.eps);  // [T, E]
 }
 

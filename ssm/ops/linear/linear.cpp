@@ -32,8 +32,8 @@ void check_operands(std::string_view op, const Tensor& x, const Weight& weight, 
             name_of(x.device()));
   if (x.device().is_cuda()) {
     SSM_CHECK((is_packed(weight) || std::get<Tensor>(weight).dtype() == x.dtype()) && compute == x.dtype(),
-              "{}: x is {}, weight {}, computed in {}: on a card they are of one type", op, name_of(x.dtype()),
-              type_name(weight), name_of(compute));
+              "{}: x is {}, weight {}, computed in {}: on a card they are of one type", op,
+              name_of(x.dtype()), type_name(weight), name_of(compute));
   }
   if (bias.defined()) check_parameter(op, "bias", bias, {N}, x);
 }

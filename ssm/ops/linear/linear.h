@@ -32,8 +32,8 @@ namespace ssm {
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DType compute = DType::f32,
               std::optional<DType> result = {}, const Tensor& rounded_bias = {});
 
-// residual [T, N] f32, rows contiguous, += x W^T + bias, where there is a way to do it at once: on a card, up to
-// 8 rows of a packed weight, any of a dense one. What is added is not rounded to x's type before.
+// residual [T, N] f32, rows contiguous, += x W^T + bias, where there is a way to do it at once: on a card, up
+// to 8 rows of a packed weight, any of a dense one. What is added is not rounded to x's type before.
 bool has_linear_add(int64_t T, const Weight& weight);
 void linear_add(const Tensor& x, const Weight& weight, const Tensor& bias, const Tensor& residual);
 

@@ -33,7 +33,7 @@ void add_column_sums(const Tensor& x, const Tensor& to);  // linear_backward.cu:
 
 // How it is done, for tests and benches: `linear` takes the first that can and suits.
 bool linear_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias,
-                     const Tensor& y);                                                       // linear_rows.cu
+                     const Tensor& y);  // linear_rows.cu
 bool linear_add_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual);
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);  // cuBLASLt
 void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);      // plain tiles

@@ -26,8 +26,8 @@ void launch_step(const StepRows& x, const Tensor& w, const Epilogue& epilogue) {
   }
   const Tensor rows = normed(x, w.dtype());
   if constexpr (sizeof(X) == 2 && std::is_same_v<Epilogue, Added>) {
-    // All strips of an out-projection are then on the card at once.
-    if (!is_short && a.T <= kStagedRows) {
+    // All strips of an out-projection are then on the card at once, with at most two rounds of K each.
+    if (!is_short && a.T <= kStagedRows && a.K <= 2 * 8 * 10 * kStep<X>) {
       return launch_rows<X, 8, 1, 10, 8, 3>(a, in_memory<X>(rows), epilogue);
     }
   }

@@ -1,6 +1,6 @@
-// A step of more rows than the out-projection's few-rows kernel takes. The large products are cuBLASLt's; what
-// stands between them is two kernels: the convolution with x_proj behind it, and dt_proj with the step of the
-// scan behind it. The second one's blocks fetch their states while the first one runs.
+// A step of more than 8 rows. The large products are `linear`'s; what stands between them is two kernels: the
+// convolution with x_proj behind it, and dt_proj with the step of the scan behind it. The second one's blocks
+// fetch their states while the first one runs.
 #include "ssm/core/cuda.h"
 #include "ssm/core/launch.cuh"
 #include "ssm/ops/cuda/async_copy.cuh"
@@ -22,16 +22,16 @@ constexpr int kQuadsOfSlab = 16;
 constexpr int kSlab = 4 * kQuadsOfSlab;  // channels of a block
 constexpr int kState = 16;               // N
 
-// The convolution and x_proj: clusters of kParts blocks, a block kTile rows and kSlab channels. A block's sums
-// over its channels are added up within the cluster, each block doing so for kTile / kParts of the rows, and
-// over the clusters by the one that comes last, in one order.
+// The convolution and x_proj: clusters of kParts blocks, a block kTile rows and kSlab channels. A block's
+// sums over its channels are added up within the cluster, each block doing so for kTile / kParts of the rows,
+// and over the clusters by the one that comes last, in one order.
 constexpr int kTile = 64, kParts = 8, kRowsOfPart = kTile / kParts;
-constexpr int kThreads = 256;
+constexpr int kThreads = 512, kColumnWarps = kThreads / 32 / (kTile / 16);
 constexpr int kMostTiles = 512;  // of rows
 
 struct ProjectionArgs {
-  void* uz;            // [T, 2E]; u becomes silu(conv(u))
-  const void* x_proj;  // [J, E]
+  void* uz;                              // [T, 2E]; u becomes silu(conv(u))
+  const void* x_proj;                    // [J, E]
   const float *conv_weight, *conv_bias;  // [4, E], [E] or null
   float* conv_state;                     // [S, 3, E]
   const int32_t* slots;
@@ -40,7 +40,6 @@ struct ProjectionArgs {
   int32_t* counters;  // [tiles, kParts], zeros before and after
   int64_t x_proj_stride, conv_stride_k;
   int T, E, J;
-  bool early;  // the states may be read before the kernel ahead has ended
 };
 
 // Where 16 bytes, number `chunk` of 8 in a row, lie in shared memory: all banks for 8 rows of one chunk.
@@ -50,14 +49,25 @@ __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
 
 template <int Tiles>  // of 8 columns, of a warp
 struct ProjectionShared {
-  static constexpr int kColumns = 16 * Tiles;  // J at most
+  static constexpr int kColumns = 8 * Tiles * kColumnWarps;  // J at most
   static constexpr int kStride = kColumns + 8;
-  alignas(128) unsigned char weights[kColumns * 128], u[kTile * 128];
-  float sums[kTile * kStride];
+  union {
+    struct {
+      alignas(128) unsigned char weights[kColumns * 128], u[kTile * 128];
+    };
+    float sums[kTile * kStride];
+  };
 };
 
+// Adds to a counter what this block has written before; whoever sees the sum sees that too.
+__device__ __forceinline__ int count(int32_t* counter) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
 template <class X, int Tiles>
-__global__ void __launch_bounds__(kThreads) conv_x_proj_kernel(const ProjectionArgs a) {
+__global__ void __launch_bounds__(kThreads, 2) conv_x_proj_kernel(const ProjectionArgs a) {
   using Shared = ProjectionShared<Tiles>;
   extern __shared__ __align__(128) unsigned char bytes[];
   __shared__ bool is_last;
@@ -73,41 +83,37 @@ __global__ void __launch_bounds__(kThreads) conv_x_proj_kernel(const ProjectionA
     copy_async(weights + swizzled(j, chunk), from, there);
   }
   commit_copies();
-  // A thread: four channels of four rows.
+  // A thread: four channels of some rows.
   constexpr int kOwnRows = kTile * kQuadsOfSlab / kThreads;
   const int quad = thread % kQuadsOfSlab, first_row = thread / kQuadsOfSlab, e = k0 + 4 * quad;
-  float filter[4][4], bias[4] = {};
-  float window[kOwnRows][3][4];
+  const auto row_of = [&](int i) { return first_row + i * (kTile / kOwnRows); };
+  const auto u_at = [&](int t) { return static_cast<X*>(a.uz) + int64_t{t} * 2 * a.E + e; };
+  float filter[4][4], bias[4] = {}, window[kOwnRows][3][4];
   float* state[kOwnRows];
-  const auto read_states = [&] {
-#pragma unroll
-    for (int i = 0; i < kOwnRows; ++i) {
-      const int t = t0 + first_row + i * (kTile / kOwnRows);
-      if (!inside || t >= a.T) continue;
-      state[i] = a.conv_state + int64_t{a.slots[t]} * 3 * a.E + e;
-#pragma unroll
-      for (int k = 0; k < 3; ++k) load<4>(window[i][k], state[i] + k * a.E);
-    }
-  };
+  Pack<X, 4> inputs[kOwnRows];
   if (inside) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) load<4>(filter[k], a.conv_weight + k * a.conv_stride_k + e);
     if (a.conv_bias) load<4>(bias, a.conv_bias + e);
+#pragma unroll
+    for (int i = 0; i < kOwnRows; ++i)
+      state[i] = a.conv_state + (t0 + row_of(i) < a.T ? int64_t{a.slots[t0 + row_of(i)]} * 3 * a.E + e : 0);
   }
-  if (a.early) read_states();
-  let_next_start();
   grid_dependency_wait();
-  if (!a.early) read_states();
-  Pack<X, 4> inputs[kOwnRows];
-  const auto u_at = [&](int t) { return static_cast<X*>(a.uz) + int64_t{t} * 2 * a.E + e; };
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
-    const int t = t0 + first_row + i * (kTile / kOwnRows);
-    if (inside && t < a.T) inputs[i] = load_pack<4>(u_at(t));
+    const int t = t0 + row_of(i);
+    if (!inside || t >= a.T) continue;
+    inputs[i] = load_pack<4>(u_at(t));
+#pragma unroll
+    for (int k = 0; k < 3; ++k) load<4>(window[i][k], state[i] + k * a.E);
   }
+  // Not before: the next kernel reads states that one before this may still write, and its many loads would
+  // delay this one's.
+  let_next_start();
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
-    const int row = first_row + i * (kTile / kOwnRows), t = t0 + row;
+    const int row = row_of(i), t = t0 + row;
     uint2 packed{};
     if (inside && t < a.T) {
       float newest[4], u[4];
@@ -127,83 +133,82 @@ __global__ void __launch_bounds__(kThreads) conv_x_proj_kernel(const ProjectionA
   }
   wait_for_copies<0>();
   __syncthreads();
-  // Warps: four of 16 rows, times two of Tiles times 8 columns.
-  const int m0 = warp % 4 * 16, n0 = warp / 4 * 8 * Tiles;
+  // Warps: kTile / 16 of 16 rows, times kColumnWarps of Tiles times 8 columns.
+  const int m0 = warp % (kTile / 16) * 16, n0 = warp / (kTile / 16) * 8 * Tiles;
+  float products[Tiles][4] = {};
   uint32_t rows[4][4];
 #pragma unroll
   for (int s = 0; s < 4; ++s) ldmatrix(rows[s], u_rows + swizzled(m0 + lane % 16, 2 * s + lane / 16));
-  const int g = lane / 4, q = lane % 4;
 #pragma unroll
   for (int i = 0; i < Tiles; ++i) {
-    float sum[4] = {};
 #pragma unroll
     for (int s = 0; s < 4; s += 2) {
       uint32_t columns[4];
       ldmatrix(columns, weights + swizzled(n0 + 8 * i + lane % 8, 2 * s + lane / 8));
-      mma<X>(sum, rows[s], columns[0], columns[1]);
-      mma<X>(sum, rows[s + 1], columns[2], columns[3]);
+      mma<X>(products[i], rows[s], columns[0], columns[1]);
+      mma<X>(products[i], rows[s + 1], columns[2], columns[3]);
     }
-    float* to = shared.sums + (m0 + g) * Shared::kStride + n0 + 8 * i + 2 * q;
-    *reinterpret_cast<float2*>(to) = {sum[0], sum[1]};
-    *reinterpret_cast<float2*>(to + 8 * Shared::kStride) = {sum[2], sum[3]};
+  }
+  __syncthreads();  // the sums lie where the operands lay
+#pragma unroll
+  for (int i = 0; i < Tiles; ++i) {
+    float* to = shared.sums + (m0 + lane / 4) * Shared::kStride + n0 + 8 * i + 2 * (lane % 4);
+    *reinterpret_cast<float2*>(to) = {products[i][0], products[i][1]};
+    *reinterpret_cast<float2*>(to + 8 * Shared::kStride) = {products[i][2], products[i][3]};
   }
   cluster_sync();
   const int part = static_cast<int>(cluster_rank());
   const int clusters = gridDim.x / kParts, cluster = blockIdx.x / kParts;
   constexpr int kQuads = Shared::kColumns / 4, kOwn = (kRowsOfPart * kQuads + kThreads - 1) / kThreads;
+  const auto add = [](float4& to, const float4& x) { to.x += x.x, to.y += x.y, to.z += x.z, to.w += x.w; };
   const auto give = [&](int row, int column, const float4& sum) {
     const int t = t0 + row;
     if (t >= a.T || column >= a.J) return;
     *reinterpret_cast<uint2*>(static_cast<X*>(a.dt_B_C) + int64_t{t} * a.J + column) = {
         pack<X>(sum.x, sum.y), pack<X>(sum.z, sum.w)};
   };
-  const auto add = [](float4& to, const float4& x) { to.x += x.x, to.y += x.y, to.z += x.z, to.w += x.w; };
-  const int64_t tiles_rows = int64_t{gridDim.y} * kTile;
-  const auto sums_at = [&](int c, int row, int column) {
-    return reinterpret_cast<float4*>(a.sums + (c * tiles_rows + t0 + row) * Shared::kColumns + column);
-  };
+  // f(row, column) for each four of this block's part that are this thread's.
+  const auto for_own = [&](auto&& f) {
 #pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    const int i = thread + j * kThreads;
-    if (i >= kRowsOfPart * kQuads) continue;
-    const int row = part * kRowsOfPart + i / kQuads, column = i % kQuads * 4;
+    for (int j = 0; j < kOwn; ++j) {
+      const int i = thread + j * kThreads;
+      if (i < kRowsOfPart * kQuads) f(part * kRowsOfPart + i / kQuads, i % kQuads * 4);
+    }
+  };
+  const auto sums_at = [&](int c, int row, int column) {
+    const int64_t rows_of_all = int64_t{gridDim.y} * kTile;
+    return reinterpret_cast<float4*>(a.sums + (c * rows_of_all + t0 + row) * Shared::kColumns + column);
+  };
+  for_own([&](int row, int column) {
     float4 sum{};
 #pragma unroll
     for (unsigned r = 0; r < kParts; ++r) {
-      add(sum, *reinterpret_cast<const float4*>(
-                   in_block(shared.sums + row * Shared::kStride + column, r)));
+      add(sum, *reinterpret_cast<const float4*>(in_block(shared.sums + row * Shared::kStride + column, r)));
     }
     if (clusters == 1) {
       give(row, column, sum);
     } else {
       *sums_at(cluster, row, column) = sum;
     }
-  }
-  cluster_arrive();
+  });
   if (clusters > 1) {
-    __threadfence();
     __syncthreads();
     if (thread == 0) {
       int32_t* counter = a.counters + blockIdx.y * kParts + part;
-      is_last = atomicAdd(counter, 1) == clusters - 1;
+      is_last = count(counter) == clusters - 1;
       if (is_last) *counter = 0;
     }
     __syncthreads();
     if (is_last) {
-      __threadfence();
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j) {
-        const int i = thread + j * kThreads;
-        if (i >= kRowsOfPart * kQuads) continue;
-        const int row = part * kRowsOfPart + i / kQuads, column = i % kQuads * 4;
+      for_own([&](int row, int column) {
         float4 sum{};
-#pragma unroll 8
+#pragma unroll 10
         for (int c = 0; c < clusters; ++c) add(sum, __ldcg(sums_at(c, row, column)));
         give(row, column, sum);
-      }
+      });
     }
   }
-  cluster_wait();  // nobody reads this block's sums any more
+  cluster_sync();  // nobody reads this block's sums any more
 }
 
 // dt_proj and the scan: a block kScanRows rows and kSlab channels, a thread four channels of a row and their
@@ -222,7 +227,6 @@ struct BatchScanArgs {
   int64_t dt_proj_stride, A_stride_n, y_stride;
   int T, E, R, J;
   float dt_B_C_eps;
-  bool early;
 };
 
 template <class S>
@@ -245,7 +249,7 @@ __global__ void __launch_bounds__(kScanThreads, 5) dt_proj_scan_kernel(const Bat
   extern __shared__ __align__(128) unsigned char bytes[];
   __shared__ float scales[kScanRows][3];  // of dt, B and C
   using Held = Wide<S, 4>;
-  Held* held = reinterpret_cast<Held*>(bytes);  // [kState][kScanThreads]
+  Held* held = reinterpret_cast<Held*>(bytes);                        // [kState][kScanThreads]
   float* A = reinterpret_cast<float*>(held + kState * kScanThreads);  // [kState][kSlab]
   float* dots = A + kState * kSlab;                                   // [kScanWarps][kScanRows][8 kEights]
   X* rows = reinterpret_cast<X*>(dots + kScanRows * kSlab);           // [kScanRows][stride]
@@ -265,32 +269,29 @@ __global__ void __launch_bounds__(kScanThreads, 5) dt_proj_scan_kernel(const Bat
   float bias[4], D[4];
   load<4>(bias, a.dt_bias + e);
   load<4>(D, a.D + e);
+  // The kernel ahead let this one start when all before it had ended: the states are there.
   S* h = nullptr;
-  const auto fetch_states = [&] {
-    if (inside) h = static_cast<S*>(a.ssm_state) + int64_t{a.slots[t]} * kState * a.E + e;
+  if (inside) h = static_cast<S*>(a.ssm_state) + int64_t{a.slots[t]} * kState * a.E + e;
 #pragma unroll
-    for (int n = 0; n < kState; ++n) {
-      const uint32_t to = shared_address(held + n * kScanThreads + thread);
-      const void* from = inside ? h + int64_t{n} * a.E : static_cast<const S*>(a.ssm_state);
-      if constexpr (sizeof(S) == 4) {
-        copy_async(to, from, inside);
-      } else {
-        copy_eight_async(to, from, inside);
-      }
+  for (int n = 0; n < kState; ++n) {
+    const uint32_t to = shared_address(held + n * kScanThreads + thread);
+    const void* from = inside ? h + int64_t{n} * a.E : static_cast<const S*>(a.ssm_state);
+    if constexpr (sizeof(S) == 4) {
+      copy_async(to, from, inside);
+    } else {
+      copy_eight_async(to, from, inside);
     }
-    commit_copies();
-  };
-  if (a.early) fetch_states();
+  }
+  commit_copies();
   let_next_start();
   grid_dependency_wait();
-  if (!a.early) fetch_states();
   const int chunks = a.J / 8;
   for (int i = thread; i < kScanRows * chunks; i += kScanThreads) {
     const int r = i / chunks, c = i % chunks * 8;
     *reinterpret_cast<uint4*>(rows + r * stride + c) =
-        t0 + r < a.T ? *reinterpret_cast<const uint4*>(static_cast<const X*>(a.dt_B_C) +
-                                                       int64_t{t0 + r} * a.J + c)
-                     : uint4{};
+        t0 + r < a.T
+            ? *reinterpret_cast<const uint4*>(static_cast<const X*>(a.dt_B_C) + int64_t{t0 + r} * a.J + c)
+            : uint4{};
   }
   float u[4] = {}, z[4] = {};
   if (inside) {
@@ -357,7 +358,7 @@ template <class X, int Tiles>
 void launch_projection(const Launch& how, const ProjectionArgs& a) {
   auto* const kernel = conv_x_proj_kernel<X, Tiles>;
   constexpr size_t kBytes = sizeof(ProjectionShared<Tiles>);
-  [[maybe_unused]] static const bool allowed = allow_shared_bytes(kernel, kBytes);
+  [[maybe_unused]] static const bool allowed = allow_shared_bytes(kernel, kBytes) && prefer_shared(kernel);
   Launch with = how;
   with.shared_bytes = kBytes;
   launch(with, kernel, a);
@@ -366,7 +367,7 @@ void launch_projection(const Launch& how, const ProjectionArgs& a) {
 template <class X, class S>
 void launch_scan(const Launch& how, const BatchScanArgs& a) {
   auto* const kernel = dt_proj_scan_kernel<X, S>;
-  [[maybe_unused]] static const bool allowed = allow_shared_bytes(kernel, 64 << 10);
+  [[maybe_unused]] static const bool allowed = allow_shared_bytes(kernel, 64 << 10) && prefer_shared(kernel);
   Launch with = how;
   with.shared_bytes = scan_shared_bytes<S>(a.J);
   launch(with, kernel, a);
@@ -379,7 +380,7 @@ void dispatch_compute(DType dtype, F&& f) {
   });
 }
 
-constexpr int kColumnsOfTiles[] = {96, 192, 288};
+constexpr int kColumnsOfTiles[] = {96, 192, 288};  // that 3, 6 and 9 tiles a warp make
 
 }  // namespace
 
@@ -391,10 +392,10 @@ bool has_mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batc
   const auto in_quads = [](const Tensor& t) { return !t.defined() || is_aligned(t.raw()); };
   return batch.is_step() && args.compute != DType::f32 && largest_cluster() == kParts &&
          batch.size() <= kMostTiles * kTile && E % kSlab == 0 && E < (1 << 24) && args.A.size(1) == kState &&
-         R % 16 == 0 && J <= kColumnsOfTiles[2] && args.A.stride(0) == 1 && is_multiple(args.A.stride(1), 4) &&
-         args.conv_weight.size(1) == 4 && args.conv_weight.stride(0) == 1 &&
-         is_multiple(args.conv_weight.stride(1), 4) && in_quads(args.A) && in_quads(args.conv_weight) &&
-         in_quads(args.conv_bias) && in_quads(args.dt_bias) && in_quads(args.D);
+         R % 16 == 0 && J <= kColumnsOfTiles[2] && args.A.stride(0) == 1 &&
+         is_multiple(args.A.stride(1), 4) && args.conv_weight.size(1) == 4 &&
+         args.conv_weight.stride(0) == 1 && is_multiple(args.conv_weight.stride(1), 4) && in_quads(args.A) &&
+         in_quads(args.conv_weight) && in_quads(args.conv_bias) && in_quads(args.dt_bias) && in_quads(args.D);
 }
 
 void mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
@@ -407,17 +408,14 @@ void mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch, c
   const Tensor x = Tensor::empty({T, residual.size(1)}, dtype, device);
   rms_norm(residual, args.norm_weight, args.norm_eps, x);
   const Tensor uz = Tensor::empty({T, 2 * E}, dtype, device);
-  // The library's kernels start when all before them has ended, the few-rows kernel does not.
-  const bool early = !linear_few_rows(x, dense(args.in_proj), args.in_bias, uz);
-  if (early && !linear_library(x, dense(args.in_proj), args.in_bias, uz))
-    linear_any(x, dense(args.in_proj), args.in_bias, uz);
-
+  cuda::linear(x, dense(args.in_proj), args.in_bias, Tensor(), dtype, uz);
   const Tensor dt_B_C = Tensor::empty({T, J}, dtype, device);
   const int64_t tiles = (T + kTile - 1) / kTile, clusters = (E / kSlab + kParts - 1) / kParts;
-  const int tiles_of_columns = J <= kColumnsOfTiles[0] ? 6 : J <= kColumnsOfTiles[1] ? 12 : 18;
-  const Tensor sums = clusters > 1 ? Tensor::empty({clusters, tiles * kTile, 16 * tiles_of_columns},
-                                                   DType::f32, device)
-                                   : Tensor{};
+  const int tiles_of_columns = J <= kColumnsOfTiles[0] ? 3 : J <= kColumnsOfTiles[1] ? 6 : 9;
+  const Tensor sums =
+      clusters > 1
+          ? Tensor::empty({clusters, tiles * kTile, 8 * kColumnWarps * tiles_of_columns}, DType::f32, device)
+          : Tensor{};
   const ProjectionArgs projection{
       .uz = uz.raw(),
       .x_proj = dense(args.x_proj).raw(),
@@ -432,13 +430,11 @@ void mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch, c
       .conv_stride_k = args.conv_weight.stride(1),
       .T = static_cast<int>(T),
       .E = static_cast<int>(E),
-      .J = static_cast<int>(J),
-      .early = early};
-  const Launch project{
-      .grid = dim3(static_cast<unsigned>(clusters * kParts), static_cast<unsigned>(tiles)),
-      .block = dim3(kThreads),
-      .overlaps_previous = true,
-      .cluster = kParts};
+      .J = static_cast<int>(J)};
+  const Launch project{.grid = dim3(static_cast<unsigned>(clusters * kParts), static_cast<unsigned>(tiles)),
+                       .block = dim3(kThreads),
+                       .overlaps_previous = true,
+                       .cluster = kParts};
   const Tensor y = Tensor::empty({T, E}, dtype, device);
   const BatchScanArgs scan{.uz = uz.raw(),
                            .dt_B_C = dt_B_C.raw(),
@@ -456,17 +452,16 @@ void mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch, c
                            .E = static_cast<int>(E),
                            .R = static_cast<int>(R),
                            .J = static_cast<int>(J),
-                           .dt_B_C_eps = args.dt_B_C_eps,
-                           .early = early};
-  const Launch step{.grid = dim3(static_cast<unsigned>(E / kSlab),
-                                 static_cast<unsigned>((T + kScanRows - 1) / kScanRows)),
-                    .block = dim3(kScanThreads),
-                    .overlaps_previous = true};
+                           .dt_B_C_eps = args.dt_B_C_eps};
+  const Launch step{
+      .grid = dim3(static_cast<unsigned>(E / kSlab), static_cast<unsigned>((T + kScanRows - 1) / kScanRows)),
+      .block = dim3(kScanThreads),
+      .overlaps_previous = true};
   dispatch_compute(dtype, [&](auto x_zero) {
     using X = decltype(x_zero);
+    if (tiles_of_columns == 3) launch_projection<X, 3>(project, projection);
     if (tiles_of_columns == 6) launch_projection<X, 6>(project, projection);
-    if (tiles_of_columns == 12) launch_projection<X, 12>(project, projection);
-    if (tiles_of_columns == 18) launch_projection<X, 18>(project, projection);
+    if (tiles_of_columns == 9) launch_projection<X, 9>(project, projection);
     dispatch(ssm_state.dtype(), "mamba1_step",
              [&](auto s_zero) { launch_scan<X, decltype(s_zero)>(step, scan); });
   });
