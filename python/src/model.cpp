@@ -100,10 +100,13 @@ class Rows {
   Rows(const CausalLm& model, std::span<const int64_t> lengths) {
     offsets_.push_back(0);
     for (const int64_t n : lengths) offsets_.push_back(offsets_.back() + n);
-    out_ = Tensor::empty({offsets_.back(), model.hidden_size()}, DType::f32, model.device());
+    width_ = model.hidden_size();
   }
-  void put(std::span<const SequenceRunner::Piece> pieces, const Tensor& rows) {
-    const Tensor from = rows.to(DType::f32);
+  void put(std::span<const SequenceRunner::Piece> pieces, const Tensor& from) {
+    if (!out_.defined()) {
+      const ArenaScope heap(nullptr);  // it outlives the call
+      out_ = Tensor::empty({offsets_.back(), width_}, from.dtype(), from.device());
+    }
     int64_t row = 0;
     for (const SequenceRunner::Piece& piece : pieces) {
       const int64_t begin = offsets_[piece.input] + piece.begin;
@@ -117,7 +120,8 @@ class Rows {
 
  private:
   std::vector<int64_t> offsets_;
-  Tensor out_;
+  int64_t width_ = 0;
+  Tensor out_;  // of the rows' type
 };
 
 std::vector<SequenceRunner::Input> inputs_of(std::span<const int32_t> ids, const Tensor& embeddings,
@@ -147,13 +151,12 @@ nb::tuple forward(const ModelPtr& loaded, const OptionalIn& ids, const OptionalI
   std::vector<Rows> by_layer;
   const Tensor hidden = unlocked([&] {
     const std::vector<int32_t> none(rows.defined() ? static_cast<size_t>(rows.size(0)) : 0);
-    const auto inputs = inputs_of(ids ? ids_of(id_tensor, "ids") : std::span<const int32_t>(none),
-                                  rows.defined() ? rows.row_major() : rows, lengths, slots);
+    const auto inputs =
+        inputs_of(ids ? ids_of(id_tensor, "ids") : std::span<const int32_t>(none),
+                  rows.defined() ? rows.to(model.device()).row_major() : rows, lengths, slots);
     std::optional<State> own;
     if (!state) own.emplace(loaded, std::ssize(slots));
     if (layers) by_layer.assign(static_cast<size_t>(model.num_layers()), Rows(model, lengths));
-    // Copies of a vector's element share their tensor: each layer needs one of its own.
-    for (Rows& r : by_layer) r = Rows(model, lengths);
     Rows out(model, lengths);
     std::vector<Tensor> seen;  // of this piece, layer by layer
     SequenceRunner runner(model, state ? state->pool() : own->pool());
@@ -176,7 +179,9 @@ nb::tuple forward(const ModelPtr& loaded, const OptionalIn& ids, const OptionalI
 
 // Calls f(first row, rows of logits) with some rows at a time.
 template <class F>
-void for_each_logits(const CausalLm& model, const Tensor& hidden, int64_t rows, F&& f) {
+void for_each_logits(const LoadedModel& loaded, const Tensor& given, int64_t rows, F&& f) {
+  const CausalLm& model = *loaded.model;
+  const Tensor hidden = given.to(model.device().is_cuda() ? loaded.compute : DType::f32).to(model.device());
   SSM_CHECK(hidden.rank() == 2 && hidden.size(1) == model.hidden_size(), "hidden states {}, expected [T, {}]",
             hidden.shape(), model.hidden_size());
   for (int64_t row = 0; row < hidden.size(0); row += rows) {
@@ -190,7 +195,7 @@ nb::object logits(const LoadedModel& loaded, const InArray& hidden) {
   const Tensor rows = tensor_of(hidden, "hidden");
   return array_of(unlocked([&] {
     Tensor out = Tensor::empty({rows.size(0), model.vocab_size()}, DType::f32, model.device());
-    for_each_logits(model, rows, 512, [&](int64_t row, const Tensor& some) {
+    for_each_logits(loaded, rows, 512, [&](int64_t row, const Tensor& some) {
       const Tensor to = out.slice(0, row, row + some.size(0));
       copy_bytes(to.raw(), to.device(), some.raw(), some.device(), some.bytes());
     });
@@ -206,7 +211,7 @@ nb::tuple nll(const LoadedModel& loaded, const InArray& hidden, const InArray& t
               "targets {} of {} for {} rows", ids.shape(), name_of(ids.dtype()), rows.size(0));
     CrossEntropy out{.nll = Tensor::empty({rows.size(0)}),
                      .argmax = Tensor::empty({rows.size(0)}, DType::i32)};
-    for_each_logits(model, rows, kLogitRows, [&](int64_t row, const Tensor& some) {
+    for_each_logits(loaded, rows, kLogitRows, [&](int64_t row, const Tensor& some) {
       const int64_t end = row + some.size(0);
       const CrossEntropy result = cross_entropy(some, ids.slice(0, row, end).to(model.device()),
                                                 vocab > 0 ? vocab : model.vocab_size());
@@ -249,7 +254,8 @@ void bind_model(nb::module_& m) {
                   "With new weights, of a config.json's text.")
       .def("forward", &forward, arg("ids").none(), arg("embeddings").none(), arg("lengths"),
            arg("state").none(), arg("slots"), arg("layers") = false,
-           "(final hidden states [T, M], those after each layer) of sequences laid one after another.")
+           "(final hidden states [T, M], on a card in the compute type, those after each layer) of sequences "
+           "laid one after another.")
       .def("logits", &logits, arg("hidden"), "[T, V] of hidden states [T, M]")
       .def("nll", &nll, arg("hidden"), arg("targets"), arg("vocab") = 0,
            "(nll [T], argmax [T]) without the logits in memory; target -1: none")

@@ -65,6 +65,7 @@ NB_MODULE(_core, m) {
         nb::arg("on_progress") = nb::none(),
         "The folder of owner/name or owner/name@revision in the Hugging Face cache, pulled where it is not "
         "there.");
+  bind_arrays(m);
   bind_ops(m);
   bind_blocks(m);
   bind_tokenizer(m);

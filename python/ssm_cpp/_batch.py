@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arrays import to_numpy
+from ._arrays import library_of, to_numpy
 
 
 class Batch:
@@ -30,17 +30,24 @@ class Batch:
         """Of the rows that hold a token."""
         return [i for i, n in enumerate(self.lengths) if n > 0]
 
-    def flat(self, x: np.ndarray) -> np.ndarray:
+    def flat(self, x):
         """[B, L, ...] -> [T, ...], padding left out."""
-        return x.reshape(-1, *x.shape[2:]) if self.mask is None else x[self.mask]
+        whole = x.reshape(-1, *x.shape[2:])
+        return whole if self.mask is None else library_of(x).take(whole, self._places)
 
-    def padded(self, x: np.ndarray) -> np.ndarray:
+    def padded(self, x):
         """[T, ...] -> [B, L, ...], zeros where padding is."""
+        shape = (self.rows, self.length, *x.shape[1:])
         if self.mask is None:
-            return x.reshape(self.rows, self.length, *x.shape[1:])
-        out = np.zeros((self.rows, self.length, *x.shape[1:]), x.dtype)
-        out[self.mask] = x
-        return out
+            return x.reshape(shape)
+        library = library_of(x)
+        zeros = library.zeros((self.rows * self.length, *x.shape[1:]), x.dtype)
+        return library.put(zeros, self._places, x).reshape(shape)
+
+    @property
+    def _places(self) -> np.ndarray:
+        """Of the tokens in [B * L]."""
+        return np.flatnonzero(self.mask)
 
     def split(self, ids: np.ndarray) -> list:
         """[B, L] -> a list of ids for each row."""
