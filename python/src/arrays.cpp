@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -192,7 +194,9 @@ nb::object array_of(const Tensor& tensor) {
 void bind_arrays(nb::module_& m) {
   using nb::arg;
   const auto none = nb::none();
-  nb::class_<DlpackArray>(m, "DlpackArray", "Memory that NumPy has no array for: bf16, or a card's.")
+  nb::class_<DlpackArray>(
+      m, "DlpackArray",
+      "The library's memory, for what NumPy has no array for (bf16, a card) or for another call.")
       .def("__dlpack__", &DlpackArray::dlpack, nb::kw_only(), arg("stream") = none, arg("max_version") = none,
            arg("dl_device") = none, arg("copy") = none)
       .def("__dlpack_device__", &DlpackArray::dlpack_device)
@@ -219,6 +223,12 @@ std::span<const int32_t> ids_of(const Tensor& ids, const char* what) {
 }
 
 void check_interrupt() {
+  using Clock = std::chrono::steady_clock;
+  static std::atomic<Clock::rep> looked{0};
+  constexpr Clock::duration kBetweenLooks = std::chrono::milliseconds(20);
+  const Clock::rep now = Clock::now().time_since_epoch().count();
+  if (now - looked.load(std::memory_order_relaxed) < kBetweenLooks.count()) return;
+  looked.store(now, std::memory_order_relaxed);
   const nb::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }

@@ -72,7 +72,7 @@ auto unlocked(F&& work) {
   return work();
 }
 
-// Raises KeyboardInterrupt where Ctrl-C was pressed; callable with or without the GIL.
+// Raises KeyboardInterrupt where Ctrl-C was pressed, looking every 20 ms; callable with or without the GIL.
 void check_interrupt();
 
 }  // namespace ssm::python

@@ -1,5 +1,4 @@
 // The ops over rows [T, ...] of ragged sequences; ssm_cpp.ops gives them the layouts of mamba_ssm.
-#include <limits>
 #include <numeric>
 
 #include "python/src/bindings.h"
@@ -165,24 +164,22 @@ nb::tuple nll(const InArray& logits, const InArray& targets, int64_t vocab) {
 void bind_ops(nb::module_& m) {
   using nb::arg;
   const auto none = nb::none();
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  m.def("selective_scan", &scan, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"), arg("D") = none,
-        arg("z") = none, arg("delta_bias") = none, arg("delta_softplus") = false, arg("lengths"),
+  m.def("selective_scan", &scan, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"), arg("D").none(),
+        arg("z").none(), arg("delta_bias").none(), arg("delta_softplus"), arg("lengths"),
         arg("initial") = none, "(y [T, E], the last states [B, N, E]) from `initial` ones, or zeros.");
   m.def("selective_scan_backward", &scan_backward, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"),
         arg("D").none(), arg("z").none(), arg("delta_bias").none(), arg("delta_softplus"), arg("lengths"),
         arg("initial").none(), arg("dy"), "(du, ddelta, dA, dB, dC, dD, dz, ddelta_bias)");
-  m.def("ssd_scan", &ssd, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"), arg("D") = none,
-        arg("dt_bias") = none, arg("groups") = 1, arg("dt_softplus") = false, arg("dt_min") = 0.0f,
-        arg("dt_max") = kInfinity, arg("lengths"), arg("initial") = none,
+  m.def("ssd_scan", &ssd, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"), arg("D").none(),
+        arg("dt_bias").none(), arg("groups"), arg("dt_softplus"), arg("dt_min"), arg("dt_max"),
+        arg("lengths"), arg("initial") = none,
         "(y [T, H*P], the last states [B, H, N, P]) from `initial` ones, or zeros.");
   m.def("ssd_scan_backward", &ssd_backward, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"),
         arg("D").none(), arg("dt_bias").none(), arg("groups"), arg("dt_softplus"), arg("dt_min"),
         arg("dt_max"), arg("lengths"), arg("initial").none(), arg("dy"), arg("dlast") = none,
         arg("wants_initial") = true, "(dx, ddt, dA, dB, dC, dD, ddt_bias, dinitial)");
-  m.def("causal_conv1d", &conv, arg("x"), arg("weight"), arg("bias") = none, arg("silu") = false,
-        arg("lengths"), arg("initial") = none,
-        "(y [T, C], the last inputs [B, K - 1, C]) after `initial` ones, or zeros.");
+  m.def("causal_conv1d", &conv, arg("x"), arg("weight"), arg("bias").none(), arg("silu"), arg("lengths"),
+        arg("initial") = none, "(y [T, C], the last inputs [B, K - 1, C]) after `initial` ones, or zeros.");
   m.def("causal_conv1d_backward", &conv_backward, arg("x"), arg("weight"), arg("bias").none(), arg("silu"),
         arg("lengths"), arg("initial").none(), arg("dy"), "(dx, dweight, dbias)");
   m.def("cross_entropy", &nll, arg("logits"), arg("targets"), arg("vocab"),

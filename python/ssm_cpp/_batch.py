@@ -18,21 +18,19 @@ class Batch:
             if not mask.all():
                 self.mask = mask
         if self.mask is None:
-            self.lengths = [self.length] * self.rows
+            self.lengths = self.kept_lengths = [self.length] * self.rows
+            self.slots = list(range(self.rows))  # of the rows that hold a token
         else:
             self.lengths = self.mask.sum(axis=1).tolist()
             runs = np.diff(self.mask.astype(np.int8), axis=1, prepend=0) == 1
             if (runs.sum(axis=1) > 1).any():
                 raise ValueError("attention_mask: a row's ones must stand together, padding on one side")
-
-    @property
-    def slots(self) -> list:
-        """Of the rows that hold a token."""
-        return [i for i, n in enumerate(self.lengths) if n > 0]
+            self.slots = [i for i, n in enumerate(self.lengths) if n > 0]
+            self.kept_lengths = [self.lengths[i] for i in self.slots]
 
     def flat(self, x):
         """[B, L, ...] -> [T, ...], padding left out."""
-        whole = x.reshape(-1, *x.shape[2:])
+        whole = x.reshape(self.rows * self.length, *x.shape[2:])
         return whole if self.mask is None else library_of(x).take(whole, self._places)
 
     def padded(self, x):

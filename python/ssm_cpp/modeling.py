@@ -139,42 +139,43 @@ class PreTrainedModel:
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
 
-    def _hidden(self, input_ids, inputs_embeds, attention_mask, cache, use_cache, layers):
-        """(Batch, hidden states [T, M], those of each layer, cache)"""
+    def _read(self, input_ids, inputs_embeds, attention_mask, cache, use_cache, layers, logits=False):
+        """(Batch, hidden states [T, M], those of each layer, logits [T, V] or None, cache)"""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds is needed")
-        given = to_numpy(input_ids) if inputs_embeds is None else inputs_embeds
-        if on_card(inputs_embeds) and self.device == "cpu":
-            raise _core.Error("inputs_embeds is on a card, the model on the CPU")
-        if inputs_embeds is None and given.ndim == 1:
-            given = given[None]
-        if given.shape[1] == 0:
-            raise ValueError("the sequences are empty")
+        if inputs_embeds is None:
+            given = to_numpy(input_ids, np.int32)
+            if given.ndim == 1:
+                given = given[None]
+        else:
+            given = inputs_embeds if on_card(inputs_embeds) else to_numpy(inputs_embeds, np.float32)
+            if on_card(given) and self.device == "cpu":
+                raise _core.Error("inputs_embeds is on a card, the model on the CPU")
         batch = Batch(given.shape[:2], attention_mask)
+        if batch.length == 0:
+            raise ValueError("the sequences are empty")
         if cache is None and use_cache:
             cache = MambaCache(self, batch.rows)
         elif cache is not None:
             cache.bind(self)
-        if cache is not None and cache.max_batch_size != batch.rows:
+        slots = batch.slots
+        state = None
+        if cache is None:
+            slots = list(range(len(slots)))
+        elif cache.max_batch_size != batch.rows:
             raise ValueError(f"a cache of {cache.max_batch_size} sequences for a batch of {batch.rows}")
+        else:
+            state = cache.settled()
         ids = embeddings = None
         if inputs_embeds is None:
-            ids = np.ascontiguousarray(batch.flat(given), np.int32)
+            ids = np.ascontiguousarray(batch.flat(given))
         else:
             library = library_of(given)
             embeddings = library.compact(library.cast(batch.flat(given), library.float32))
-        slots = batch.slots
-        hidden, by_layer = self._core.forward(
-            ids,
-            embeddings,
-            [batch.lengths[i] for i in slots],
-            cache.settled() if cache is not None else None,
-            slots if cache is not None else list(range(len(slots))),
-            layers,
-        )
+        hidden, by_layer, scores = self._core.forward(ids, embeddings, batch.kept_lengths, state, slots, layers, logits)
         if cache is not None:
             cache.seqlen_offset += batch.length
-        return batch, hidden, by_layer, cache
+        return batch, hidden, by_layer, scores, cache
 
     def _hidden_states(self, batch, hidden, by_layer, source):
         """After each layer, and after the last norm."""
@@ -193,10 +194,11 @@ class Backbone(PreTrainedModel):
         attention_mask=None,
         **options,
     ):
-        _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
+        if options:
+            _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
         layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        batch, hidden, by_layer, cache = self._hidden(
+        batch, hidden, by_layer, _, cache = self._read(
             input_ids, inputs_embeds, attention_mask, cache_params, use_cache, layers
         )
         source = input_ids if inputs_embeds is None else inputs_embeds
@@ -227,20 +229,21 @@ class CausalLM(PreTrainedModel):
         """Logits [B, L, V] f32, zeros where padding is. `labels` are shifted inside and -100 counts as none; a
         token behind padding has no prediction and is left out of the loss, which is the mean over the labels, or
         their sum over `num_items_in_batch`."""
-        _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
+        if options:
+            _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
         layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        batch, hidden, by_layer, cache = self._hidden(
-            input_ids, inputs_embeds, attention_mask, cache_params, use_cache, layers
+        keep = logits_to_keep or num_last_tokens
+        batch, hidden, by_layer, scores, cache = self._read(
+            input_ids, inputs_embeds, attention_mask, cache_params, use_cache, layers, not keep
         )
         source = input_ids if inputs_embeds is None else inputs_embeds
-        keep = logits_to_keep or num_last_tokens
         if keep:
-            last = batch.padded(hidden if isinstance(hidden, np.ndarray) else like(hidden, source))[:, -keep:]
+            last = batch.padded(like(hidden, source if on_card(source) else None))[:, -keep:]
             rows = library_of(last).compact(last).reshape(-1, last.shape[-1])
             logits = like(self._core.logits(rows), source).reshape(batch.rows, last.shape[1], -1)
         else:
-            logits = batch.padded(like(self._core.logits(hidden), source))
+            logits = batch.padded(like(scores, source))
         out = CausalLMOutput(
             loss=None if labels is None else self._loss(batch, hidden, to_numpy(labels), source, num_items_in_batch),
             logits=logits,
@@ -273,7 +276,7 @@ class CausalLM(PreTrainedModel):
         ids = np.concatenate(rows)
         targets = np.concatenate([np.append(r[1:], -1) for r in rows]).astype(np.int32)
         lengths = [len(r) for r in rows]
-        hidden, _ = self._core.forward(ids, None, lengths, None, list(range(len(rows))), False)
+        hidden, *_ = self._core.forward(ids, None, lengths, None, list(range(len(rows))), False)
         nll, _ = self._core.nll(hidden, targets)
         ends = np.cumsum(lengths)
         return [

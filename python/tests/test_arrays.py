@@ -1,6 +1,8 @@
 """What goes in and comes out without a copy, and what is said of arrays that do not fit."""
 
+import ast
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -51,21 +53,21 @@ def test_a_model_gives_its_memory(model):
 def test_what_speaks_dlpack_comes_in(random):
     x, w = random.standard_normal((8, 6)).astype(np.float32), np.ones((6, 4), np.float32)
     foreign = Foreign(x)
-    y, _ = _core.causal_conv1d(foreign, w, lengths=[8])
-    np.testing.assert_array_equal(y, _core.causal_conv1d(x, w, lengths=[8])[0])
+    y, _ = _core.causal_conv1d(foreign, w, None, False, [8])
+    np.testing.assert_array_equal(y, _core.causal_conv1d(x, w, None, False, [8])[0])
     assert foreign.asked
 
 
 def test_what_does_not_fit_is_named(random):
     x, w = random.standard_normal((8, 6)).astype(np.float32), np.ones((6, 4), np.float32)
     with pytest.raises(_core.Error, match="x: expected an array, not str"):
-        _core.causal_conv1d("x", w, lengths=[8])
+        _core.causal_conv1d("x", w, None, False, [8])
     with pytest.raises(_core.Error, match="x: an array with negative strides"):
-        _core.causal_conv1d(x[::-1], w, lengths=[8])
+        _core.causal_conv1d(x[::-1], w, None, False, [8])
     with pytest.raises(_core.Error, match="x: an array of type code 5 with 64 bits"):
-        _core.causal_conv1d(x.astype(np.complex64), w, lengths=[8])
+        _core.causal_conv1d(x.astype(np.complex64), w, None, False, [8])
     with pytest.raises(_core.Error, match="neither a CPU nor a CUDA card"):
-        _core.causal_conv1d(Foreign(x, (10, 0)), w, lengths=[8])
+        _core.causal_conv1d(Foreign(x, (10, 0)), w, None, False, [8])
 
 
 @pytest.mark.skipif(not _core.why_unavailable("cuda"), reason="a card works here")
@@ -77,7 +79,7 @@ def test_without_a_card_its_arrays_are_refused_in_one_line(random, bundled):
         ops.causal_conv1d_fn(x, Foreign(w, (2, 0)))
     rows = np.ascontiguousarray(x[0].T)
     with pytest.raises(_core.Error, match="^x: an array on a card, but [^\n]*$"):
-        _core.causal_conv1d(Foreign(rows, (2, 0)), w, lengths=[8])
+        _core.causal_conv1d(Foreign(rows, (2, 0)), w, None, False, [8])
     with pytest.raises(_core.Error, match="^inputs_embeds is on a card, the model on the CPU$"):
         bundled(inputs_embeds=Foreign(np.zeros((1, 2, 384), np.float32), (2, 0)))
 
@@ -100,3 +102,15 @@ def test_bf16_goes_out_by_dlpack(bundled, tmp_path):
     tensor = torch.from_dlpack(ours)
     assert tensor.dtype == torch.bfloat16
     np.testing.assert_array_equal(tensor.float().numpy(), ours.numpy())
+
+
+def test_types_are_said():
+    folder = pathlib.Path(_core.__file__).parent
+    assert (folder / "py.typed").exists()
+    stubs = ast.parse((folder / "_core.pyi").read_text())  # a stub that is no Python tells a type checker nothing
+    said = {node.name for node in stubs.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    missing = {name for name in dir(_core) if not name.startswith("_") and callable(getattr(_core, name))} - said
+    assert not missing
+    shown = ast.parse((folder / "__init__.pyi").read_text()).body
+    names = {alias.asname for node in shown if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names | {"__version__"} == set(ssm_cpp.__all__)

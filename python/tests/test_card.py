@@ -120,7 +120,7 @@ def test_memory_is_shared():
     w = torch.randn(48, 4, device="cuda")
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    y, _ = _core.causal_conv1d(x, w, lengths=[64])
+    y, _ = _core.causal_conv1d(x, w, None, False, [64])
     assert torch.cuda.memory_allocated() == before  # nothing of torch's for it
     assert isinstance(y, _core.DlpackArray) and y.__dlpack_device__() == (2, 0) and y.shape == (64, 48)
     a, b = torch.from_dlpack(y), torch.from_dlpack(y)
@@ -158,7 +158,7 @@ def test_other_devices_are_told_apart():
     with pytest.raises(_core.Error, match="^causal_conv1d: x is on the host, weight on a card$"):
         ops.causal_conv1d_fn(x, w.cuda())
     with pytest.raises(_core.Error, match="^causal_conv1d: weight is on cpu, x on cuda$"):
-        _core.causal_conv1d(x[0].T.contiguous().cuda(), w, lengths=[8])
+        _core.causal_conv1d(x[0].T.contiguous().cuda(), w, None, False, [8])
     with pytest.raises(_core.Error, match="hidden_states is on a card, A_log on the host"):
         ssm_cpp.Mamba(16)(torch.randn(1, 4, 16).cuda())
 
