@@ -14,6 +14,7 @@ namespace {
 struct Parameter {
   std::string name;
   Shape shape;
+  bool channels_contiguous;  // in memory
 };
 
 class ShapeReader final : public nn::Visitor {
@@ -22,17 +23,18 @@ class ShapeReader final : public nn::Visitor {
 
  protected:
   void on_weight(const std::string& name, Weight&, const Shape& shape) override {
-    parameters.push_back({name, shape});
+    parameters.push_back({name, shape, false});
   }
-  void on_tensor(const std::string& name, Tensor&, const Shape& shape, nn::Storage) override {
-    parameters.push_back({name, shape});
+  void on_tensor(const std::string& name, Tensor&, const Shape& shape, nn::Storage storage) override {
+    parameters.push_back({name, shape, storage == nn::Storage::channels_contiguous});
   }
 };
 
 // Gives a mixer its parameters, in the order it names them.
 class Filler final : public nn::Visitor {
  public:
-  Filler(std::span<const Tensor> values, bool watched) : values_(values), watched_(watched) {}
+  Filler(std::span<const Tensor> values, Device device, bool watched)
+      : values_(values), device_(device), watched_(watched) {}
   std::vector<Tensor> used;  // what carries the gradients
 
  protected:
@@ -47,9 +49,9 @@ class Filler final : public nn::Visitor {
   Tensor next(const std::string& name, const Shape& shape, std::optional<nn::Storage> storage = {}) {
     SSM_CHECK(used.size() < values_.size(), "{} parameters given, but {} is another", values_.size(), name);
     Tensor value = values_[used.size()];
-    SSM_CHECK(value.shape() == shape && value.dtype() == DType::f32 && !value.device().is_cuda(),
-              "{} is {} of {}, expected f32 {} on the host", name, value.shape(), name_of(value.dtype()),
-              shape);
+    SSM_CHECK(value.shape() == shape && value.dtype() == DType::f32 && value.device() == device_,
+              "{} is {} of {} on {}, expected f32 {} on {}, where x is", name, value.shape(),
+              name_of(value.dtype()), name_of(value.device()), shape, name_of(device_));
     value = storage ? nn::stored_as(value, *storage) : value.row_major();
     value.set_tape_node(nullptr);
     if (watched_) watch(value);
@@ -58,6 +60,7 @@ class Filler final : public nn::Visitor {
   }
 
   std::span<const Tensor> values_;
+  Device device_;
   bool watched_;
 };
 
@@ -95,12 +98,14 @@ class Block {
   nb::list parameters() const {
     nb::list out;
     for (const Parameter& p : parameters_) {
-      out.append(nb::make_tuple(p.name, std::vector<int64_t>(p.shape.begin(), p.shape.end())));
+      out.append(nb::make_tuple(p.name, std::vector<int64_t>(p.shape.begin(), p.shape.end()),
+                                p.channels_contiguous));
     }
     return out;
   }
 
-  // (y, what backward needs or None). `conv` and `ssm`: states that are read and written.
+  // (y, what backward needs or None). `conv` and `ssm`: states that are read and written. On a card
+  // parameters lie as the kernels read them (`channels_contiguous`).
   nb::tuple forward(const InArray& x, const std::vector<InArray>& parameters,
                     const std::vector<int64_t>& lengths, bool gradient, const std::optional<InOutArray>& conv,
                     const std::optional<InOutArray>& ssm) const {
@@ -127,7 +132,7 @@ class Block {
   void run(Recorded& r, std::span<const Tensor> values, const std::vector<int64_t>& lengths, bool gradient,
            const MixerState& state) const {
     r.mixer = make();
-    Filler filler(values, gradient);
+    Filler filler(values, r.x.device(), gradient);
     r.mixer->visit(filler);
     r.parameters = std::move(filler.used);
     if (gradient) watch(r.x);
@@ -149,7 +154,9 @@ void bind_blocks(nb::module_& m) {
       .def("backward", &Recorded::backward, nb::arg("dy"), "(dx, the parameters' gradients), once");
   nb::class_<Block>(m, "Block")
       .def(nb::init<const std::string&>(), nb::arg("config"))
-      .def_prop_ro("parameters", &Block::parameters, "(name, shape) of each, in the order of forward's")
+      .def_prop_ro(
+          "parameters", &Block::parameters,
+          "(name, shape, whether dimension 0 is the innermost in memory) of each, in the order of forward's")
       .def("forward", &Block::forward, nb::arg("x"), nb::arg("parameters"), nb::arg("lengths"),
            nb::arg("gradient") = false, nb::arg("conv") = nb::none(), nb::arg("ssm") = nb::none(),
            "(y [T, M], a Recorded or None)");

@@ -12,13 +12,15 @@
 #include "ssm/load/save_model.h"
 #include "ssm/models/registry.h"
 #include "ssm/ops/cross_entropy/cross_entropy.h"
+#include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/runtime/sequence_runner.h"
 #include "ssm/train/init.h"
 
 namespace ssm::python {
 namespace {
 
-constexpr int64_t kLogitRows = 64;  // of the head at a time, where only their scores are wanted
+// Of the head at a time: where only their scores are wanted, and where they are.
+constexpr int64_t kLogitRows = 64, kWholeRows = 512;
 
 LoadOptions options_of(const std::string& dtype, const std::string& device) {
   LoadOptions options;
@@ -51,7 +53,7 @@ ModelPtr load(const std::string& folder, const std::string& dtype, const std::st
   options.tokenizer = tokenizer;
   options.adapter = adapter;
   const nb::gil_scoped_release unlocked;
-  return std::make_shared<LoadedModel>(load_model(folder, options));
+  return std::make_shared<Model>(load_model(folder, options));
 }
 
 ModelPtr create(const std::string& config, const std::string& scheme, uint64_t seed) {
@@ -72,7 +74,7 @@ ModelPtr create(const std::string& config, const std::string& scheme, uint64_t s
   const nlohmann::json& eos = loaded.config.at("eos_token_id");
   if (eos.is_number_integer()) loaded.eos = {eos.get<int32_t>()};
   if (eos.is_array()) loaded.eos = eos.get<std::vector<int32_t>>();
-  return std::make_shared<LoadedModel>(std::move(loaded));
+  return std::make_shared<Model>(std::move(loaded));
 }
 
 class ParameterReader final : public nn::Visitor {
@@ -88,7 +90,7 @@ class ParameterReader final : public nn::Visitor {
   }
 };
 
-nb::dict parameters_of(LoadedModel& model) {
+nb::dict parameters_of(Model& model) {
   ParameterReader reader;
   model.model->visit(reader);
   return reader.parameters;
@@ -100,10 +102,13 @@ class Rows {
   Rows(const CausalLm& model, std::span<const int64_t> lengths) {
     offsets_.push_back(0);
     for (const int64_t n : lengths) offsets_.push_back(offsets_.back() + n);
-    out_ = Tensor::empty({offsets_.back(), model.hidden_size()}, DType::f32, model.device());
+    width_ = model.hidden_size();
   }
-  void put(std::span<const SequenceRunner::Piece> pieces, const Tensor& rows) {
-    const Tensor from = rows.to(DType::f32);
+  void put(std::span<const SequenceRunner::Piece> pieces, const Tensor& from) {
+    if (!out_.defined()) {
+      const ArenaScope heap(nullptr);  // it outlives the call
+      out_ = Tensor::empty({offsets_.back(), width_}, from.dtype(), from.device());
+    }
     int64_t row = 0;
     for (const SequenceRunner::Piece& piece : pieces) {
       const int64_t begin = offsets_[piece.input] + piece.begin;
@@ -117,7 +122,8 @@ class Rows {
 
  private:
   std::vector<int64_t> offsets_;
-  Tensor out_;
+  int64_t width_ = 0;
+  Tensor out_;  // of the rows' type
 };
 
 std::vector<SequenceRunner::Input> inputs_of(std::span<const int32_t> ids, const Tensor& embeddings,
@@ -137,26 +143,60 @@ std::vector<SequenceRunner::Input> inputs_of(std::span<const int32_t> ids, const
   return inputs;
 }
 
+// Calls f(first row, rows of logits) with some rows at a time.
+template <class F>
+void for_each_logits(const LoadedModel& loaded, const Tensor& given, int64_t rows, F&& f) {
+  const CausalLm& model = *loaded.model;
+  const Tensor hidden = given.to(model.device().is_cuda() ? loaded.compute : DType::f32).to(model.device());
+  SSM_CHECK(hidden.rank() == 2 && hidden.size(1) == model.hidden_size(), "hidden states {}, expected [T, {}]",
+            hidden.shape(), model.hidden_size());
+  for (int64_t row = 0; row < hidden.size(0); row += rows) {
+    f(row, model.logits(hidden.slice(0, row, std::min(row + rows, hidden.size(0)))));
+    check_interrupt();
+  }
+}
+
+// Without the GIL.
+Tensor logits_of(const Model& loaded, const Tensor& rows) {
+  const int64_t V = loaded.model->vocab_size();
+  Tensor out = rows.size(0) > 0 ? Tensor() : Tensor::empty({0, V});
+  for_each_logits(loaded, rows, kWholeRows, [&](int64_t row, const Tensor& some) {
+    if (some.size(0) == rows.size(0)) {
+      out = some;
+      return;
+    }
+    if (!out.defined()) out = Tensor::empty({rows.size(0), V}, some.dtype(), some.device());
+    const Tensor to = out.slice(0, row, row + some.size(0));
+    copy_bytes(to.raw(), to.device(), some.raw(), some.device(), some.bytes());
+  });
+  return out;
+}
+
+nb::object logits(const Model& loaded, const InArray& hidden) {
+  const Tensor rows = tensor_of(hidden, "hidden");
+  return array_of(unlocked([&] { return logits_of(loaded, rows); }));
+}
+
 nb::tuple forward(const ModelPtr& loaded, const OptionalIn& ids, const OptionalIn& embeddings,
                   const std::vector<int64_t>& lengths, State* state, const std::vector<int32_t>& slots,
-                  bool layers) {
+                  bool layers, bool wants_logits) {
   const CausalLm& model = *loaded->model;
   SSM_CHECK(ids.has_value() != embeddings.has_value(), "exactly one of ids and embeddings is needed");
   const Tensor id_tensor = tensor_of(ids, "ids"), rows = tensor_of(embeddings, "embeddings");
   SSM_CHECK(!state || state->model() == loaded, "the state is another model's");
   std::vector<Rows> by_layer;
+  Tensor scores;
   const Tensor hidden = unlocked([&] {
     const std::vector<int32_t> none(rows.defined() ? static_cast<size_t>(rows.size(0)) : 0);
-    const auto inputs = inputs_of(ids ? ids_of(id_tensor, "ids") : std::span<const int32_t>(none),
-                                  rows.defined() ? rows.row_major() : rows, lengths, slots);
+    const auto inputs =
+        inputs_of(ids ? ids_of(id_tensor, "ids") : std::span<const int32_t>(none),
+                  rows.defined() ? rows.to(model.device()).row_major() : rows, lengths, slots);
     std::optional<State> own;
     if (!state) own.emplace(loaded, std::ssize(slots));
     if (layers) by_layer.assign(static_cast<size_t>(model.num_layers()), Rows(model, lengths));
-    // Copies of a vector's element share their tensor: each layer needs one of its own.
-    for (Rows& r : by_layer) r = Rows(model, lengths);
     Rows out(model, lengths);
     std::vector<Tensor> seen;  // of this piece, layer by layer
-    SequenceRunner runner(model, state ? state->pool() : own->pool());
+    SequenceRunner runner(model, state ? state->pool() : own->pool(), &loaded->arena);
     runner.read_pieces(
         inputs,
         [&](std::span<const SequenceRunner::Piece> pieces, const Tensor& h) {
@@ -167,46 +207,32 @@ nb::tuple forward(const ModelPtr& loaded, const OptionalIn& ids, const OptionalI
         },
         layers ? CausalLm::OnLayer([&](const Tensor& residual) { seen.push_back(residual.clone()); })
                : CausalLm::OnLayer());
+    if (wants_logits) scores = logits_of(*loaded, out.tensor());
     return out.tensor();
   });
   nb::list hidden_states;
   for (const Rows& r : by_layer) hidden_states.append(array_of(r.tensor()));
-  return nb::make_tuple(array_of(hidden), hidden_states);
+  return nb::make_tuple(nb::cast(DlpackArray(hidden)), hidden_states, array_of(scores));
 }
 
-// Calls f(first row, rows of logits) with some rows at a time.
-template <class F>
-void for_each_logits(const CausalLm& model, const Tensor& hidden, int64_t rows, F&& f) {
-  SSM_CHECK(hidden.rank() == 2 && hidden.size(1) == model.hidden_size(), "hidden states {}, expected [T, {}]",
-            hidden.shape(), model.hidden_size());
-  for (int64_t row = 0; row < hidden.size(0); row += rows) {
-    f(row, model.logits(hidden.slice(0, row, std::min(row + rows, hidden.size(0)))));
-    check_interrupt();
-  }
-}
-
-nb::object logits(const LoadedModel& loaded, const InArray& hidden) {
+nb::tuple nll(const Model& loaded, const InArray& hidden, const InArray& targets, int64_t vocab,
+              const OptionalIn& places) {
   const CausalLm& model = *loaded.model;
-  const Tensor rows = tensor_of(hidden, "hidden");
-  return array_of(unlocked([&] {
-    Tensor out = Tensor::empty({rows.size(0), model.vocab_size()}, DType::f32, model.device());
-    for_each_logits(model, rows, 512, [&](int64_t row, const Tensor& some) {
-      const Tensor to = out.slice(0, row, row + some.size(0));
-      copy_bytes(to.raw(), to.device(), some.raw(), some.device(), some.bytes());
-    });
-    return out;
-  }));
-}
-
-nb::tuple nll(const LoadedModel& loaded, const InArray& hidden, const InArray& targets, int64_t vocab) {
-  const CausalLm& model = *loaded.model;
-  const Tensor rows = tensor_of(hidden, "hidden"), ids = tensor_of(targets, "targets");
+  const Tensor all = tensor_of(hidden, "hidden"), ids = tensor_of(targets, "targets");
+  const Tensor taken = tensor_of(places, "rows");
   const CrossEntropy whole = unlocked([&] {
+    Tensor rows = all;
+    if (taken.defined()) {
+      for (const int32_t row : ids_of(taken, "rows")) {
+        SSM_CHECK(row >= 0 && row < all.size(0), "row {} of hidden states {}", row, all.shape());
+      }
+      rows = take_rows(all, taken.to(all.device()));
+    }
     SSM_CHECK(ids.rank() == 1 && ids.dtype() == DType::i32 && ids.size(0) == rows.size(0),
               "targets {} of {} for {} rows", ids.shape(), name_of(ids.dtype()), rows.size(0));
     CrossEntropy out{.nll = Tensor::empty({rows.size(0)}),
                      .argmax = Tensor::empty({rows.size(0)}, DType::i32)};
-    for_each_logits(model, rows, kLogitRows, [&](int64_t row, const Tensor& some) {
+    for_each_logits(loaded, rows, kLogitRows, [&](int64_t row, const Tensor& some) {
       const int64_t end = row + some.size(0);
       const CrossEntropy result = cross_entropy(some, ids.slice(0, row, end).to(model.device()),
                                                 vocab > 0 ? vocab : model.vocab_size());
@@ -219,12 +245,12 @@ nb::tuple nll(const LoadedModel& loaded, const InArray& hidden, const InArray& t
   return nb::make_tuple(array_of(whole.nll), array_of(whole.argmax));
 }
 
-nb::object embed(const LoadedModel& loaded, const InArray& ids) {
+nb::object embed(const Model& loaded, const InArray& ids) {
   const Tensor rows = tensor_of(ids, "ids");
   return array_of(loaded.model->embed(rows.to(loaded.model->device())));
 }
 
-void save(LoadedModel& loaded, const std::string& folder, const std::string& dtype) {
+void save(Model& loaded, const std::string& folder, const std::string& dtype) {
   const DType stored = dtype == "auto" ? loaded.stored : dtype_from_name(dtype).value_or(DType::u8);
   SSM_CHECK(stored == DType::f32 || stored == DType::bf16 || stored == DType::f16,
             "dtype {}: expected auto, f32, bf16 or f16", dtype);
@@ -241,37 +267,41 @@ TokenizerPtr tokenizer_of(const ModelPtr& model) { return {model, model->tokeniz
 
 void bind_model(nb::module_& m) {
   using nb::arg;
-  nb::class_<LoadedModel>(m, "Model")
+  nb::class_<Model>(m, "Model")
       .def_static("load", &load, arg("folder"), arg("dtype") = "auto", arg("device") = "cpu",
                   arg("tokenizer") = "", arg("adapter") = "", arg("quantization") = "", arg("group") = 64,
                   arg("training") = false)
       .def_static("create", &create, arg("config"), arg("init") = "huggingface", arg("seed") = 0,
                   "With new weights, of a config.json's text.")
       .def("forward", &forward, arg("ids").none(), arg("embeddings").none(), arg("lengths"),
-           arg("state").none(), arg("slots"), arg("layers") = false,
-           "(final hidden states [T, M], those after each layer) of sequences laid one after another.")
+           arg("state").none(), arg("slots"), arg("layers") = false, arg("logits") = false,
+           "(final hidden states [T, M] as a DlpackArray, on a card in the compute type; those after each "
+           "layer; "
+           "logits [T, V] or None) of sequences laid one after another.")
       .def("logits", &logits, arg("hidden"), "[T, V] of hidden states [T, M]")
-      .def("nll", &nll, arg("hidden"), arg("targets"), arg("vocab") = 0,
-           "(nll [T], argmax [T]) without the logits in memory; target -1: none")
+      .def("nll", &nll, arg("hidden"), arg("targets"), arg("vocab") = 0, arg("rows") = nb::none(),
+           "(nll [T], argmax [T]) without the logits in memory; target -1: none. `rows` [T] i32: those of "
+           "`hidden` "
+           "that are meant")
       .def("embed", &embed, arg("ids"), "[T, M] of ids [T] i32")
       .def("parameters", &parameters_of, "By Transformers' names, the memory itself; packed ones left out.")
       .def("save", &save, arg("folder"), arg("dtype") = "auto")
       .def_prop_ro("tokenizer", &tokenizer_of, "None where the folder has none")
-      .def_prop_ro("config", [](const LoadedModel& l) { return l.config.dump(); })
-      .def_prop_ro("folder", [](const LoadedModel& l) { return l.folder.string(); })
-      .def_prop_ro("layout", [](const LoadedModel& l) { return l.layout; })
-      .def_prop_ro("dtype", [](const LoadedModel& l) { return std::string(name_of(l.compute)); })
-      .def_prop_ro("stored", [](const LoadedModel& l) { return std::string(name_of(l.stored)); })
-      .def_prop_ro("device", [](const LoadedModel& l) { return std::string(name_of(l.device)); })
+      .def_prop_ro("config", [](const Model& l) { return l.config.dump(); })
+      .def_prop_ro("folder", [](const Model& l) { return l.folder.string(); })
+      .def_prop_ro("layout", [](const Model& l) { return l.layout; })
+      .def_prop_ro("dtype", [](const Model& l) { return std::string(name_of(l.compute)); })
+      .def_prop_ro("stored", [](const Model& l) { return std::string(name_of(l.stored)); })
+      .def_prop_ro("device", [](const Model& l) { return std::string(name_of(l.device)); })
       .def_prop_ro(
-          "dense", [](const LoadedModel& l) { return !l.packed; }, "no matrix is packed")
-      .def_prop_ro("eos", [](const LoadedModel& l) { return l.eos; })
-      .def_prop_ro("num_parameters", [](const LoadedModel& l) { return l.parameters; })
-      .def_prop_ro("weight_bytes", [](const LoadedModel& l) { return l.weight_bytes; })
-      .def_prop_ro("vocab_size", [](const LoadedModel& l) { return l.model->vocab_size(); })
-      .def_prop_ro("usable_vocab", &LoadedModel::usable_vocab)
-      .def_prop_ro("hidden_size", [](const LoadedModel& l) { return l.model->hidden_size(); })
-      .def_prop_ro("num_layers", [](const LoadedModel& l) { return l.model->num_layers(); });
+          "dense", [](const Model& l) { return !l.packed; }, "no matrix is packed")
+      .def_prop_ro("eos", [](const Model& l) { return l.eos; })
+      .def_prop_ro("num_parameters", [](const Model& l) { return l.parameters; })
+      .def_prop_ro("weight_bytes", [](const Model& l) { return l.weight_bytes; })
+      .def_prop_ro("vocab_size", [](const Model& l) { return l.model->vocab_size(); })
+      .def_prop_ro("usable_vocab", [](const Model& l) { return l.usable_vocab(); })
+      .def_prop_ro("hidden_size", [](const Model& l) { return l.model->hidden_size(); })
+      .def_prop_ro("num_layers", [](const Model& l) { return l.model->num_layers(); });
 }
 
 }  // namespace ssm::python

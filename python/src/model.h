@@ -11,7 +11,11 @@
 
 namespace ssm::python {
 
-using ModelPtr = std::shared_ptr<LoadedModel>;
+struct Model : LoadedModel {
+  explicit Model(LoadedModel loaded) : LoadedModel(std::move(loaded)) {}
+  mutable Arena arena;  // of activations: warm from one call to the next
+};
+using ModelPtr = std::shared_ptr<Model>;
 
 // The states of a batch of sequences, one slot each, all in use.
 class State {

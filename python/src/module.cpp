@@ -49,7 +49,7 @@ std::string find_or_pull(const std::string& name, bool weights, bool local_files
 NB_MODULE(_core, m) {
   using namespace ssm::python;
   nb::set_leak_warnings(false);  // what is alive at the end of a program is no fault of it
-  m.attr("__version__") = SSM_VERSION;
+  m.attr("version") = SSM_VERSION;
   const nb::exception<ssm::Error> error(m, "Error", PyExc_ValueError);
   m.def("num_threads", &ssm::num_threads);
   m.def("set_num_threads", &ssm::set_num_threads, nb::arg("n"),
@@ -65,6 +65,7 @@ NB_MODULE(_core, m) {
         nb::arg("on_progress") = nb::none(),
         "The folder of owner/name or owner/name@revision in the Hugging Face cache, pulled where it is not "
         "there.");
+  bind_arrays(m);
   bind_ops(m);
   bind_blocks(m);
   bind_tokenizer(m);

@@ -1,5 +1,4 @@
 // The ops over rows [T, ...] of ragged sequences; ssm_cpp.ops gives them the layouts of mamba_ssm.
-#include <limits>
 #include <numeric>
 
 #include "python/src/bindings.h"
@@ -12,7 +11,6 @@ namespace ssm::python {
 namespace {
 
 using Lengths = std::vector<int64_t>;
-using OptionalInOut = std::optional<InOutArray>;
 
 SequenceBatch batch_of(const Lengths& lengths) {  // sequence b has slot b
   std::vector<int32_t> slots(lengths.size());
@@ -20,7 +18,10 @@ SequenceBatch batch_of(const Lengths& lengths) {  // sequence b has slot b
   return SequenceBatch(lengths, slots);
 }
 
-Tensor state_of(const OptionalInOut& state) { return state ? tensor_of(*state, "state") : Tensor(); }
+// What an op reads and writes: the initial states of a batch, not in their own memory, or zeros.
+Tensor state_of(const Tensor& initial, const Shape& shape, Device device) {
+  return initial.defined() ? initial.clone() : Tensor::zeros(shape, DType::f32, device);
+}
 
 template <class... Tensors>
 nb::tuple arrays_of(const Tensors&... tensors) {
@@ -41,12 +42,18 @@ SelectiveScanArgs scan_args(const InArray& u, const InArray& delta, const InArra
           .delta_softplus = delta_softplus};
 }
 
-nb::object scan(const InArray& u, const InArray& delta, const InArray& A, const InArray& B, const InArray& C,
-                const OptionalIn& D, const OptionalIn& z, const OptionalIn& delta_bias, bool delta_softplus,
-                const Lengths& lengths, const OptionalInOut& state) {
+nb::tuple scan(const InArray& u, const InArray& delta, const InArray& A, const InArray& B, const InArray& C,
+               const OptionalIn& D, const OptionalIn& z, const OptionalIn& delta_bias, bool delta_softplus,
+               const Lengths& lengths, const OptionalIn& initial) {
   const SelectiveScanArgs args = scan_args(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
-  const Tensor h = state_of(state);
-  return array_of(unlocked([&] { return selective_scan(args, batch_of(lengths), h); }));
+  const Tensor before = tensor_of(initial, "initial");
+  Tensor h;
+  const Tensor y = unlocked([&] {
+    SSM_CHECK(args.A.rank() == 2, "selective_scan: A has shape {}, expected [E, N]", args.A.shape());
+    h = state_of(before, {std::ssize(lengths), args.A.size(1), args.A.size(0)}, args.A.device());
+    return selective_scan(args, batch_of(lengths), h);
+  });
+  return arrays_of(y, h);
 }
 
 nb::tuple scan_backward(const InArray& u, const InArray& delta, const InArray& A, const InArray& B,
@@ -83,18 +90,27 @@ SsdScanArgs ssd_args(const InArray& x, const InArray& dt, const InArray& A, cons
           .dt_max = dt_max};
 }
 
-nb::object ssd(const InArray& x, const InArray& dt, const InArray& A, const InArray& B, const InArray& C,
-               const OptionalIn& D, const OptionalIn& dt_bias, int64_t groups, bool dt_softplus, float dt_min,
-               float dt_max, const Lengths& lengths, const OptionalInOut& state) {
+nb::tuple ssd(const InArray& x, const InArray& dt, const InArray& A, const InArray& B, const InArray& C,
+              const OptionalIn& D, const OptionalIn& dt_bias, int64_t groups, bool dt_softplus, float dt_min,
+              float dt_max, const Lengths& lengths, const OptionalIn& initial) {
   const SsdScanArgs args = ssd_args(x, dt, A, B, C, D, dt_bias, groups, dt_softplus, dt_min, dt_max);
-  const Tensor h = state_of(state);
-  return array_of(unlocked([&] { return ssd_scan(args, batch_of(lengths), h); }));
+  const Tensor before = tensor_of(initial, "initial");
+  Tensor h;
+  const Tensor y = unlocked([&] {
+    const int64_t H = args.A.numel(), G = args.groups;
+    SSM_CHECK(H > 0 && G > 0 && args.x.rank() == 2 && args.B.rank() == 2, "ssd_scan: x {}, A {}, B {}",
+              args.x.shape(), args.A.shape(), args.B.shape());
+    h = state_of(before, {std::ssize(lengths), H, args.B.size(1) / G, args.x.size(1) / H}, args.x.device());
+    return ssd_scan(args, batch_of(lengths), h);
+  });
+  return arrays_of(y, h);
 }
 
 nb::tuple ssd_backward(const InArray& x, const InArray& dt, const InArray& A, const InArray& B,
                        const InArray& C, const OptionalIn& D, const OptionalIn& dt_bias, int64_t groups,
                        bool dt_softplus, float dt_min, float dt_max, const Lengths& lengths,
-                       const OptionalIn& initial, const InArray& dy, const OptionalIn& dlast) {
+                       const OptionalIn& initial, const InArray& dy, const OptionalIn& dlast,
+                       bool wants_initial) {
   const SsdScanArgs args = ssd_args(x, dt, A, B, C, D, dt_bias, groups, dt_softplus, dt_min, dt_max);
   const Tensor h = tensor_of(initial, "initial"), from = tensor_of(dy, "dy");
   const Tensor after = tensor_of(dlast, "dlast");
@@ -105,17 +121,24 @@ nb::tuple ssd_backward(const InArray& x, const InArray& dt, const InArray& A, co
                        .dC = Tensor::empty_like(args.C),
                        .dD = Tensor::zeros_like(args.D, DType::f32),
                        .ddt_bias = Tensor::zeros_like(args.dt_bias, DType::f32),
-                       .dinitial = Tensor::empty_like(h)};
+                       .dinitial = wants_initial ? Tensor::empty_like(h) : Tensor()};
   unlocked([&] { ssd_scan_backward(args, batch_of(lengths), h, from, g, after); });
   return arrays_of(g.dx, g.ddt, g.dA, g.dB, g.dC, g.dD, g.ddt_bias, g.dinitial);
 }
 
-nb::object conv(const InArray& x, const InArray& weight, const OptionalIn& bias, bool silu,
-                const Lengths& lengths, const OptionalInOut& state) {
+nb::tuple conv(const InArray& x, const InArray& weight, const OptionalIn& bias, bool silu,
+               const Lengths& lengths, const OptionalIn& initial) {
   const Tensor in = tensor_of(x, "x"), w = tensor_of(weight, "weight"), b = tensor_of(bias, "bias");
-  const Tensor kept = state_of(state);
+  const Tensor before = tensor_of(initial, "initial");
   const Activation activation = silu ? Activation::silu : Activation::none;
-  return array_of(unlocked([&] { return causal_conv1d(in, w, b, activation, batch_of(lengths), kept); }));
+  Tensor kept;
+  const Tensor y = unlocked([&] {
+    SSM_CHECK(w.rank() == 2 && w.size(1) >= 1, "causal_conv1d: weight has shape {}, expected [C, K]",
+              w.shape());
+    kept = state_of(before, {std::ssize(lengths), w.size(1) - 1, w.size(0)}, w.device());
+    return causal_conv1d(in, w, b, activation, batch_of(lengths), kept);
+  });
+  return arrays_of(y, kept);
 }
 
 nb::tuple conv_backward(const InArray& x, const InArray& weight, const OptionalIn& bias, bool silu,
@@ -141,23 +164,22 @@ nb::tuple nll(const InArray& logits, const InArray& targets, int64_t vocab) {
 void bind_ops(nb::module_& m) {
   using nb::arg;
   const auto none = nb::none();
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  m.def("selective_scan", &scan, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"), arg("D") = none,
-        arg("z") = none, arg("delta_bias") = none, arg("delta_softplus") = false, arg("lengths"),
-        arg("state") = none, "y [T, E]; `state` [B, N, E] is read and written in place.");
+  m.def("selective_scan", &scan, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"), arg("D").none(),
+        arg("z").none(), arg("delta_bias").none(), arg("delta_softplus"), arg("lengths"),
+        arg("initial") = none, "(y [T, E], the last states [B, N, E]) from `initial` ones, or zeros.");
   m.def("selective_scan_backward", &scan_backward, arg("u"), arg("delta"), arg("A"), arg("B"), arg("C"),
         arg("D").none(), arg("z").none(), arg("delta_bias").none(), arg("delta_softplus"), arg("lengths"),
         arg("initial").none(), arg("dy"), "(du, ddelta, dA, dB, dC, dD, dz, ddelta_bias)");
-  m.def("ssd_scan", &ssd, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"), arg("D") = none,
-        arg("dt_bias") = none, arg("groups") = 1, arg("dt_softplus") = false, arg("dt_min") = 0.0f,
-        arg("dt_max") = kInfinity, arg("lengths"), arg("state") = none,
-        "y [T, H*P]; `state` [B, H, N, P] is read and written in place.");
+  m.def("ssd_scan", &ssd, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"), arg("D").none(),
+        arg("dt_bias").none(), arg("groups"), arg("dt_softplus"), arg("dt_min"), arg("dt_max"),
+        arg("lengths"), arg("initial") = none,
+        "(y [T, H*P], the last states [B, H, N, P]) from `initial` ones, or zeros.");
   m.def("ssd_scan_backward", &ssd_backward, arg("x"), arg("dt"), arg("A"), arg("B"), arg("C"),
         arg("D").none(), arg("dt_bias").none(), arg("groups"), arg("dt_softplus"), arg("dt_min"),
         arg("dt_max"), arg("lengths"), arg("initial").none(), arg("dy"), arg("dlast") = none,
-        "(dx, ddt, dA, dB, dC, dD, ddt_bias, dinitial)");
-  m.def("causal_conv1d", &conv, arg("x"), arg("weight"), arg("bias") = none, arg("silu") = false,
-        arg("lengths"), arg("state") = none, "y [T, C]; `state` [B, K - 1, C] is read and written in place.");
+        arg("wants_initial") = true, "(dx, ddt, dA, dB, dC, dD, ddt_bias, dinitial)");
+  m.def("causal_conv1d", &conv, arg("x"), arg("weight"), arg("bias").none(), arg("silu"), arg("lengths"),
+        arg("initial") = none, "(y [T, C], the last inputs [B, K - 1, C]) after `initial` ones, or zeros.");
   m.def("causal_conv1d_backward", &conv_backward, arg("x"), arg("weight"), arg("bias").none(), arg("silu"),
         arg("lengths"), arg("initial").none(), arg("dy"), "(dx, dweight, dbias)");
   m.def("cross_entropy", &nll, arg("logits"), arg("targets"), arg("vocab"),

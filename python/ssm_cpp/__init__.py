@@ -2,7 +2,8 @@
 
 import importlib
 
-from ._core import Error, __version__, num_threads, set_num_threads
+from ._core import Error, num_threads, set_num_threads
+from ._core import version as __version__
 
 # Imported when they are asked for, so that `import ssm_cpp` stays quick and needs NumPy alone.
 _WHERE = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arrays import to_numpy
+from ._arrays import library_of, to_numpy
 
 
 class Batch:
@@ -18,29 +18,34 @@ class Batch:
             if not mask.all():
                 self.mask = mask
         if self.mask is None:
-            self.lengths = [self.length] * self.rows
+            self.lengths = self.kept_lengths = [self.length] * self.rows
+            self.slots = list(range(self.rows))  # of the rows that hold a token
         else:
             self.lengths = self.mask.sum(axis=1).tolist()
             runs = np.diff(self.mask.astype(np.int8), axis=1, prepend=0) == 1
             if (runs.sum(axis=1) > 1).any():
                 raise ValueError("attention_mask: a row's ones must stand together, padding on one side")
+            self.slots = [i for i, n in enumerate(self.lengths) if n > 0]
+            self.kept_lengths = [self.lengths[i] for i in self.slots]
+
+    def flat(self, x):
+        """[B, L, ...] -> [T, ...], padding left out."""
+        whole = x.reshape(self.rows * self.length, *x.shape[2:])
+        return whole if self.mask is None else library_of(x).take(whole, self._places)
+
+    def padded(self, x):
+        """[T, ...] -> [B, L, ...], zeros where padding is."""
+        shape = (self.rows, self.length, *x.shape[1:])
+        if self.mask is None:
+            return x.reshape(shape)
+        library = library_of(x)
+        zeros = library.zeros((self.rows * self.length, *x.shape[1:]), x.dtype)
+        return library.put(zeros, self._places, x).reshape(shape)
 
     @property
-    def slots(self) -> list:
-        """Of the rows that hold a token."""
-        return [i for i, n in enumerate(self.lengths) if n > 0]
-
-    def flat(self, x: np.ndarray) -> np.ndarray:
-        """[B, L, ...] -> [T, ...], padding left out."""
-        return x.reshape(-1, *x.shape[2:]) if self.mask is None else x[self.mask]
-
-    def padded(self, x: np.ndarray) -> np.ndarray:
-        """[T, ...] -> [B, L, ...], zeros where padding is."""
-        if self.mask is None:
-            return x.reshape(self.rows, self.length, *x.shape[1:])
-        out = np.zeros((self.rows, self.length, *x.shape[1:]), x.dtype)
-        out[self.mask] = x
-        return out
+    def _places(self) -> np.ndarray:
+        """Of the tokens in [B * L]."""
+        return np.flatnonzero(self.mask)
 
     def split(self, ids: np.ndarray) -> list:
         """[B, L] -> a list of ids for each row."""

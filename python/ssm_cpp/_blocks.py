@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from . import _core
+from ._arrays import library_of
 
 
 class Spec:
@@ -14,7 +15,8 @@ class Spec:
     def __init__(self, config: dict, init: dict):
         self.config, self.init = config, init
         self.core = _core.Block(json.dumps(config))
-        self.shapes = {name: tuple(shape) for name, shape in self.core.parameters}
+        self.shapes = {name: tuple(shape) for name, shape, _ in self.core.parameters}
+        self.channels_innermost = {name for name, _, innermost in self.core.parameters if innermost}
         self.names = list(self.shapes)
         self.d_model, self.d_conv = config["hidden_size"], config["conv_kernel"]
 
@@ -56,12 +58,14 @@ class Spec:
 
     def step(self, x, parameters, conv, ssm):
         """x [B, M] and states in mamba_ssm's layouts, written in place -> y [B, M]."""
-        ours = np.ascontiguousarray(np.swapaxes(conv[..., 1:], 1, 2))
-        h = np.ascontiguousarray(np.swapaxes(ssm, -1, -2))
+        library = library_of(x)
+        ours = library.compact(library.swapaxes(conv[..., 1:], 1, 2))
+        h = library.compact(library.swapaxes(ssm, -1, -2))
         y, _ = self.core.forward(x, parameters, [1] * len(x), False, ours, h)
+        y = library.taken(y)
         conv[..., 0] = conv[..., 1]
-        conv[..., 1:] = np.swapaxes(ours, 1, 2)
-        ssm[...] = np.swapaxes(h, -1, -2)
+        conv[..., 1:] = library.swapaxes(ours, 1, 2)
+        ssm[...] = library.swapaxes(h, -1, -2)
         return y
 
 

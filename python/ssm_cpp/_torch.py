@@ -1,21 +1,23 @@
 """The ops and the blocks as torch's autograd functions. Imported only where torch is."""
 
-import numpy as np
 import torch
 
-from ._arrays import to_numpy
+from ._arrays import on_card, to_numpy, to_torch
 from .ops import ConvCall, ScanCall, SsdCall
 
 
 def _array(x):
-    return to_numpy(x) if isinstance(x, torch.Tensor) else x
+    """What a call takes: memory of the host as NumPy's, a card's as it is."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.detach() if on_card(x) else to_numpy(x)
 
 
 def _tensor(x, like):
     """A gradient or result for `like`: its type and device."""
     if x is None or like is None:
         return None
-    return torch.from_numpy(np.ascontiguousarray(x) if any(s < 0 for s in x.strides) else x).to(like)
+    return (x if isinstance(x, torch.Tensor) else to_torch(x)).to(like)
 
 
 def _no_gradient(initial, what):
@@ -24,21 +26,15 @@ def _no_gradient(initial, what):
     return _array(initial)
 
 
-def _on_host(x):
-    if x.is_cuda:
-        raise ValueError("this op takes tensors of the CPU; on a card use the language models")
-
-
 class _Op(torch.autograd.Function):
     """make(*arrays): the call of ops.py, whose forward() gives the result, states, and itself."""
 
     @staticmethod
     def forward(ctx, make, *tensors):
-        _on_host(tensors[0])
         out, *states, ctx.call = make(*map(_array, tensors)).forward()
         ctx.tensors = tensors
         ctx.set_materialize_grads(False)
-        states = [torch.from_numpy(x) for x in states]
+        states = [x if isinstance(x, torch.Tensor) else torch.from_numpy(x) for x in states]
         if not ctx.call.states_have_gradients:
             ctx.mark_non_differentiable(*states)
         return _tensor(out, tensors[0]), *states
@@ -47,6 +43,8 @@ class _Op(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout, *dstates):
         dout = torch.zeros_like(ctx.tensors[0]) if dout is None else dout
+        if ctx.call.states_have_gradients:  # of the last operand, the states before
+            ctx.call.initial_gradient = ctx.needs_input_grad[-1]
         dstates = map(_array, dstates) if ctx.call.states_have_gradients else ()
         grads = ctx.call.backward(_array(dout), *dstates)
         return None, *(_tensor(g, t) for g, t in zip(grads, ctx.tensors, strict=True))

@@ -3,24 +3,37 @@
 import numpy as np
 import torch
 
-from ._arrays import to_numpy
+from ._arrays import check_together, on_card, to_numpy, to_torch
 from ._blocks import mamba2_spec, mamba_spec
 from .ops import segments
 
 
+def _given(x, channels_innermost=False):
+    """f32 as the kernels read it: memory of the host as NumPy's, a card's as it is."""
+    x = x.detach().float()
+    if not on_card(x):
+        return np.ascontiguousarray(x.numpy())
+    return x.transpose(0, -1).contiguous().transpose(0, -1) if channels_innermost else x.contiguous()
+
+
+def _all_given(spec, parameters):
+    return [_given(p, name in spec.channels_innermost) for name, p in zip(spec.names, parameters, strict=True)]
+
+
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, core, lengths, gradient, x, *parameters):
-        arrays = [np.ascontiguousarray(to_numpy(p, np.float32)) for p in parameters]
-        y, ctx.recorded = core.forward(np.ascontiguousarray(to_numpy(x, np.float32)), arrays, lengths, gradient)
+    def forward(ctx, spec, lengths, gradient, x, *parameters):
+        operands = _given(x), _all_given(spec, parameters)  # live until the result has put them in order
+        y, ctx.recorded = spec.core.forward(*operands, lengths, gradient)
         ctx.types = [t.dtype for t in (x, *parameters)]
-        return torch.from_numpy(y).to(x.dtype)
+        return to_torch(y).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        dx, gradients = ctx.recorded.backward(np.ascontiguousarray(to_numpy(dy, np.float32)))
-        out = [torch.from_numpy(g).to(t) for g, t in zip([dx, *gradients], ctx.types, strict=True)]
+        given = _given(dy)
+        dx, gradients = ctx.recorded.backward(given)
+        out = [to_torch(g).to(t) for g, t in zip([dx, *gradients], ctx.types, strict=True)]
         return None, None, None, *out
 
 
@@ -54,29 +67,30 @@ class _Module(torch.nn.Module):
         """[B, L, M] -> [B, L, M]. seq_idx [B, L] or cu_seqlens (B = 1) say where sequences begin anew."""
         if inference_params is not None:
             raise ValueError("inference_params is not supported: use allocate_inference_cache and step")
-        if hidden_states.is_cuda:
-            raise ValueError("the block takes tensors of the CPU")
         batch, length, width = hidden_states.shape
         parameters = self._parameters_in_order()
+        named = zip(["hidden_states", *self._spec.names], [hidden_states, *parameters], strict=True)
+        check_together(type(self).__name__, dict(named))
         gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_states, *parameters))
         lengths, _ = segments(batch, length, _host(seq_idx), _host(cu_seqlens))
-        y = _Block.apply(self._spec.core, lengths, gradient, hidden_states.reshape(-1, width), *parameters)
+        y = _Block.apply(self._spec, lengths, gradient, hidden_states.reshape(-1, width), *parameters)
         return y.reshape(batch, length, width)
 
     def allocate_inference_cache(self, batch_size, max_seqlen=None, dtype=None):
         """(conv state, SSM state) of zeros for step(), f32 and of a fixed size however long the text gets."""
         if dtype not in (None, torch.float32):
             raise ValueError(f"allocate_inference_cache: dtype {dtype}: states are kept in f32")
-        conv, ssm = self._spec.state_shapes(batch_size)
-        return torch.zeros(conv), torch.zeros(ssm)
+        device = self.get_parameter(self._spec.names[0]).device
+        return tuple(torch.zeros(shape, device=device) for shape in self._spec.state_shapes(batch_size))
 
     @torch.no_grad()
     def step(self, hidden_states, conv_state, ssm_state):
         """[B, 1, M] -> ([B, 1, M], conv_state, ssm_state), the states written in place."""
-        parameters = [np.ascontiguousarray(to_numpy(p, np.float32)) for p in self._parameters_in_order()]
-        x = np.ascontiguousarray(to_numpy(hidden_states[:, 0], np.float32))
-        y = self._spec.step(x, parameters, conv_state.numpy(), ssm_state.numpy())
-        return torch.from_numpy(y).to(hidden_states.dtype)[:, None], conv_state, ssm_state
+        parameters = _all_given(self._spec, self._parameters_in_order())
+        states = [x if on_card(x) else x.numpy() for x in (conv_state, ssm_state)]
+        y = self._spec.step(_given(hidden_states[:, 0]), parameters, *states)
+        y = y if isinstance(y, torch.Tensor) else torch.from_numpy(y)
+        return y.to(hidden_states.dtype)[:, None], conv_state, ssm_state
 
 
 class Mamba(_Module):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import _core
-from ._arrays import device_name, dtype_name, to_numpy, to_torch
+from ._arrays import card_follows_torch, device_name, dtype_name, on_card, to_numpy, to_torch
 from .config import PretrainedConfig
 
 
@@ -14,8 +14,8 @@ class MambaCache:
     conv_states[layer]  [B, C, K - 1]  the last inputs of the convolution, newest last (Transformers keeps K)
     ssm_states[layer]   [B, E, N], of Mamba-2 [B, H, P, N]
 
-    None where a layer keeps no such state. What attention keeps, keys and values that grow with the text, is copied,
-    selected and reset with the rest.
+    On a card they are tensors of torch. None where a layer keeps no such state. What attention keeps, keys and values
+    that grow with the text, is copied, selected and reset with the rest.
 
     Made of a model, or of a config: then the first model that it is given to makes its arrays.
     """
@@ -36,6 +36,7 @@ class MambaCache:
             place = self._model.device.split(":")[0]
             if self._device is not None and device_name(self._device) not in (place, "auto"):
                 raise ValueError(f"MambaCache: device {self._device}, but the model is on {place}")
+            self._on_card = place != "cpu"
             self._state = self._state or _core.State(self._model, self._rows)
 
     @property
@@ -59,22 +60,36 @@ class MambaCache:
         """(conv state, SSM state) of a layer, in place."""
         if self._state is None:
             raise ValueError("this cache was made of a config: the first model that it is given to makes its arrays")
-        return tuple(_last_two_swapped(x) for x in (self._state.conv(layer_idx), self._state.ssm(layer_idx)))
+        return tuple(self._shown(x) for x in (self._state.conv(layer_idx), self._state.ssm(layer_idx)))
+
+    def _shown(self, x):
+        if on_card(x):  # with a row of the library's own after those of the batch
+            x = to_torch(x)[: self._rows]
+        return x if x is None else x.swapaxes(-1, -2)
+
+    def settled(self):
+        """The state, after what was written into its arrays."""
+        if self._on_card:
+            card_follows_torch()
+        return self._state
 
     def update_conv_state(self, layer_idx: int, new_conv_state, cache_position=None):
         """Takes over the newest K - 1 columns of [B, C, any]; fewer are shifted in."""
         conv = self.get(layer_idx)[0]
-        new = to_numpy(new_conv_state, np.float32)
+        new = _as_states(new_conv_state, conv)
         if new.ndim == 2:
             new = new[..., None]
-        width = conv.shape[-1]
-        joined = np.concatenate([to_numpy(conv), new], axis=-1)
-        conv[...] = joined[..., joined.shape[-1] - width :]
+        kept = conv.shape[-1] - new.shape[-1]
+        if kept > 0:
+            conv[..., :kept] = _copy(conv[..., -kept:])
+            conv[..., kept:] = new
+        else:
+            conv[...] = new[..., -kept:]
         return conv
 
     def update_ssm_state(self, layer_idx: int, new_ssm_state):
         ssm = self.get(layer_idx)[1]
-        ssm[...] = to_numpy(new_ssm_state, np.float32)
+        ssm[...] = _as_states(new_ssm_state, ssm)
         return ssm
 
     def update(self, layer_idx: int, conv_state=None, ssm_state=None):
@@ -86,7 +101,7 @@ class MambaCache:
 
     def reset(self):
         if self._state is not None:
-            self._state.reset()
+            self.settled().reset()
         self.seqlen_offset = 0
 
     def clone(self) -> "MambaCache":
@@ -95,7 +110,7 @@ class MambaCache:
     def select(self, rows) -> "MambaCache":
         """A new cache that begins as these rows, each as often as it is named (beams, shared prefixes)."""
         rows = [int(r) for r in rows]
-        out = MambaCache(self._model, len(rows), _state=self._state.select(rows))
+        out = MambaCache(self._model, len(rows), _state=self.settled().select(rows))
         out.seqlen_offset = self.seqlen_offset
         return out
 
@@ -105,7 +120,12 @@ class MambaCache:
         return self.seqlen_offset
 
 
-def _last_two_swapped(x):
-    if x is None or isinstance(x, np.ndarray):
-        return x if x is None else np.swapaxes(x, -1, -2)
-    return to_torch(x).transpose(-1, -2)  # on a card
+def _as_states(x, states):
+    """`x` to be written into `states`, which are NumPy's, or torch's on a card."""
+    if isinstance(states, np.ndarray):
+        return to_numpy(x, np.float32)
+    return x.to(states) if hasattr(x, "to") else states.new_tensor(to_numpy(x))
+
+
+def _copy(x):
+    return x.copy() if isinstance(x, np.ndarray) else x.clone()

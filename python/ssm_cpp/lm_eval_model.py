@@ -133,11 +133,11 @@ class SsmLM(TemplateLM):
         if shared:
             state.assign(forked, prefixes, [i for i, (_, items) in enumerate(shared) for _ in items])
         lengths = [len(r) for r in rows]
-        hidden, _ = core.forward(_ids(rows), None, lengths, state, list(range(len(rows))), False)
+        hidden, *_ = core.forward(_ids(rows), None, lengths, state, list(range(len(rows))), False)
         ends = np.cumsum(lengths)
         wanted = np.concatenate([np.arange(end - len(ids), end) for end, (_, ids) in zip(ends, flat, strict=True)])
         targets = _ids([ids for _, ids in flat])
-        nll, best = core.nll(np.ascontiguousarray(hidden[wanted]), targets)
+        nll, best = core.nll(hidden, targets, rows=wanted.astype(np.int32))
         begin = 0
         for index, ids in flat:
             part = slice(begin, begin + len(ids))

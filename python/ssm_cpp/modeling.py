@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from . import _core, _options, hub
-from ._arrays import device_name, dtype_name, is_torch, like, to_numpy, to_torch
+from ._arrays import device_name, dtype_name, is_torch, library_of, like, on_card, to_numpy, to_torch
 from ._batch import Batch
 from ._loading import checked_config, config_of, config_text
 from .cache import MambaCache
@@ -132,49 +132,54 @@ class PreTrainedModel:
 
         def embeddings(ids):
             flat = np.ascontiguousarray(to_numpy(ids, np.int32)).reshape(-1)
-            out = _host(self._core.embed(flat)).reshape(*np.shape(ids), -1)
-            return like(out, ids)
+            return like(self._core.embed(flat), ids).reshape(*np.shape(ids), -1)
 
         return embeddings
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
 
-    def _hidden(self, input_ids, inputs_embeds, attention_mask, cache, use_cache, layers):
-        """(Batch, hidden states [T, M], those of each layer, cache)"""
+    def _read(self, input_ids, inputs_embeds, attention_mask, cache, use_cache, layers, logits=False):
+        """(Batch, hidden states [T, M], those of each layer, logits [T, V] or None, cache)"""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds is needed")
-        given = to_numpy(input_ids if inputs_embeds is None else inputs_embeds)
-        if inputs_embeds is None and given.ndim == 1:
-            given = given[None]
-        if given.shape[1] == 0:
-            raise ValueError("the sequences are empty")
+        if inputs_embeds is None:
+            given = to_numpy(input_ids, np.int32)
+            if given.ndim == 1:
+                given = given[None]
+        else:
+            given = inputs_embeds if on_card(inputs_embeds) else to_numpy(inputs_embeds, np.float32)
+            if on_card(given) and self.device == "cpu":
+                raise _core.Error("inputs_embeds is on a card, the model on the CPU")
         batch = Batch(given.shape[:2], attention_mask)
+        if batch.length == 0:
+            raise ValueError("the sequences are empty")
         if cache is None and use_cache:
             cache = MambaCache(self, batch.rows)
         elif cache is not None:
             cache.bind(self)
-        if cache is not None and cache.max_batch_size != batch.rows:
-            raise ValueError(f"a cache of {cache.max_batch_size} sequences for a batch of {batch.rows}")
-        flat = batch.flat(given)
-        ids = np.ascontiguousarray(flat, np.int32) if inputs_embeds is None else None
-        embeddings = None if inputs_embeds is None else np.ascontiguousarray(flat, np.float32)
         slots = batch.slots
-        hidden, by_layer = self._core.forward(
-            ids,
-            embeddings,
-            [batch.lengths[i] for i in slots],
-            cache._state if cache is not None else None,
-            slots if cache is not None else list(range(len(slots))),
-            layers,
-        )
+        state = None
+        if cache is None:
+            slots = list(range(len(slots)))
+        elif cache.max_batch_size != batch.rows:
+            raise ValueError(f"a cache of {cache.max_batch_size} sequences for a batch of {batch.rows}")
+        else:
+            state = cache.settled()
+        ids = embeddings = None
+        if inputs_embeds is None:
+            ids = np.ascontiguousarray(batch.flat(given))
+        else:
+            library = library_of(given)
+            embeddings = library.compact(library.cast(batch.flat(given), library.float32))
+        hidden, by_layer, scores = self._core.forward(ids, embeddings, batch.kept_lengths, state, slots, layers, logits)
         if cache is not None:
             cache.seqlen_offset += batch.length
-        return batch, hidden, by_layer, cache
+        return batch, hidden, by_layer, scores, cache
 
-    def _hidden_states(self, batch, hidden, by_layer, *sources):
+    def _hidden_states(self, batch, hidden, by_layer, source):
         """After each layer, and after the last norm."""
-        return tuple(like(batch.padded(_host(h)), *sources) for h in [*by_layer, hidden])
+        return tuple(batch.padded(like(h, source)) for h in [*by_layer, hidden])
 
 
 class Backbone(PreTrainedModel):
@@ -189,15 +194,16 @@ class Backbone(PreTrainedModel):
         attention_mask=None,
         **options,
     ):
-        _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
+        if options:
+            _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
         layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        batch, hidden, by_layer, cache = self._hidden(
+        batch, hidden, by_layer, _, cache = self._read(
             input_ids, inputs_embeds, attention_mask, cache_params, use_cache, layers
         )
         source = input_ids if inputs_embeds is None else inputs_embeds
         out = BaseModelOutput(
-            last_hidden_state=like(batch.padded(_host(hidden)), source),
+            last_hidden_state=batch.padded(like(hidden, source)),
             cache_params=cache if use_cache or cache_params is not None else None,
             hidden_states=self._hidden_states(batch, hidden, by_layer, source) if layers else None,
         )
@@ -223,23 +229,24 @@ class CausalLM(PreTrainedModel):
         """Logits [B, L, V] f32, zeros where padding is. `labels` are shifted inside and -100 counts as none; a
         token behind padding has no prediction and is left out of the loss, which is the mean over the labels, or
         their sum over `num_items_in_batch`."""
-        _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
+        if options:
+            _options.check("forward", options, _options.FORWARD, _options.FORWARD_DEFAULTS)
         layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        batch, hidden, by_layer, cache = self._hidden(
-            input_ids, inputs_embeds, attention_mask, cache_params, use_cache, layers
+        keep = logits_to_keep or num_last_tokens
+        batch, hidden, by_layer, scores, cache = self._read(
+            input_ids, inputs_embeds, attention_mask, cache_params, use_cache, layers, not keep
         )
         source = input_ids if inputs_embeds is None else inputs_embeds
-        keep = logits_to_keep or num_last_tokens
         if keep:
-            last = batch.padded(_host(hidden))[:, -keep:]
-            logits = _host(self._core.logits(np.ascontiguousarray(last).reshape(-1, last.shape[-1])))
-            logits = logits.reshape(batch.rows, last.shape[1], -1)
+            last = batch.padded(like(hidden, source if on_card(source) else None))[:, -keep:]
+            rows = library_of(last).compact(last).reshape(-1, last.shape[-1])
+            logits = like(self._core.logits(rows), source).reshape(batch.rows, last.shape[1], -1)
         else:
-            logits = batch.padded(_host(self._core.logits(hidden)))
+            logits = batch.padded(like(scores, source))
         out = CausalLMOutput(
             loss=None if labels is None else self._loss(batch, hidden, to_numpy(labels), source, num_items_in_batch),
-            logits=like(logits, source),
+            logits=logits,
             cache_params=cache if use_cache or cache_params is not None else None,
             hidden_states=self._hidden_states(batch, hidden, by_layer, source) if layers else None,
         )
@@ -250,7 +257,7 @@ class CausalLM(PreTrainedModel):
         nll, _ = self._core.nll(hidden, targets)
         count = int((targets >= 0).sum()) if count is None else int(count)
         loss = np.float32(nll.sum(dtype=np.float64) / count if count else np.nan)
-        return to_torch(np.asarray(loss).reshape(1))[0] if is_torch(source) else loss
+        return to_torch(np.asarray(loss).reshape(1))[0].to(source.device) if is_torch(source) else loss
 
     def loss_and_gradients(self, input_ids, attention_mask=None, labels=None) -> tuple:
         """(loss, {parameter's name: its gradient}) of the shifted mean loss, `labels` being the ids where none are
@@ -269,7 +276,7 @@ class CausalLM(PreTrainedModel):
         ids = np.concatenate(rows)
         targets = np.concatenate([np.append(r[1:], -1) for r in rows]).astype(np.int32)
         lengths = [len(r) for r in rows]
-        hidden, _ = self._core.forward(ids, None, lengths, None, list(range(len(rows))), False)
+        hidden, *_ = self._core.forward(ids, None, lengths, None, list(range(len(rows))), False)
         nll, _ = self._core.nll(hidden, targets)
         ends = np.cumsum(lengths)
         return [
@@ -351,7 +358,7 @@ class CausalLM(PreTrainedModel):
             eos=None if eos is None else [eos] if isinstance(eos, int) else list(eos),
             stop=stop,
             on_token=on_token,
-            from_state=None if before is None else before._state,
+            from_state=None if before is None else before.settled(),
             slots=[i // g.num_return_sequences for i in range(len(prompts))] if before is not None else [],
             tokens=0 if before is None else before.get_seq_length(),
             to_state=None if after is None else after._state,
@@ -442,13 +449,3 @@ def _targets(batch, labels) -> np.ndarray:
     if batch.mask is not None:
         targets[:, :-1][~batch.mask[:, 1:]] = -1
     return np.ascontiguousarray(batch.flat(targets))
-
-
-def _host(x) -> np.ndarray:
-    return x if isinstance(x, np.ndarray) else to_numpy(_from_device(x))
-
-
-def _from_device(x):
-    import torch
-
-    return torch.from_dlpack(x)

@@ -1,10 +1,12 @@
 """The ops, argument for argument as mamba_ssm and causal_conv1d have them. NumPy arrays in, NumPy arrays out; torch
-tensors in, torch tensors out, differentiable. Computed in f32 whatever the type; results have u's (x's) type."""
+tensors in, torch tensors out, differentiable; on a card tensors of torch, CuPy's arrays and JAX's, without a copy to
+the host. On the CPU they compute in f32 whatever the type; on a card in the operands' type where all activations have
+one, else in f32. Results have u's (x's) type."""
 
 import numpy as np
 
 from . import _core
-from ._arrays import any_torch
+from ._arrays import any_torch, check_together, library_of, to_numpy
 
 __all__ = [
     "causal_conv1d_fn",
@@ -126,12 +128,7 @@ def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None):
     length = 1 if step else x.shape[-1]
     kept = conv_state.shape[-1]
     joined = [conv_state[..., length:], new[..., max(width - length, 0) :]] if length < kept else [new]
-    if any_torch(x):
-        import torch
-
-        joined = torch.cat(joined, dim=-1)
-    else:
-        joined = np.concatenate(joined, axis=-1)
+    joined = library_of(x).concatenate(joined, -1)
     conv_state[..., kept - min(joined.shape[-1], kept) :] = joined[..., -kept:]
     return out[..., 0] if step else out
 
@@ -171,23 +168,45 @@ def selective_state_update(
     return out[..., 0].reshape(x.shape)
 
 
-def rows(x) -> np.ndarray:
-    """[B, D, L] -> [B * L, D] f32; a view where the channels are neighbours in memory."""
-    x = np.ascontiguousarray(np.swapaxes(np.asarray(x, np.float32), 1, 2))
-    return x.reshape(-1, x.shape[-1])
+class _Operands:
+    """An op's operands as the library's memory: rows [B * L, D] of one type, parameters in f32."""
 
+    def __init__(self, activations, first):
+        self.library = library_of(first)
+        types = {x.dtype for x in activations if x is not None}
+        same = len(types) == 1 and not self.library.is_host
+        narrow = same and str(next(iter(types))).split(".")[-1] in ("bfloat16", "float16")
+        self.dtype = first.dtype if narrow else self.library.float32
 
-def unrows(x, batch: int) -> np.ndarray:
-    """[B * L, D] -> [B, D, L], a view."""
-    return np.swapaxes(x.reshape(batch, -1, x.shape[-1]), 1, 2)
+    def f32(self, x):
+        return None if x is None else self.library.compact(self.library.cast(x, self.library.float32))
 
+    def flat(self, x, *shape):
+        """Row-major, of the activations' type."""
+        return self.library.compact(self.library.cast(x, self.dtype)).reshape(*shape)
 
-def _f32(x):
-    return None if x is None else np.ascontiguousarray(x, np.float32)
+    def rows(self, x):
+        """[B, D, L] -> [B * L, D]; a view where the channels are neighbours in memory."""
+        if x is None:
+            return None
+        x = self.library.swapaxes(self.library.cast(x, self.dtype), 1, 2)
+        return self.library.compact(x).reshape(-1, x.shape[-1])
 
+    def unrows(self, x, batch: int):
+        """[B * L, D] -> [B, D, L], a view."""
+        return self.library.swapaxes(x.reshape(batch, -1, x.shape[-1]), 1, 2)
 
-def _typed(x, like):
-    return x if like.dtype == np.float32 else x.astype(like.dtype)
+    def swapped(self, x, a=-1, b=-2):
+        """States between mamba_ssm's layout and ours, f32."""
+        return None if x is None else self.f32(self.library.swapaxes(x, a, b))
+
+    def typed(self, x, like):
+        return x if x.dtype == like.dtype else self.library.cast(x, like.dtype)
+
+    def call(self, op, *operands):
+        """The op's results as arrays of the caller's library. Operands live until that has put them in order."""
+        results = op(*operands)
+        return tuple(None if r is None else self.library.taken(r) for r in results)
 
 
 def segments(batch: int, length: int, seq_idx=None, cu_seqlens=None):
@@ -195,25 +214,16 @@ def segments(batch: int, length: int, seq_idx=None, cu_seqlens=None):
     if cu_seqlens is not None:
         if batch != 1:
             raise ValueError(f"cu_seqlens with a batch of {batch}: expected 1")
-        lengths = np.diff(np.asarray(cu_seqlens)).tolist()
+        lengths = np.diff(to_numpy(cu_seqlens)).tolist()
         return lengths, [0] * len(lengths)
     if seq_idx is None:
         return [length] * batch, list(range(batch))
     lengths, owners = [], []
-    for b, row in enumerate(np.asarray(seq_idx)):
+    for b, row in enumerate(to_numpy(seq_idx)):
         ends = [*(np.flatnonzero(np.diff(row)) + 1), length]
         lengths += np.diff([0, *ends]).tolist()
         owners += [b] * len(ends)
     return lengths, owners
-
-
-def _states(shape, lengths, owners, initial):
-    """Begin states [sequences, ...]: `initial` [B, ...] for the first sequence of each row."""
-    out = np.zeros((len(lengths), *shape), np.float32)
-    if initial is not None:
-        first = [owners.index(b) for b in range(owners[-1] + 1)]
-        out[first] = initial
-    return out
 
 
 class ScanCall:
@@ -222,76 +232,98 @@ class ScanCall:
     states_have_gradients = False
 
     def __init__(self, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+        operands = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+        check_together("selective_scan", {**operands, "initial_state": initial_state})
         for name, x in (("B", B), ("C", C)):
-            if np.ndim(x) not in (3, 4):
+            if len(np.shape(x)) not in (3, 4):
                 raise ValueError(f"selective_scan: {name} is {np.shape(x)}; expected [B, N, L] or [B, G, N, L]")
-        if np.iscomplexobj(A):
+        if "complex" in str(A.dtype):
             raise ValueError("selective_scan: A is complex; only real ones are supported")
+        self.o = o = _Operands((u, delta, B, C, z), u)
         self.u, self.batch, self.length = u, u.shape[0], u.shape[2]
-        self.shapes = np.shape(B), np.shape(C)
+        self.shapes = tuple(B.shape), tuple(C.shape)
         self.groups = max(s[1] if len(s) == 4 else 1 for s in self.shapes)
-        self.operands = [rows(u), rows(delta), _f32(A), self._by_group(B), self._by_group(C)]
-        self.operands += [_f32(D), None if z is None else rows(z), _f32(delta_bias)]
-        self.softplus, self.lengths = delta_softplus, [self.length] * self.batch
-        initial = np.zeros((self.batch, *A.shape), np.float32) if initial_state is None else initial_state
-        self.initial = np.ascontiguousarray(np.swapaxes(np.asarray(initial, np.float32), 1, 2))  # [B, N, E]
+        self.operands = [o.rows(u), o.rows(delta), o.f32(A), self._by_group(B), self._by_group(C)]
+        self.operands += [o.f32(D), o.rows(z), o.f32(delta_bias)]
+        self.softplus, self.lengths = bool(delta_softplus), [self.length] * self.batch
+        self.initial = o.swapped(initial_state, 1, 2)  # [B, N, E]
 
     def _by_group(self, x):
         """[B, N, L] or [B, G, N, L] -> rows of each group."""
-        x = np.asarray(x)
-        groups = [x] if x.ndim == 3 else [x[:, g] for g in range(x.shape[1])]
-        return [rows(g) for g in (groups * self.groups if len(groups) == 1 else groups)]
+        groups = [x] if len(x.shape) == 3 else [x[:, g] for g in range(x.shape[1])]
+        return [self.o.rows(g) for g in (groups * self.groups if len(groups) == 1 else groups)]
 
-    def _parts(self):
-        """For each group its operands and the channels they stand for."""
+    def _parts(self, *more):
+        """For each group its operands, and its channels of `more`."""
         u, delta, A, B, C, D, z, bias = self.operands
         width = u.shape[1] // self.groups
         for g in range(self.groups):
             at = slice(g * width, (g + 1) * width)
 
             def cut(x, at=at):
-                return None if x is None else x[..., at]
+                return x if x is None or self.groups == 1 else x[..., at]
 
-            yield at, (cut(u), cut(delta), A[at], B[g], C[g], cut(D), cut(z), cut(bias))
+            def state(x, cut=cut):
+                return None if x is None else self.o.library.compact(cut(x))
+
+            operands = (cut(u), cut(delta), A[at], B[g], C[g], cut(D), cut(z), cut(bias))
+            yield operands, state(self.initial), *map(state, more)
+
+    def _joined(self, parts, axis=-1):
+        if parts[0] is None or len(parts) == 1:
+            return parts[0]
+        return self.o.library.concatenate(parts, axis)
 
     def forward(self):
         """(out [B, D, L], last state [B, D, N], this)"""
-        y = np.empty_like(self.operands[0])
-        last = np.empty_like(self.initial)
-        for at, operands in self._parts():
-            state = np.array(self.initial[..., at], order="C")  # a copy: it is written
-            y[:, at] = _core.selective_scan(*operands, self.softplus, self.lengths, state)
-            last[..., at] = state
-        return _typed(unrows(y, self.batch), self.u), np.swapaxes(last, 1, 2), self
+        results = [
+            self.o.call(_core.selective_scan, *operands, self.softplus, self.lengths, initial)
+            for operands, initial in self._parts()
+        ]
+        y, last = map(self._joined, zip(*results, strict=True))
+        return self.o.typed(self.o.unrows(y, self.batch), self.u), self.o.library.swapaxes(last, 1, 2), self
 
     def backward(self, dout):
         """Gradients of u, delta, A, B, C, D, z, delta_bias, in their layouts."""
-        dy = rows(dout)
-        u, delta, A, B, C, D, z, bias = self.operands
-        full = [None if x is None else np.empty_like(x) for x in (u, delta, A, D, z, bias)]
-        dB, dC = [], []
-        for at, operands in self._parts():
-            state = np.ascontiguousarray(self.initial[..., at])
-            grads = _core.selective_scan_backward(
-                *operands, self.softplus, self.lengths, state, np.ascontiguousarray(dy[:, at])
-            )
-            du, ddelta, dA, dB_part, dC_part, dD, dz, dbias = grads
-            for whole, part in zip(full, (du, ddelta, None, dD, dz, dbias), strict=True):
-                if whole is not None and part is not None:
-                    whole[..., at] = part
-            full[2][at] = dA
-            dB.append(dB_part)
-            dC.append(dC_part)
-        du, ddelta, dA, dD, dz, dbias = full
-        dB, dC = self._grouped(dB, self.shapes[0]), self._grouped(dC, self.shapes[1])
-        dz = None if dz is None else unrows(dz, self.batch)
-        return unrows(du, self.batch), unrows(ddelta, self.batch), dA, dB, dC, dD, dz, dbias
+        grads = [
+            self.o.call(_core.selective_scan_backward, *operands, self.softplus, self.lengths, initial, dy)
+            for operands, initial, dy in self._parts(self.o.rows(dout))
+        ]
+        du, ddelta, dA, dB, dC, dD, dz, dbias = zip(*grads, strict=True)
+        du, ddelta, dz = (self._joined(g) for g in (du, ddelta, dz))
+        return (
+            self.o.unrows(du, self.batch),
+            self.o.unrows(ddelta, self.batch),
+            self._joined(dA, 0),
+            self._grouped(dB, self.shapes[0]),
+            self._grouped(dC, self.shapes[1]),
+            self._joined(dD),
+            None if dz is None else self.o.unrows(dz, self.batch),
+            self._joined(dbias),
+        )
 
     def _grouped(self, parts, shape):
-        parts = [unrows(p, self.batch) for p in parts]
+        parts = [self.o.unrows(p, self.batch) for p in parts]
         if len(shape) == 4 and shape[1] > 1:
-            return np.stack(parts, 1)
-        return sum(parts).reshape(shape)
+            return self.o.library.stack(parts, 1)
+        return sum(parts[1:], start=parts[0]).reshape(shape)
+
+
+class _Segments:
+    """The sequences of a batch: lengths, owners, and the first and last one of each row."""
+
+    def __init__(self, batch: int, length: int, seq_idx=None, cu_seqlens=None):
+        self.lengths, self.owners = segments(batch, length, seq_idx, cu_seqlens)
+        self.first = [self.owners.index(b) for b in range(batch)]
+        self.last = [len(self.owners) - 1 - self.owners[::-1].index(b) for b in range(batch)]
+        self.whole = len(self.owners) == batch  # a sequence a row
+
+    def begin(self, library, initial):
+        """Begin states [sequences, ...]: `initial` [B, ...] for the first of each row."""
+        if initial is None or self.whole:
+            return initial
+        zeros = library.zeros((len(self.owners), *initial.shape[1:]))
+        return library.put(zeros, self.first, initial)
 
 
 class SsdCall:
@@ -300,70 +332,86 @@ class SsdCall:
     states_have_gradients = True
 
     def __init__(self, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit):
-        self.x, self.shape, self.z = x, x.shape, _f32(z)
-        batch, length, heads, width = x.shape
+        operands = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+        check_together("mamba_chunk_scan_combined", {**operands, "initial_states": initial_states})
+        self.o = o = _Operands((x, dt, B, C), x)
+        self.x, self.shape, self.z = x, tuple(x.shape), o.f32(z)
+        batch, length, heads, _ = x.shape
         self.groups, self.n = B.shape[2], B.shape[3]
-
-        def flat(t, columns):
-            return _f32(t).reshape(batch * length, columns)
-
-        d = _f32(D)
+        d = o.f32(D)
         self.operands = (
-            flat(x, heads * width),
-            flat(dt, heads),
-            _f32(A),
-            flat(B, self.groups * self.n),
-            flat(C, self.groups * self.n),
+            o.flat(x, batch * length, -1),
+            o.flat(dt, batch * length, heads),
+            o.f32(A),
+            o.flat(B, batch * length, -1),
+            o.flat(C, batch * length, -1),
             None if d is None else d.reshape(-1),
-            _f32(dt_bias),
+            o.f32(dt_bias),
         )
-        self.options = (self.groups, dt_softplus, float(dt_limit[0]), float(dt_limit[1]))
-        self.lengths, self.owners = segments(batch, length, seq_idx, cu_seqlens)
-        initial = None if initial_states is None else np.swapaxes(np.asarray(initial_states, np.float32), -1, -2)
-        self.initial = _states((heads, self.n, width), self.lengths, self.owners, initial)
-        self.has_initial = initial is not None
-        self.first = [self.owners.index(b) for b in range(batch)]  # of each row's sequences
-        self.last = [len(self.owners) - 1 - self.owners[::-1].index(b) for b in range(batch)]
-        self.d_shape = None if D is None else np.shape(D)
+        self.options = (self.groups, bool(dt_softplus), float(dt_limit[0]), float(dt_limit[1]))
+        self.segments = _Segments(batch, length, seq_idx, cu_seqlens)
+        self.initial = self.segments.begin(o.library, o.swapped(initial_states))
+        self.initial_gradient = initial_states is not None  # wanted
+        self.d_shape = None if D is None else tuple(D.shape)
+
+    def _gate(self):
+        s = self.o.library.sigmoid(self.z)
+        return s, self.z * s
 
     def forward(self):
         """(out [B, L, H, P], last state of each row, and of each sequence [., H, P, N], this)"""
-        state = self.initial.copy()
-        self.y = _core.ssd_scan(*self.operands, *self.options, self.lengths, state).reshape(self.shape)
-        states = np.swapaxes(state, -1, -2)
-        out = self.y if self.z is None else self.y * (self.z * _sigmoid(self.z))
-        return _typed(out, self.x), states[self.last], states, self
+        lengths = self.segments.lengths
+        y, state = self.o.call(_core.ssd_scan, *self.operands, *self.options, lengths, self.initial)
+        self.y = y.reshape(self.shape)
+        states = self.o.library.swapaxes(state, -1, -2)
+        out = self.y if self.z is None else self.o.f32(self.y) * self._gate()[1]
+        last = states if self.segments.whole else self.o.library.take(states, self.segments.last)
+        return self.o.typed(out, self.x), last, states, self
+
+    def _after(self, dlast, dstates):
+        """The gradient of the state after each sequence."""
+        dlast, dstates = self.o.swapped(dlast), self.o.swapped(dstates)
+        if dlast is not None and not self.segments.whole:
+            zeros = self.o.library.zeros((len(self.segments.owners), *dlast.shape[1:]))
+            dlast = self.o.library.put(zeros, self.segments.last, dlast)
+        both = [x for x in (dlast, dstates) if x is not None]
+        return sum(both[1:], start=both[0]) if both else None
 
     def backward(self, dout, dlast=None, dstates=None):
         """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_states, in their layouts, from those of forward()'s."""
-        dy, dz = _f32(dout), None
+        dy, dz = dout, None
         if self.z is not None:
-            s = _sigmoid(self.z)
-            dz = dy * self.y * (s * (1 + self.z * (1 - s)))
-            dy = dy * (self.z * s)
-        dy = np.ascontiguousarray(dy.reshape(self.operands[0].shape))
-        dafter = None
-        if dlast is not None or dstates is not None:
-            dafter = np.zeros_like(self.initial)
-            if dstates is not None:
-                dafter += np.swapaxes(dstates, -1, -2)
-            if dlast is not None:
-                dafter[self.last] += np.swapaxes(dlast, -1, -2)
-        grads = _core.ssd_scan_backward(*self.operands, *self.options, self.lengths, self.initial, dy, dafter)
-        dx, ddt, dA, dB, dC, dD, dbias, dinitial = grads
+            s, gate = self._gate()
+            dy = self.o.f32(dout)
+            dz = dy * self.o.f32(self.y) * (s * (1 + self.z * (1 - s)))
+            dy = dy * gate
         batch, length = self.shape[:2]
+        grads = self.o.call(
+            _core.ssd_scan_backward,
+            *self.operands,
+            *self.options,
+            self.segments.lengths,
+            self.initial,
+            self.o.flat(dy, batch * length, -1),
+            self._after(dlast, dstates),
+            self.initial_gradient,
+        )
+        dx, ddt, dA, dB, dC, dD, dbias, dinitial = grads
+        if dinitial is not None:
+            whole = self.segments.whole
+            dinitial = dinitial if whole else self.o.library.take(dinitial, self.segments.first)
+            dinitial = self.o.library.swapaxes(dinitial, -1, -2)
         projection = (batch, length, self.groups, self.n)
-        dD = None if dD is None else dD.reshape(self.d_shape)
         return (
             dx.reshape(self.shape),
             ddt.reshape(batch, length, -1),
             dA,
             dB.reshape(projection),
             dC.reshape(projection),
-            dD,
+            None if dD is None else dD.reshape(self.d_shape),
             dz,
             dbias,
-            np.swapaxes(dinitial[self.first], -1, -2) if self.has_initial else None,
+            dinitial,
         )
 
 
@@ -373,29 +421,22 @@ class ConvCall:
     states_have_gradients = False
 
     def __init__(self, x, weight, bias, seq_idx, initial_states, silu):
-        self.x, (self.batch, channels, length) = x, x.shape
-        self.weight, self.bias, self.silu = _f32(weight), _f32(bias), silu
-        self.rows = rows(x)
-        self.lengths, self.owners = segments(self.batch, length, seq_idx)
-        initial = None if initial_states is None else np.swapaxes(np.asarray(initial_states, np.float32), 1, 2)
-        self.initial = _states((self.weight.shape[1] - 1, channels), self.lengths, self.owners, initial)
+        operands = {"x": x, "weight": weight, "bias": bias, "initial_states": initial_states}
+        check_together("causal_conv1d", operands)
+        self.o = o = _Operands((x,), x)
+        self.x, (self.batch, _, length) = x, x.shape
+        self.operands = (o.rows(x), o.f32(weight), o.f32(bias), bool(silu))
+        self.segments = _Segments(self.batch, length, seq_idx)
+        self.initial = self.segments.begin(o.library, o.swapped(initial_states, 1, 2))
 
     def forward(self):
         """(out [B, D, L], the last inputs of each row [B, D, K - 1], this)"""
-        state = self.initial.copy()
-        kept = state if state.size else None
-        y = _core.causal_conv1d(self.rows, self.weight, self.bias, self.silu, self.lengths, kept)
-        last = [len(self.owners) - 1 - self.owners[::-1].index(b) for b in range(self.batch)]
-        return _typed(unrows(y, self.batch), self.x), np.swapaxes(state[last], 1, 2), self
+        y, last = self.o.call(_core.causal_conv1d, *self.operands, self.segments.lengths, self.initial)
+        last = last if self.segments.whole else self.o.library.take(last, self.segments.last)
+        return self.o.typed(self.o.unrows(y, self.batch), self.x), self.o.library.swapaxes(last, 1, 2), self
 
     def backward(self, dout):
         """Gradients of x, weight, bias."""
-        initial = self.initial if self.initial.size else None
-        dx, dweight, dbias = _core.causal_conv1d_backward(
-            self.rows, self.weight, self.bias, self.silu, self.lengths, initial, rows(dout)
-        )
-        return unrows(dx, self.batch), dweight, dbias
-
-
-def _sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+        lengths, dy = self.segments.lengths, self.o.rows(dout)
+        dx, dweight, dbias = self.o.call(_core.causal_conv1d_backward, *self.operands, lengths, self.initial, dy)
+        return self.o.unrows(dx, self.batch), dweight, dbias

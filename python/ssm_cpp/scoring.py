@@ -19,7 +19,7 @@ def loglikelihoods(core, context, continuations) -> list:
     targets = np.concatenate([np.array(r[1:], np.int32) for r in rows])
     lengths = [len(r) - 1 for r in rows]
     forked = state.select([0] * len(rows))
-    hidden, _ = core.forward(ids, None, lengths, forked, list(range(len(rows))), False)
+    hidden, *_ = core.forward(ids, None, lengths, forked, list(range(len(rows))), False)
     nll, best = core.nll(hidden, targets)
     out, begin = [], 0
     for n in lengths:

@@ -13,10 +13,11 @@ static_assert(kPieceTokensCpu % kSsdChunk == 0 && kPieceTokensCuda % kSsdChunk =
 
 }  // namespace
 
-SequenceRunner::SequenceRunner(const CausalLm& model, StatePool& pool)
+SequenceRunner::SequenceRunner(const CausalLm& model, StatePool& pool, Arena* arena)
     : model_(model),
       pool_(pool),
-      piece_tokens_(model.device().is_cuda() ? kPieceTokensCuda : kPieceTokensCpu) {}
+      piece_tokens_(model.device().is_cuda() ? kPieceTokensCuda : kPieceTokensCpu),
+      arena_(arena ? arena : &own_arena_.emplace()) {}
 
 Tensor SequenceRunner::hidden(std::span<const Input> inputs, std::span<const Piece> pieces,
                               const CausalLm::OnLayer& on_layer) {
@@ -79,7 +80,7 @@ void SequenceRunner::check(std::span<const Input> inputs, int64_t width) {
 void SequenceRunner::read_pieces(std::span<const Input> inputs, const VisitPieces& visit,
                                  const CausalLm::OnLayer& on_layer) {
   check(inputs, model_.hidden_size());
-  ArenaScope scope(&arena_);
+  ArenaScope scope(arena_);
   std::vector<int64_t> read(inputs.size());
   for (;;) {
     const std::vector<Piece> pieces = next_pieces(inputs, read);
@@ -91,14 +92,14 @@ void SequenceRunner::read_pieces(std::span<const Input> inputs, const VisitPiece
 
 Tensor SequenceRunner::hidden(std::span<const Input> inputs) {
   check(inputs, model_.hidden_size());
-  const ArenaScope scope(&arena_);
+  const ArenaScope scope(arena_);
   std::vector<Piece> whole;
   for (size_t i = 0; i < inputs.size(); ++i) whole.push_back({i, 0, std::ssize(inputs[i].ids)});
   return hidden(inputs, whole, {});
 }
 
 Tensor SequenceRunner::logits(const Tensor& hidden) {
-  const ArenaScope scope(&arena_);
+  const ArenaScope scope(arena_);
   return model_.logits(hidden);
 }
 

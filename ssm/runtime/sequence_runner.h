@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "ssm/runtime/state_pool.h"
@@ -12,7 +13,8 @@ namespace ssm {
 
 class SequenceRunner {
  public:
-  SequenceRunner(const CausalLm& model, StatePool& pool);
+  // Activations come from `arena`, which outlives this, or from one of its own.
+  SequenceRunner(const CausalLm& model, StatePool& pool, Arena* arena = nullptr);
 
   // At most this many tokens pass through the model at a time; a multiple of the scan chunk. A card wants
   // large matrix products, a CPU's caches small pieces.
@@ -50,10 +52,13 @@ class SequenceRunner {
   Tensor hidden(std::span<const Input> inputs, std::span<const Piece> pieces,
                 const CausalLm::OnLayer& on_layer);
 
+  SequenceRunner(const SequenceRunner&) = delete;
+
   const CausalLm& model_;
   StatePool& pool_;
   int64_t piece_tokens_;
-  Arena arena_;  // activations
+  std::optional<Arena> own_arena_;
+  Arena* arena_;
 };
 
 }  // namespace ssm
