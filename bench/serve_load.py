@@ -22,6 +22,7 @@ Every mode says whether its bounds hold, and exits with 1 where one does not.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -41,6 +42,7 @@ sys.path.insert(0, str(ROOT / "tests/server"))
 
 from process import COMMAND, Server  # noqa: E402 - beside the tests
 
+PLAIN = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}  # whatever a server's own way of sampling
 INDICES = itertools.count()  # no prompt comes twice
 START = "Once upon a time there was a {} house by the sea, and in it"
 
@@ -60,7 +62,7 @@ def peak_bytes(process: subprocess.Popen) -> int:
 class Text:
     """One request: when it was asked for, and what came when, to be read once all is over.
 
-    It takes over the `connection` of a text that has ended, or makes one."""
+    It takes over the `connection` of a text that has ended, or makes one; where the server has closed that one, too."""
 
     def __init__(self, port: int, index: int, tokens: int, connection: socket.socket | None = None) -> None:
         body = {
@@ -70,21 +72,33 @@ class Text:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **PLAIN,
         }
         data = json.dumps(body).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
         self.tokens, self.pieces, self.end, self.asked = tokens, [], b"", time.monotonic()
-        self.connection = connection or socket.create_connection(("127.0.0.1", port))
-        self.connection.sendall(head.encode() + data)
+        self.address, self.request, self.taken_over = ("127.0.0.1", port), head.encode() + data, connection is not None
+        self.connection = connection or socket.create_connection(self.address)
+        with contextlib.suppress(OSError):
+            self.connection.sendall(self.request)
+
+    def ask_anew(self) -> None:
+        self.connection, self.taken_over = socket.create_connection(self.address), False
+        self.connection.sendall(self.request)
 
 
 def follow_all(texts: list[Text], after: Callable[[socket.socket], Text | None] = lambda _: None) -> list[Text]:
     """Takes what comes until all have ended, and whatever `after` asks for on the connection of one that has.
 
     A bare loop, and nothing is looked at meanwhile: this process shares the server's cores."""
-    poll, texts, running = select.epoll(), list(texts), {t.connection.fileno(): t for t in texts}
-    for file in running:
-        poll.register(file, select.EPOLLIN)
+    poll, texts, running = select.epoll(), list(texts), {}
+
+    def add(text: Text) -> None:
+        running[text.connection.fileno()] = text
+        poll.register(text.connection, select.EPOLLIN)
+
+    for text in texts:
+        add(text)
     while running:
         for file, _ in poll.poll():
             text = running[file]
@@ -101,9 +115,12 @@ def follow_all(texts: list[Text], after: Callable[[socket.socket], Text | None] 
             if following:
                 texts.append(following)
                 running[file] = following
-            else:
-                poll.unregister(file)
-                running.pop(file).connection.close()
+                continue
+            poll.unregister(file)
+            running.pop(file).connection.close()
+            if not text.pieces and text.taken_over:
+                text.ask_anew()
+                add(text)
     return texts
 
 
