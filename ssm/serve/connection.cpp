@@ -183,7 +183,10 @@ awaitable<void> Connection::send(std::string_view bytes) {
   if (error && error != asio::error::would_block) throw boost::system::system_error(error);
   if (sent == bytes.size()) co_return;
   stream_.expires_after(duration_of(options_.write_seconds));
-  co_await asio::async_write(stream_, asio::buffer(bytes.substr(sent)), asio::use_awaitable);
+  const auto [failed, n] = co_await asio::async_write(stream_, asio::buffer(bytes.substr(sent)),
+                                                      asio::as_tuple(asio::use_awaitable));
+  if (failed == beast::error::timeout) ++api_.metrics().slow_readers;
+  if (failed) throw boost::system::system_error(failed);
   stream_.expires_never();
 }
 
