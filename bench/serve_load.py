@@ -10,7 +10,8 @@
     [--threads N]
 
 streams: that many texts are written at the same time, none queued and none refused; reported are each one's tokens/s
-while all are written, the gaps between its tokens, and the server's peak resident memory against weights and states.
+while all are written, the gaps between its events, and the server's peak resident memory, 256 MiB of remembered
+states among it, against weights and states.
 users: tokens/s of the server, and of `ssm bench` with that batch, in turn; times to the first token.
 overhead: time a token of a text through the server and of `ssm bench` at batch 1, in turn.
 follow: from a request to its first token's bytes, where the conversation is a session, and where the whole of it is
@@ -22,24 +23,28 @@ Every mode says whether its bounds hold, and exits with 1 where one does not.
 """
 
 import argparse
-import asyncio
+import contextlib
+import itertools
 import json
 import os
 import pathlib
 import random
+import select
 import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/server"))
 
 from process import COMMAND, Server  # noqa: E402 - beside the tests
 
+PLAIN = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}  # whatever a server's own way of sampling
+INDICES = itertools.count()  # no prompt comes twice
 START = "Once upon a time there was a {} house by the sea, and in it"
 
 
@@ -55,46 +60,75 @@ def peak_bytes(process: subprocess.Popen) -> int:
     return 0
 
 
-class Listener(asyncio.Protocol):
-    """Keeps what comes, and when: it is read once all is over, since this process shares the server's cores."""
+class Text:
+    """One request: when it was asked for, and what came when, to be read once all is over.
 
-    def __init__(self, request: bytes, done: asyncio.Future) -> None:
-        self.request, self.done, self.pieces = request, done, []
+    It takes over the `connection` of a text that has ended, or makes one; where the server has closed that one, too."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.write(self.request)
+    def __init__(self, port: int, index: int, tokens: int, connection: socket.socket | None = None) -> None:
+        body = {
+            "prompt": START.format(index),
+            "max_tokens": tokens,
+            "seed": index,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **PLAIN,
+        }
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+        self.tokens, self.pieces, self.end, self.asked = tokens, [], b"", time.monotonic()
+        self.address, self.request, self.taken_over = ("127.0.0.1", port), head.encode() + data, connection is not None
+        self.connection = connection or socket.create_connection(self.address)
+        with contextlib.suppress(OSError):
+            self.connection.sendall(self.request)
 
-    def data_received(self, data: bytes) -> None:
-        self.pieces.append((time.monotonic(), data))
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self.done.set_result(None)
-
-
-async def stream(port: int, index: int, tokens: int) -> dict:
-    """One text: when it was asked for, and what came when."""
-    body = {
-        "prompt": START.format(index),
-        "max_tokens": tokens,
-        "seed": index,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    data = json.dumps(body).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    request = head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data
-    loop = asyncio.get_running_loop()
-    done, asked = loop.create_future(), time.monotonic()
-    _, listener = await loop.create_connection(lambda: Listener(request, done), "127.0.0.1", port)
-    await done
-    return {"asked": asked, "pieces": listener.pieces, "tokens": tokens}
+    def ask_anew(self) -> None:
+        self.connection, self.taken_over = socket.create_connection(self.address), False
+        self.connection.sendall(self.request)
 
 
-def read(text: dict) -> dict:
+def follow_all(texts: list[Text], after: Callable[[socket.socket], Text | None] = lambda _: None) -> list[Text]:
+    """Takes what comes until all have ended, and whatever `after` asks for on the connection of one that has.
+
+    A bare loop, and nothing is looked at meanwhile: this process shares the server's cores."""
+    poll, texts, running = select.epoll(), list(texts), {}
+
+    def add(text: Text) -> None:
+        running[text.connection.fileno()] = text
+        poll.register(text.connection, select.EPOLLIN)
+
+    for text in texts:
+        add(text)
+    while running:
+        for file, _ in poll.poll():
+            text = running[file]
+            try:
+                data = text.connection.recv(65536)
+            except OSError:
+                data = b""
+            if data:
+                text.pieces.append((time.monotonic(), data))
+                text.end = (text.end + data)[-7:]
+                if text.end != b"\r\n0\r\n\r\n" and text.pieces[0][1].startswith(b"HTTP/1.1 200"):
+                    continue
+            following = after(text.connection) if data else None
+            if following:
+                texts.append(following)
+                running[file] = following
+                continue
+            poll.unregister(file)
+            running.pop(file).connection.close()
+            if not text.pieces and text.taken_over:
+                text.ask_anew()
+                add(text)
+    return texts
+
+
+def read(text: Text) -> dict:
     """When each piece of a text came, a token, or more where one shows nothing; and whether it was whole."""
     times, count, rest = [], 0, b""
-    for at, data in text["pieces"]:
+    for at, data in text.pieces:
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             if not line.startswith(b"data: {"):
@@ -103,9 +137,9 @@ def read(text: dict) -> dict:
             if event["choices"] and event["choices"][0]["text"]:
                 times.append(at)
             count = (event.get("usage") or {}).get("completion_tokens", count)
-    status = int(text["pieces"][0][1].split()[1]) if text["pieces"] else 0
-    whole = status == 200 and count == text["tokens"] and len(times) > 1
-    return {"status": status, "asked": text["asked"], "times": times, "whole": whole}
+    status = int(text.pieces[0][1].split()[1]) if text.pieces else 0
+    whole = status == 200 and count == text.tokens and len(times) > 1
+    return {"status": status, "asked": text.asked, "times": times, "whole": whole}
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -123,16 +157,12 @@ def table() -> None:
     print("| | | holds |\n|---|---|---|")
 
 
-async def all_at_once(args: argparse.Namespace, port: int) -> list[dict]:
-    return await asyncio.gather(*(stream(port, i, args.tokens) for i in range(args.streams)))
-
-
 def streams(args: argparse.Namespace) -> bool:
     info = json.loads(subprocess.check_output([args.ssm, "info", *args.model, "--json"]))
     needed = info["weight_bytes"] + args.streams * info["state_bytes_per_sequence"]
     table()
-    with serve(args, args.streams) as server:
-        texts = [read(t) for t in asyncio.run(all_at_once(args, server.port))]
+    with serve(args, args.streams, extra=["--prefix-cache-mb", "256"]) as server:
+        texts = [read(t) for t in follow_all([Text(server.port, i, args.tokens) for i in range(args.streams)])]
         peak = peak_bytes(server.process)
     whole = [t for t in texts if t["whole"]]
     ok = say("streams that were whole", f"{len(whole)} of {args.streams}", len(whole) == args.streams)
@@ -157,24 +187,19 @@ def streams(args: argparse.Namespace) -> bool:
     return ok
 
 
-async def one_after_another(args: argparse.Namespace, port: int) -> list[dict]:
-    end = time.monotonic() + args.seconds
-    texts = []
+def one_after_another(args: argparse.Namespace, port: int, seconds: float) -> list[dict]:
+    end = time.monotonic() + seconds
 
-    async def user(index: int) -> None:
-        count = 0
-        while time.monotonic() < end:
-            texts.append(await stream(port, index + 1000 * count, args.tokens))
-            count += 1
+    def ask(connection: socket.socket | None = None) -> Text | None:
+        return Text(port, next(INDICES), args.tokens, connection) if time.monotonic() < end else None
 
-    await asyncio.gather(*(user(i) for i in range(args.users)))
-    return texts
+    return [read(t) for t in follow_all([ask() for _ in range(args.users)], ask)]
 
 
 def load(args: argparse.Namespace, port: int) -> tuple[list[dict], float]:
     """What every request got, and the tokens/s of all together."""
-    asyncio.run(one_after_another(argparse.Namespace(**{**vars(args), "seconds": 3}), port))  # warm
-    texts = [read(t) for t in asyncio.run(one_after_another(args, port))]
+    one_after_another(args, port, 3)  # warm
+    texts = one_after_another(args, port, args.seconds)
     begin = min(t["asked"] for t in texts)
     pieces = [sum(at <= begin + args.seconds for at in t["times"]) / len(t["times"]) for t in texts if t["times"]]
     return texts, sum(pieces) * args.tokens / args.seconds
@@ -213,7 +238,7 @@ def overhead(args: argparse.Namespace) -> bool:
     ours, theirs = [], []
     with serve(args, 1) as server:
         for i in range(args.rounds):
-            text = read(asyncio.run(stream(server.port, i, args.tokens)))
+            text = read(follow_all([Text(server.port, i, args.tokens)])[0])
             ours.append((text["times"][-1] - text["times"][0]) / (args.tokens - 1) * 1e6)
             theirs.append(1e6 / bench(args, 1, 16)["decode_tokens_per_second"])
     difference = statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
@@ -249,8 +274,12 @@ def follow(args: argparse.Namespace) -> bool:
     long, new, warm = 10_000, 20, 20
     rounds = warm + args.rounds
     ids = [1 + i * 7919 % 250 for i in range(long + rounds * new)]
-    speed = bench(args, 1, new)
-    bound = 2 / speed["decode_tokens_per_second"] + new / speed["prompt_tokens_per_second"]
+
+    def limit() -> float:
+        speed = bench(args, 1, new)
+        return 2 / speed["decode_tokens_per_second"] + new / speed["prompt_tokens_per_second"]
+
+    limits = [limit() for _ in range(3)]
     took = {"session": [], "whole": []}
     with serve(args, 4, extra=["--prefix-cache-mb", "64"]) as server:
         cold = first_bytes(server.port, {"prompt": ids[:long], "max_tokens": 1, "session": "long"})
@@ -260,6 +289,7 @@ def follow(args: argparse.Namespace) -> bool:
                 end = long + (i + 1) * new
                 turn = {"prompt": ids[:end]} if kind == "whole" else {"prompt": ids[end - new : end], "session": "long"}
                 times.append(first_bytes(server.port, {**turn, "max_tokens": 4}))
+    bound = statistics.median(limits + [limit() for _ in range(3)])
     say("10,000 tokens read for the first time", f"{cold * 1e3:.0f} ms")
     say("two steps and 20 new tokens in `ssm bench`", f"{bound * 1e3:.2f} ms")
     middle = statistics.median(took["session"][warm:])

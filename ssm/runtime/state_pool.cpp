@@ -1,12 +1,25 @@
 #include "ssm/runtime/state_pool.h"
 
 #include <algorithm>
+#include <cstring>
+
+#include "ssm/core/parallel.h"
 
 namespace ssm {
 namespace {
 
 DType stored_as(const Tensor& state, DType wide) {
   return state.dtype() == DType::f32 ? wide : state.dtype();
+}
+
+// In host memory by all threads: one alone does not reach what the memory gives, and the others wait for it.
+void copy_state(std::byte* to, Device to_device, const std::byte* from, Device from_device, size_t bytes) {
+  if (to_device.is_cuda() || from_device.is_cuda())
+    return copy_bytes(to, to_device, from, from_device, bytes);
+  constexpr int64_t kGrain = 32 << 10;
+  parallel_for(static_cast<int64_t>(bytes), kGrain, [&](int64_t begin, int64_t end) {
+    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
+  });
 }
 
 }  // namespace
@@ -17,12 +30,27 @@ StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm, size_t kv_
       budget_(model.has_attention() ? std::make_shared<KvBudget>(kv_bytes) : nullptr),
       state_(model.make_state(rows(), ssm, budget_)) {}
 
-int32_t StatePool::acquire() {
+int32_t StatePool::take_slot() {
   const auto free = std::find(used_.begin(), used_.end(), false);
   SSM_CHECK(free != used_.end(), "all {} state slots are in use", used_.size());
   *free = true;
-  const auto slot = static_cast<int32_t>(free - used_.begin());
+  return static_cast<int32_t>(free - used_.begin());
+}
+
+int32_t StatePool::acquire() {
+  const int32_t slot = take_slot();
   reset(slot);
+  return slot;
+}
+
+int32_t StatePool::acquire(const Tensor& state, DType wide) {
+  const int32_t slot = take_slot();
+  try {
+    copy_in(slot, state, wide);
+  } catch (...) {  // attention found no room
+    release(slot);
+    throw;
+  }
   return slot;
 }
 
@@ -57,7 +85,7 @@ Tensor StatePool::copy_out(int32_t slot, DType wide) const {
   Tensor bytes = Tensor::empty({static_cast<int64_t>(bytes_of(slot, wide))}, DType::u8);
   std::byte* to = bytes.raw();
   const auto put = [&](const Tensor& values) {
-    copy_bytes(to, kCpu, values.raw(), values.device(), values.bytes());
+    copy_state(to, kCpu, values.raw(), values.device(), values.bytes());
     to += values.bytes();
   };
   for (const MixerState& layer : state_) {
@@ -89,7 +117,7 @@ void StatePool::copy_in(int32_t slot, const Tensor& state, DType wide) {
   const std::byte* from = state.raw();
   const auto take = [&](const Tensor& to, Device device, DType stored) {
     if (stored == to.dtype()) {
-      copy_bytes(to.raw(), device, from, kCpu, to.bytes());
+      copy_state(to.raw(), device, from, kCpu, to.bytes());
       from += to.bytes();
       return;
     }

@@ -19,6 +19,7 @@ class StatePool {
             size_t kv_bytes = std::numeric_limits<size_t>::max());
 
   int32_t acquire();  // a zeroed slot; throws Error when none is free
+  int32_t acquire(const Tensor& state, DType wide = DType::f32);  // one with what copy_out() gave
   void release(int32_t slot);
   int32_t fork(int32_t slot);  // a new slot with the same state
   void reset(int32_t slot);    // back to zeros
@@ -63,6 +64,7 @@ class StatePool {
   }
 
  private:
+  int32_t take_slot();  // a slot with whatever was there before
   void check_used(int32_t slot) const;
 
   Device device_;

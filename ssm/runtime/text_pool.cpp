@@ -40,7 +40,7 @@ int32_t TextPool::begin_with(const std::function<void(int32_t)>& fill) {
 
 int32_t TextPool::begin(const TextCopy& text, std::span<const int32_t> more) {
   check_ids(more);
-  const int32_t slot = begin_with([&](int32_t taken) { states_.copy_in(taken, text.state); });
+  const int32_t slot = states_.acquire(text.state);
   set(slot, text.note, more);
   return slot;
 }

@@ -261,7 +261,7 @@ awaitable<void> Api::answer(const TextRequest& text, Exchange& exchange, const s
   TextAnswer answer(text, model_, text.model.empty() ? options_.model_name : text.model);
   auto last_token = start;
   bool begun = false;
-  std::string failure;
+  std::string failure, news;
   while (!answer.finished() && failure.empty()) {
     const std::vector<ReplyEvent> events = co_await reply->next(deadline);
     if (reply->closed()) {
@@ -293,9 +293,10 @@ awaitable<void> Api::answer(const TextRequest& text, Exchange& exchange, const s
       ++metrics_.slow_readers;
       throw boost::system::system_error(asio::error::timed_out);
     }
-    const std::string news = text.stream && failure.empty() ? answer.events() : "";
-    if (!news.empty()) {
+    if (text.stream && failure.empty()) news = answer.events();
+    if (!news.empty() && !answer.finished()) {
       co_await exchange.stream(news);
+      news.clear();
       begun = true;
     }
   }
@@ -306,10 +307,8 @@ awaitable<void> Api::answer(const TextRequest& text, Exchange& exchange, const s
     co_return;
   }
   if (!failure.empty() && !begun) throw Error(failure);
-  const std::string last =
-      failure.empty() ? answer.last_events() : "data: " + error_response(500, failure).body + "\n\n";
-  co_await exchange.stream(last);
-  co_await exchange.end_stream();
+  news += failure.empty() ? answer.last_events() : "data: " + error_response(500, failure).body + "\n\n";
+  co_await exchange.end_stream(news);
 }
 
 awaitable<void> Api::embeddings(const HttpRequest& request, Exchange& exchange) {

@@ -7,13 +7,13 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
-#include <boost/beast/http/chunk_encode.hpp>
 #include <boost/beast/http/empty_body.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <cerrno>
+#include <sstream>
 
 namespace ssm::serve {
 
@@ -37,6 +37,7 @@ Connection::Connection(asio::ip::tcp::socket socket, Api& api, const ServerOptio
     : stream_(std::move(socket)), api_(api), options_(options) {
   boost::system::error_code ignored;
   stream_.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+  stream_.socket().non_blocking(true, ignored);
   const auto peer = stream_.socket().remote_endpoint(ignored);
   request_.peer = ignored ? "" : peer.address().to_string();
 }
@@ -156,9 +157,10 @@ awaitable<void> Connection::respond(HttpResponse& response) {
   note(response.status);
 }
 
-awaitable<void> Connection::stream(std::string_view events) {
-  stream_.expires_after(duration_of(options_.write_seconds));
-  if (!streaming_) {
+// Events as they go over the wire; before the first ones the answer's header.
+std::string Connection::next_part(std::string_view events) {
+  std::string part;
+  if (!std::exchange(streaming_, true)) {
     http::response<http::empty_body> message(http::status::ok, old_http_ ? 10 : 11);
     message.set(http::field::content_type, "text/event-stream");
     message.set(http::field::cache_control, "no-store");
@@ -166,25 +168,37 @@ awaitable<void> Connection::stream(std::string_view events) {
     if (old_http_) keep_alive_ = false;  // the end of the connection is the end of the stream
     message.chunked(!old_http_);
     message.keep_alive(keep_alive_ && !closing_);
-    http::response_serializer<http::empty_body> serializer(message);
-    co_await http::async_write_header(stream_, serializer, asio::use_awaitable);
-    streaming_ = true;
+    std::ostringstream header;
+    header << message.base();
+    part = header.str();
   }
-  const asio::const_buffer bytes(events.data(), events.size());
-  if (old_http_) {
-    co_await asio::async_write(stream_, bytes, asio::use_awaitable);
-  } else {
-    co_await asio::async_write(stream_, http::make_chunk(bytes), asio::use_awaitable);
-  }
+  part += old_http_ ? std::string(events) : fmt::format("{:x}\r\n{}\r\n", events.size(), events);
+  return part;
+}
+
+// What a socket takes at once needs neither a timer nor another turn of the loop.
+awaitable<void> Connection::send(std::string_view bytes) {
+  boost::system::error_code error;
+  const size_t sent = stream_.socket().write_some(asio::buffer(bytes), error);
+  if (error && error != asio::error::would_block) throw boost::system::system_error(error);
+  if (sent == bytes.size()) co_return;
+  stream_.expires_after(duration_of(options_.write_seconds));
+  const auto [failed, n] = co_await asio::async_write(stream_, asio::buffer(bytes.substr(sent)),
+                                                      asio::as_tuple(asio::use_awaitable));
+  if (failed == beast::error::timeout) ++api_.metrics().slow_readers;
+  if (failed) throw boost::system::system_error(failed);
   stream_.expires_never();
 }
 
-awaitable<void> Connection::end_stream() {
+awaitable<void> Connection::stream(std::string_view events) {
+  const std::string part = next_part(events);
+  co_await send(part);
+}
+
+awaitable<void> Connection::end_stream(std::string_view events) {
   watch(nullptr);
-  if (!old_http_) {
-    stream_.expires_after(duration_of(options_.write_seconds));
-    co_await asio::async_write(stream_, http::make_chunk_last(), asio::use_awaitable);
-  }
+  const std::string part = next_part(events) + (old_http_ ? "" : "0\r\n\r\n");
+  co_await send(part);
   streaming_ = false;
   note(200);
 }

@@ -21,7 +21,7 @@ class Connection : public Exchange, public std::enable_shared_from_this<Connecti
   void set_route(std::string_view route) override { route_ = route; }
   boost::asio::awaitable<void> respond(HttpResponse& response) override;
   boost::asio::awaitable<void> stream(std::string_view events) override;
-  boost::asio::awaitable<void> end_stream() override;
+  boost::asio::awaitable<void> end_stream(std::string_view events) override;
   void watch(Gone* listener) override;
 
  private:
@@ -29,6 +29,8 @@ class Connection : public Exchange, public std::enable_shared_from_this<Connecti
   boost::asio::awaitable<bool> read_request();  // false: the client has closed, or was refused
   HttpResponse refusal_of(const boost::system::error_code& error) const;
   boost::asio::awaitable<void> watch_socket();
+  std::string next_part(std::string_view events);
+  boost::asio::awaitable<void> send(std::string_view bytes);
   void note(int status);
 
   boost::beast::tcp_stream stream_;

@@ -43,7 +43,7 @@ class Exchange {
   // Events of text/event-stream; after the first no respond(). A client that does not take them within the
   // server's patience is closed: the calls then throw.
   virtual boost::asio::awaitable<void> stream(std::string_view events) = 0;
-  virtual boost::asio::awaitable<void> end_stream() = 0;
+  virtual boost::asio::awaitable<void> end_stream(std::string_view events) = 0;  // the last ones
   // `listener` is told once when the client closes, until the next call with another or null.
   virtual void watch(Gone* listener) = 0;
 };

@@ -8,10 +8,23 @@ namespace ssm::serve {
 
 namespace asio = boost::asio;
 
+namespace {
+
+// With many streams the interval grows, so that events take no more than a few percent of a CPU.
+constexpr std::chrono::microseconds kIntervalEach{800};
+constexpr std::chrono::milliseconds kMostOfMany{50};
+
+}  // namespace
+
 void Outbox::after_step() {
   if (replies_.empty()) return;
+  Clock::duration interval = interval_;
+  if (interval > Clock::duration::zero()) {
+    const Clock::duration many = kIntervalEach * static_cast<int64_t>(replies_.size());
+    interval = std::max(interval, std::min<Clock::duration>(many, kMostOfMany));
+  }
   const auto now = Clock::now();
-  if (now - told_ < interval_) return;
+  if (now - told_ < interval) return;
   told_ = now;
   const asio::any_io_executor executor = replies_[0]->executor_;  // of all of them
   asio::post(executor, [replies = std::exchange(replies_, {})] {

@@ -3,7 +3,7 @@
 //
 // Outbox: the replies whose events nobody was told of yet. To wake the server's thread, and each client, for
 // every token costs as much as a step of a small model, so tokens are handed over some milliseconds' worth at
-// a time; a text's first token and its end go at once.
+// a time, more where many listen; a text's first token and its end go at once.
 #pragma once
 
 #include <atomic>
@@ -37,7 +37,7 @@ class Outbox {
 
   explicit Outbox(Clock::duration interval) : interval_(interval) {}
   void add(std::shared_ptr<Reply> reply) { replies_.push_back(std::move(reply)); }
-  void after_step();  // tells, where the last time is so long ago
+  void after_step();  // tells, where the last time is long enough ago
   void clear() { replies_.clear(); }
 
  private:

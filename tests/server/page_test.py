@@ -91,9 +91,18 @@ class Page(unittest.TestCase):
         expect(page.locator("#log .text")).to_have_count(1)
         self.assertIn("Once upon a time", page.locator("#log .text").inner_text())
         page.locator("#shade").check()
+        # Each token by itself, though several may come in one event; but for parts of one character.
+        self.assertGreaterEqual(page.locator("#log .token").count(), 75)
+        shown = "".join(page.locator("#log .token, #log .given").all_text_contents())
+        self.assertEqual(shown, page.locator("#log .text").text_content())
+        parts = page.evaluate(
+            """partsOf("her’s x", ["her", "bytes:\\\\xe2\\\\x80", "bytes:\\\\x99", "s", " x", "y"]
+            .map((token) => ({ token }))).map((part) => [part.text, part.tokens.length])"""
+        )
+        self.assertEqual(parts, [["her", 1], ["’", 2], ["s", 1], [" x", 1]])
         page.locator("#log .token").nth(3).hover()
         expect(page.locator("#tip")).to_be_visible()
-        self.assertEqual(len(re.findall(r"[\d.]+ %", page.locator("#tip").inner_text())) >= 5, True)
+        self.assertIn(len(re.findall(r"[\d.]+ %", page.locator("#tip").inner_text())), (5, 6))
         self.shoot(page, "text-dark")
         page.locator("#log").focus()
         page.keyboard.press("ArrowRight")
