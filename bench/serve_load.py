@@ -10,8 +10,8 @@
     [--threads N]
 
 streams: that many texts are written at the same time, none queued and none refused; reported are each one's tokens/s
-while all are written, the gaps between its events, and the server's peak resident memory, 256 MiB of remembered
-states among it, against weights and states.
+while all are written, the gaps between its events, and the server's peak resident memory, its prefix cache among it,
+against weights and states.
 users: tokens/s of the server, and of `ssm bench` with that batch, in turn; times to the first token.
 overhead: time a token of a text through the server and of `ssm bench` at batch 1, in turn.
 follow: from a request to its first token's bytes, where the conversation is a session, and where the whole of it is
@@ -161,7 +161,7 @@ def streams(args: argparse.Namespace) -> bool:
     info = json.loads(subprocess.check_output([args.ssm, "info", *args.model, "--json"]))
     needed = info["weight_bytes"] + args.streams * info["state_bytes_per_sequence"]
     table()
-    with serve(args, args.streams, extra=["--prefix-cache-mb", "256"]) as server:
+    with serve(args, args.streams) as server:
         texts = [read(t) for t in follow_all([Text(server.port, i, args.tokens) for i in range(args.streams)])]
         peak = peak_bytes(server.process)
     whole = [t for t in texts if t["whole"]]

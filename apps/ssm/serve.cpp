@@ -21,7 +21,7 @@ struct Arguments {
   ModelOptions model;
   serve::ServerOptions server;
   std::string api_key_file, chat_template, prefix_cache_dtype = "f32";
-  int64_t prefix_cache_mb = 512, session_mb = 256, max_body_mb = 8, stream_ms = 10;
+  int64_t prefix_cache_mb = 256, session_mb = 256, max_body_mb = 8, stream_ms = 10;
   bool verbose = false;
 };
 

@@ -121,7 +121,8 @@ struct Lent {
   void take_back() noexcept {
     if (!tensor.device().is_cuda()) return;
     try {
-      stream&&* stream <= 2 ? wait_for_stream(tensor.device(), *stream) : synchronize_all(tensor.device());
+      const bool drivers = stream.has_value() && *stream <= 2;
+      drivers ? wait_for_stream(tensor.device(), *stream) : synchronize_all(tensor.device());
     } catch (const Error&) {  // the process ends, and the driver went before us
     }
   }

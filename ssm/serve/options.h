@@ -38,7 +38,7 @@ struct ServerOptions {
 
   int64_t max_sequences = 64;  // texts at the same time
   int64_t max_waiting = 256;   // beyond those
-  size_t prefix_cache_bytes = size_t{512} << 20;
+  size_t prefix_cache_bytes = size_t{256} << 20;
   DType prefix_cache_dtype = DType::f32;
   std::filesystem::path session_dir;  // sessions are kept here; empty: in memory alone
   int64_t max_sessions = 1000;
