@@ -4,11 +4,15 @@ with a clear line where these are missing."""
 import importlib.util
 import os
 import pathlib
+import signal
 
 import numpy as np
 import pytest
 
 import ssm_cpp
+
+# Ctrl-C is tested, also where the suite itself runs in the background of a shell, which has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub of this machine is the only one that tests ask
 
