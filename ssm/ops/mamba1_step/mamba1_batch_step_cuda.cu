@@ -8,10 +8,10 @@
 #include "ssm/ops/cuda/cluster.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/mma.cuh"
-#include "ssm/ops/cuda/reduce.cuh"
 #include "ssm/ops/cuda/vectors.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/linear/linear_rows.cuh"
+#include "ssm/ops/mamba1_step/inverse_rms.cuh"
 #include "ssm/ops/mamba1_step/mamba1_step_cuda.h"
 #include "ssm/ops/rms_norm/rms_norm_cuda.h"
 
@@ -234,14 +234,6 @@ size_t scan_shared_bytes(int64_t J) {
   const size_t pad = 8;
   return sizeof(S) * 4 * kState * kScanThreads + sizeof(float) * kState * kSlab +
          sizeof(float) * kScanRows * kSlab + sizeof(uint16_t) * kScanRows * (static_cast<size_t>(J) + pad);
-}
-
-// The root mean square's inverse of n values, by one warp.
-template <class X>
-__device__ __forceinline__ float inverse_rms(const X* row, int n, float eps) {
-  float square = 0;
-  for (int i = threadIdx.x % 32; i < n; i += 32) square += to_f32(row[i]) * to_f32(row[i]);
-  return rsqrtf(warp_sum(square) / static_cast<float>(n) + eps);
 }
 
 template <class X, class S>

@@ -9,6 +9,7 @@
 #include "ssm/ops/linear/linear_packed_cuda.h"
 #include "ssm/ops/linear/linear_packed_rows.cuh"
 #include "ssm/ops/linear/linear_rows.cuh"
+#include "ssm/ops/mamba1_step/inverse_rms.cuh"
 #include "ssm/ops/mamba1_step/mamba1_step_cuda.h"
 
 namespace ssm::cuda {
@@ -66,15 +67,6 @@ struct PackedDots {
   }
 };
 
-// Values [0, n) of a row, divided by their root mean square where a.dt_B_C_eps > 0, by one warp.
-template <class X>
-__device__ __forceinline__ float inverse_rms(const ScanArgs& a, const X* row, int n) {
-  if (a.dt_B_C_eps <= 0) return 1.0f;
-  float square = 0;
-  for (int i = threadIdx.x % 32; i < n; i += 32) square += to_f32(row[i]) * to_f32(row[i]);
-  return rsqrtf(warp_sum(square) / static_cast<float>(n) + a.dt_B_C_eps);
-}
-
 // A block: kChannels channels of one sequence. The first warps multiply by dt_proj, warps 2 and 3 fetch dt's
 // scale, B and C; then kLanes threads a channel take its states.
 template <class X, class S, class Dots>
@@ -113,12 +105,15 @@ __global__ void __launch_bounds__(kChannels* kLanes) mamba1_step_scan_kernel(con
   if (warp < Dots::kWarps) {
     dots_of.multiply(a, own, row, dots[warp]);
   } else if (warp >= 2) {
+    const auto scale_of = [&](const X* part, int n) {
+      return a.dt_B_C_eps > 0 ? inverse_rms(part, n, a.dt_B_C_eps) : 1.0f;
+    };
     if (warp == 2) {
-      const float scale = inverse_rms(a, row, a.R);
+      const float scale = scale_of(row, a.R);
       if (lane == 0) dt_scale = scale;
     }
     const X* part = row + a.R + (warp - 2) * a.N;
-    const float scale = inverse_rms(a, part, a.N);
+    const float scale = scale_of(part, a.N);
     for (int n = lane; n < a.N; n += 32) (warp == 2 ? B : C)[n] = scale * to_f32(part[n]);
   }
   __syncthreads();
