@@ -16,7 +16,7 @@ TEST_F(ServerTest, AClientThatTakesNothingHoldsUpNobodyAndIsGivenUp) {
   });
   const json endless{
       {"prompt", kText}, {"max_tokens", 1 << 30}, {"ignore_eos", true}, {"logprobs", 20}, {"stream", true}};
-  Client deaf(port_);
+  Client deaf(port_, 4096);
   deaf.send(request_text("POST", "/v1/completions", endless.dump()));
   ASSERT_TRUE(becomes("sequences_running", 1));
   EXPECT_EQ(complete({{"prompt", "a"}, {"max_tokens", 20}, {"ignore_eos", true}}).status, 200);

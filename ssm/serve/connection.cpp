@@ -25,6 +25,7 @@ using asio::awaitable;
 namespace {
 
 constexpr uint32_t kMaxHeader = 16384;
+constexpr int kSendBuffer = 128 << 10;  // bytes
 
 void set_headers(auto& message, const Headers& headers) {
   message.set("X-Content-Type-Options", "nosniff");
@@ -38,6 +39,8 @@ Connection::Connection(asio::ip::tcp::socket socket, Api& api, const ServerOptio
   boost::system::error_code ignored;
   stream_.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
   stream_.socket().non_blocking(true, ignored);
+  // What the system keeps for a client that does not read, else megabytes each.
+  stream_.socket().set_option(asio::socket_base::send_buffer_size(kSendBuffer), ignored);
   const auto peer = stream_.socket().remote_endpoint(ignored);
   request_.peer = ignored ? "" : peer.address().to_string();
 }
