@@ -276,13 +276,11 @@ void bind_model(nb::module_& m) {
       .def("forward", &forward, arg("ids").none(), arg("embeddings").none(), arg("lengths"),
            arg("state").none(), arg("slots"), arg("layers") = false, arg("logits") = false,
            "(final hidden states [T, M] as a DlpackArray, on a card in the compute type; those after each "
-           "layer; "
-           "logits [T, V] or None) of sequences laid one after another.")
+           "layer; logits [T, V] or None) of sequences laid one after another.")
       .def("logits", &logits, arg("hidden"), "[T, V] of hidden states [T, M]")
       .def("nll", &nll, arg("hidden"), arg("targets"), arg("vocab") = 0, arg("rows") = nb::none(),
            "(nll [T], argmax [T]) without the logits in memory; target -1: none. `rows` [T] i32: those of "
-           "`hidden` "
-           "that are meant")
+           "`hidden` that are meant")
       .def("embed", &embed, arg("ids"), "[T, M] of ids [T] i32")
       .def("parameters", &parameters_of, "By Transformers' names, the memory itself; packed ones left out.")
       .def("save", &save, arg("folder"), arg("dtype") = "auto")

@@ -30,23 +30,17 @@ StatePool::StatePool(const CausalLm& model, int64_t slots, DType ssm, size_t kv_
       budget_(model.has_attention() ? std::make_shared<KvBudget>(kv_bytes) : nullptr),
       state_(model.make_state(rows(), ssm, budget_)) {}
 
-int32_t StatePool::take_slot() {
+int32_t StatePool::acquire() {
+  return acquire([&](int32_t slot) { reset(slot); });
+}
+
+int32_t StatePool::acquire(const std::function<void(int32_t)>& fill) {
   const auto free = std::find(used_.begin(), used_.end(), false);
   SSM_CHECK(free != used_.end(), "all {} state slots are in use", used_.size());
   *free = true;
-  return static_cast<int32_t>(free - used_.begin());
-}
-
-int32_t StatePool::acquire() {
-  const int32_t slot = take_slot();
-  reset(slot);
-  return slot;
-}
-
-int32_t StatePool::acquire(const Tensor& state, DType wide) {
-  const int32_t slot = take_slot();
+  const auto slot = static_cast<int32_t>(free - used_.begin());
   try {
-    copy_in(slot, state, wide);
+    fill(slot);
   } catch (...) {  // attention found no room
     release(slot);
     throw;
@@ -64,14 +58,7 @@ void StatePool::release(int32_t slot) {
 
 int32_t StatePool::fork(int32_t slot) {
   check_used(slot);
-  const int32_t made = acquire();
-  try {
-    copy(slot, made);
-  } catch (...) {
-    release(made);
-    throw;
-  }
-  return made;
+  return acquire([&](int32_t made) { copy(slot, made); });
 }
 
 void StatePool::copy(int32_t from, int32_t to) {

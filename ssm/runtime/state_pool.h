@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -18,8 +19,8 @@ class StatePool {
   StatePool(const CausalLm& model, int64_t slots, DType ssm = DType::f32,
             size_t kv_bytes = std::numeric_limits<size_t>::max());
 
-  int32_t acquire();  // a zeroed slot; throws Error when none is free
-  int32_t acquire(const Tensor& state, DType wide = DType::f32);  // one with what copy_out() gave
+  int32_t acquire();                                          // a zeroed slot; throws Error when none is free
+  int32_t acquire(const std::function<void(int32_t)>& fill);  // one whose whole state fill(slot) sets
   void release(int32_t slot);
   int32_t fork(int32_t slot);  // a new slot with the same state
   void reset(int32_t slot);    // back to zeros
@@ -64,7 +65,6 @@ class StatePool {
   }
 
  private:
-  int32_t take_slot();  // a slot with whatever was there before
   void check_used(int32_t slot) const;
 
   Device device_;

@@ -26,21 +26,9 @@ int32_t TextPool::begin(std::span<const int32_t> ids) {
   return slot;
 }
 
-// A slot whose state `fill` sets; what attention keeps may find no room.
-int32_t TextPool::begin_with(const std::function<void(int32_t)>& fill) {
-  const int32_t slot = states_.acquire();
-  try {
-    fill(slot);
-  } catch (...) {
-    states_.release(slot);
-    throw;
-  }
-  return slot;
-}
-
 int32_t TextPool::begin(const TextCopy& text, std::span<const int32_t> more) {
   check_ids(more);
-  const int32_t slot = states_.acquire(text.state);
+  const int32_t slot = states_.acquire([&](int32_t taken) { states_.copy_in(taken, text.state); });
   set(slot, text.note, more);
   return slot;
 }
@@ -52,7 +40,8 @@ int32_t TextPool::begin(const std::filesystem::path& state_file, std::span<const
 int32_t TextPool::begin(const ModelState& states, int64_t from, int64_t tokens,
                         std::span<const int32_t> more) {
   check_ids(more);
-  const int32_t slot = begin_with([&](int32_t taken) { copy_slot(states, from, states_.state(), taken); });
+  const int32_t slot =
+      states_.acquire([&](int32_t taken) { copy_slot(states, from, states_.state(), taken); });
   set(slot, {.tokens = tokens, .pending = {}, .seen = {}}, more);
   return slot;
 }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -54,7 +53,6 @@ class TextPool {
     size_t read = 0;  // of the pending ones: a long prompt is read piece by piece
     int64_t tokens = 0;
   };
-  int32_t begin_with(const std::function<void(int32_t)>& fill);
   const Text& at(int32_t slot) const { return texts_[static_cast<size_t>(slot)]; }
   Text& at(int32_t slot) { return texts_[static_cast<size_t>(slot)]; }
   void mark_seen(int32_t slot, std::span<const int32_t> ids);

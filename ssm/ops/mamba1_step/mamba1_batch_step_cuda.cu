@@ -9,6 +9,7 @@
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/mma.cuh"
 #include "ssm/ops/cuda/vectors.cuh"
+#include "ssm/ops/cuda/wgmma.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/linear/linear_rows.cuh"
 #include "ssm/ops/mamba1_step/inverse_rms.cuh"
@@ -41,11 +42,6 @@ struct ProjectionArgs {
   int64_t x_proj_stride, conv_stride_k;
   int T, E, J;
 };
-
-// Where 16 bytes, number `chunk` of 8 in a row, lie in shared memory: all banks for 8 rows of one chunk.
-__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
-  return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
-}
 
 template <int Tiles>  // of 8 columns, of a warp
 struct ProjectionShared {
@@ -80,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_x_proj_kernel(const Projecti
     const int j = i / 8, chunk = i % 8;
     const bool there = inside && j < a.J;
     const X* from = static_cast<const X*>(a.x_proj) + (there ? j * a.x_proj_stride + k0 + 8 * chunk : 0);
-    copy_async(weights + swizzled(j, chunk), from, there);
+    copy_async(weights + panel_offset(j, chunk), from, there);
   }
   commit_copies();
   // A thread: four channels of some rows.
@@ -129,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_x_proj_kernel(const Projecti
       packed = {pack<X>(u[0], u[1]), pack<X>(u[2], u[3])};
       *reinterpret_cast<uint2*>(u_at(t)) = packed;
     }
-    *reinterpret_cast<uint2*>(shared.u + swizzled(row, quad / 2) + quad % 2 * 8) = packed;
+    *reinterpret_cast<uint2*>(shared.u + panel_offset(row, quad / 2) + quad % 2 * 8) = packed;
   }
   wait_for_copies<0>();
   __syncthreads();
@@ -138,13 +134,13 @@ __global__ void __launch_bounds__(kThreads, 2) conv_x_proj_kernel(const Projecti
   float products[Tiles][4] = {};
   uint32_t rows[4][4];
 #pragma unroll
-  for (int s = 0; s < 4; ++s) ldmatrix(rows[s], u_rows + swizzled(m0 + lane % 16, 2 * s + lane / 16));
+  for (int s = 0; s < 4; ++s) ldmatrix(rows[s], u_rows + panel_offset(m0 + lane % 16, 2 * s + lane / 16));
 #pragma unroll
   for (int i = 0; i < Tiles; ++i) {
 #pragma unroll
     for (int s = 0; s < 4; s += 2) {
       uint32_t columns[4];
-      ldmatrix(columns, weights + swizzled(n0 + 8 * i + lane % 8, 2 * s + lane / 8));
+      ldmatrix(columns, weights + panel_offset(n0 + 8 * i + lane % 8, 2 * s + lane / 8));
       mma<X>(products[i], rows[s], columns[0], columns[1]);
       mma<X>(products[i], rows[s + 1], columns[2], columns[3]);
     }
