@@ -51,7 +51,7 @@ __device__ __forceinline__ void store_narrow(const Table& t, int k, int64_t i, c
 
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const AdamWFactors f, const __grid_constant__ Table t) {
-  let_next_start();
+  // The next kernel does not start before the end: it may be a product, which reads weights without waiting.
   grid_dependency_wait();
   const float scale = t.grad_scale ? *t.grad_scale : 1.0f;
   if (!isfinite(scale)) return;

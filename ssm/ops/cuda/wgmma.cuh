@@ -68,29 +68,41 @@ __device__ __forceinline__ void publish_to_products() {
 #define SSM_EIGHT(d, i)                                                                       \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
-#define SSM_32_NAMES                                                                           \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define SSM_64_NAMES                                                                                  \
-  SSM_32_NAMES                                                                                        \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
-  "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SSM_16_NAMES "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define SSM_24_NAMES SSM_16_NAMES ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define SSM_32_NAMES SSM_24_NAMES ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define SSM_40_NAMES SSM_32_NAMES ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define SSM_48_NAMES SSM_40_NAMES ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define SSM_64_NAMES \
+  SSM_48_NAMES ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// d = a b^T, or d += with `add`: 64 columns, 16 deep, both multiplied along their rows.
-template <class X>
-__device__ __forceinline__ void multiply_panels(float (&d)[32], uint64_t a, uint64_t b, bool add) {
-#define SSM_PRODUCT(type)                                                                               \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." type \
-               "." type " {" SSM_32_NAMES "}, %32, %33, p, 1, 1, 0, 0;}"                                \
-               : SSM_EIGHT(d, 0), SSM_EIGHT(d, 8), SSM_EIGHT(d, 16), SSM_EIGHT(d, 24)                   \
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
-  if constexpr (std::is_same_v<X, __nv_bfloat16>) {
-    SSM_PRODUCT("bf16");
-  } else {
-    SSM_PRODUCT("f16");
+// d = a b^T, or d += with `add`, 16 deep, both multiplied along their rows. b has as many rows, one panel
+// below another, as a thread has twice of sums.
+#define SSM_MULTIPLY_PANELS(kSums, kColumns, names, add_at, a_at, b_at, ...)                            \
+  template <class X>                                                                                    \
+  __device__ __forceinline__ void multiply_panels(float(&d)[kSums], uint64_t a, uint64_t b, bool add) { \
+    if constexpr (std::is_same_v<X, __nv_bfloat16>) {                                                   \
+      SSM_PRODUCT("bf16", kColumns, names, add_at, a_at, b_at, __VA_ARGS__);                            \
+    } else {                                                                                            \
+      SSM_PRODUCT("f16", kColumns, names, add_at, a_at, b_at, __VA_ARGS__);                             \
+    }                                                                                                   \
   }
+#define SSM_PRODUCT(type, kColumns, names, add_at, a_at, b_at, ...)                                      \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, " add_at ", 0; wgmma.mma_async.sync.aligned.m64n" kColumns \
+               "k16.f32." type "." type " {" names "}, " a_at ", " b_at ", p, 1, 1, 0, 0;}"              \
+               : __VA_ARGS__                                                                             \
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
+SSM_MULTIPLY_PANELS(16, "32", SSM_16_NAMES, "%18", "%16", "%17", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8))
+SSM_MULTIPLY_PANELS(24, "48", SSM_24_NAMES, "%26", "%24", "%25", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8),
+                    SSM_EIGHT(d, 16))
+SSM_MULTIPLY_PANELS(32, "64", SSM_32_NAMES, "%34", "%32", "%33", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8),
+                    SSM_EIGHT(d, 16), SSM_EIGHT(d, 24))
+SSM_MULTIPLY_PANELS(40, "80", SSM_40_NAMES, "%42", "%40", "%41", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8),
+                    SSM_EIGHT(d, 16), SSM_EIGHT(d, 24), SSM_EIGHT(d, 32))
+SSM_MULTIPLY_PANELS(48, "96", SSM_48_NAMES, "%50", "%48", "%49", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8),
+                    SSM_EIGHT(d, 16), SSM_EIGHT(d, 24), SSM_EIGHT(d, 32), SSM_EIGHT(d, 40))
 #undef SSM_PRODUCT
-}
+#undef SSM_MULTIPLY_PANELS
 
 // d += a b, 16 deep: a from registers, b multiplied down its 64 or 128 columns.
 template <class X>
@@ -141,7 +153,11 @@ __device__ __forceinline__ void give_registers() {
 }
 
 #undef SSM_EIGHT
+#undef SSM_16_NAMES
+#undef SSM_24_NAMES
 #undef SSM_32_NAMES
+#undef SSM_40_NAMES
+#undef SSM_48_NAMES
 #undef SSM_64_NAMES
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

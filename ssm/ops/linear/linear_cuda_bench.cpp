@@ -33,8 +33,14 @@ void shapes(benchmark::internal::Benchmark* b) {
   for (const int64_t T : {1, 8, 16, 32, 64, 128}) {
     for (const auto& [N, K] : {std::pair<int64_t, int64_t>{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}})
       b->Args({T, N, K});
-    for (const auto& [N, K] :
-         {std::pair<int64_t, int64_t>{10240, 2560}, {192, 5120}, {5120, 160}, {2560, 5120}})
+    for (const auto& [N, K] : {std::pair<int64_t, int64_t>{10240, 2560},
+                               {192, 5120},
+                               {5120, 160},
+                               {2560, 5120},
+                               {7680, 2560},
+                               {2560, 10240},
+                               {2560, 2560},
+                               {10576, 2560}})
       b->Args({T, N, K});
   }
   b->Args({1, 50280, 768})->Args({1, 50280, 2560});
@@ -42,6 +48,7 @@ void shapes(benchmark::internal::Benchmark* b) {
 }
 
 BENCHMARK_CAPTURE(bench_linear, card_few_rows, cuda::linear_few_rows)->Apply(shapes);
+BENCHMARK_CAPTURE(bench_linear, card_streamed, cuda::linear_streamed)->Apply(shapes);
 BENCHMARK_CAPTURE(bench_linear, card_library, cuda::linear_library)->Apply(shapes);
 
 }  // namespace

@@ -40,6 +40,9 @@ struct Case {
   }
 };
 
+// On this card, in some shape.
+bool has_streamed() { return cuda::has_linear_streamed(64, Tensor::empty({64, 64}, DType::bf16, kCuda)); }
+
 TEST(LinearCuda, EqualsTheReference) {
   SSM_NEED_CUDA();
   Rng rng(31);
@@ -55,13 +58,13 @@ TEST(LinearCuda, EqualsTheReference) {
 TEST(LinearCuda, EveryWayEqualsTheReference) {
   SSM_NEED_CUDA();
   Rng rng(32);
-  int taken[3] = {};
+  int taken[4] = {};
   for (int trial = 0; trial < 150; ++trial) {
     const bool round = rng.below(3) != 0;
     const Case c(rng, rng.below(2) ? 32 : 140, round);
     const auto expected = c.expected();
     const Tensor x = c.upload(c.x, round, rng), w = c.upload(c.w, round, rng), bias = on_card(c.bias);
-    for (int way = 0; way < 3; ++way) {
+    for (int way = 0; way < 4; ++way) {
       const Tensor y = Tensor::empty({c.T, c.N}, c.result, kCuda);
       cuda::linear_any(x, w, bias, y);  // so that what a way leaves out is not there by luck
       const Tensor poison = test::random_normal(y.shape(), rng, 1e4f).to(c.result);
@@ -69,12 +72,53 @@ TEST(LinearCuda, EveryWayEqualsTheReference) {
       if (way == 0 && !cuda::linear_few_rows(x, w, bias, y)) continue;
       if (way == 1 && !cuda::linear_library(x, w, bias, y)) continue;
       if (way == 2) cuda::linear_any(x, w, bias, y);
+      if (way == 3 && !cuda::linear_streamed(x, w, bias, y)) continue;
       ++taken[way];
       EXPECT_LT(card_error(y, expected), c.bound()) << c.name() << " way " << way;
     }
   }
   EXPECT_GT(taken[0], 30);
   EXPECT_GT(taken[1], 50);
+  EXPECT_GT(taken[3], has_streamed() ? 20 : -1);
+}
+
+// Shapes of models: every width of its blocks, K shared out and not, one warp group and two.
+TEST(LinearCuda, StreamedEqualsTheReference) {
+  SSM_NEED_CUDA();
+  if (!has_streamed()) GTEST_SKIP() << "the card is not of compute capability 9.0";
+  Rng rng(36);
+  for (const auto& [N, K] : {std::pair<int64_t, int64_t>{10240, 320},
+                             {2560, 5120},
+                             {7680, 200},
+                             {768, 1536},
+                             {3072, 768},
+                             {80, 1536},
+                             {1536, 48},
+                             {10576, 72},
+                             {24, 2056},
+                             {8, 8},
+                             {4104, 640}}) {
+    for (int trial = 0; trial < 4; ++trial) {
+      const int64_t T = trial == 0 ? 64 : trial == 1 ? 128 : 1 + rng.below(128);
+      const DType dtype = rng.below(2) ? DType::bf16 : DType::f16;
+      const Tensor x = rounded(test::random_normal({T, K}, rng), dtype),
+                   w = rounded(test::random_normal({N, K}, rng), dtype);
+      const Tensor bias = rng.below(2) ? test::random_normal({N}, rng, 10.0f) : Tensor{};
+      const auto expected = reference::linear(
+          to_doubles(x), to_doubles(w), bias.defined() ? to_doubles(bias) : std::vector<double>{}, T, N, K);
+      const Tensor before = test::random_normal({T, N}, rng, 10.0f), residual = on_card(before);
+      const Tensor y = Tensor::empty({T, N}, dtype, kCuda);
+      const Tensor x_there = test::columns_on_card(x, dtype, 8, rng),
+                   w_there = test::columns_on_card(w, dtype, 8, rng);
+      const std::string name = fmt::format("T {} N {} K {} {}", T, N, K, name_of(dtype));
+      ASSERT_TRUE(cuda::linear_streamed(x_there, w_there, on_card(bias), y)) << name;
+      EXPECT_LT(card_error(y, expected), 2e-6 + 1e-9 * static_cast<double>(K) + rounding_of(dtype)) << name;
+      ASSERT_TRUE(cuda::linear_add_streamed(x_there, w_there, on_card(bias), residual)) << name;
+      std::vector<double> sum = expected;
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += before.data<float>()[i];
+      EXPECT_LT(card_error(residual, sum), 3e-6 + 1e-9 * static_cast<double>(K)) << name;
+    }
+  }
 }
 
 TEST(LinearCuda, AddsToAResidual) {
@@ -108,7 +152,7 @@ TEST(LinearCuda, ARowDoesNotDependOnTheRowsBesideIt) {
 TEST(LinearCuda, ACapturedProductReadsWhatItsOperandsThenHold) {
   SSM_NEED_CUDA();
   Rng rng(34);
-  for (const int64_t T : {1, 5, 16, 64}) {
+  for (const int64_t T : {1, 5, 16, 64, 100}) {
     const int64_t N = 80, K = 1536;
     for (const DType dtype : kTypes) {
       const Tensor x = on_card(test::random_normal({T, K}, rng), dtype);

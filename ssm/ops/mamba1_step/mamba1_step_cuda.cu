@@ -198,7 +198,7 @@ void launch_scan(const Mamba1StepArgs& args, const int32_t* slots, const Tensor&
 
 bool has_few_rows_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
   const int64_t rows_bytes = shape_of(args.x_proj)[0] * static_cast<int64_t>(size_of(args.compute));
-  return batch.is_step() && has_linear_step(batch.size(), args.in_proj) &&
+  return batch.is_step() && batch.size() <= kStepRows && has_linear_step(batch.size(), args.in_proj) &&
          has_linear_step(batch.size(), args.x_proj) && has_linear_step(batch.size(), args.dt_proj) &&
          has_dt_format(args.dt_proj) && has_linear_step(batch.size(), args.out_proj) &&
          rows_bytes % 16 == 0 && args.conv_weight.size(1) == 4 && args.A.size(1) <= kMaxState;

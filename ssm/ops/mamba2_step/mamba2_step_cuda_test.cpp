@@ -1,6 +1,7 @@
 // mamba2_step against the f64 references of the ops it fuses.
 #include "ssm/ops/causal_conv1d/causal_conv1d_reference.h"
 #include "ssm/ops/cuda/step_test.h"
+#include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/linear/linear_reference.h"
 #include "ssm/ops/mamba2_step/mamba2_step.h"
 #include "ssm/ops/rms_norm/rms_norm_reference.h"
@@ -25,12 +26,16 @@ struct Case {
   float dt_min = 0, dt_max = std::numeric_limits<float>::infinity();
   Mamba2StepArgs args;  // on the card
 
+  // Of up to 8 rows, or of more than 8 of such a shape as models have.
   explicit Case(Rng& rng, int64_t most_rows) {
-    G = 1 + rng.below(2), H = G * (1 + rng.below(rng.below(4) ? 4 : 20)), P = 16 * (1 + rng.below(5));
-    N = 1 + rng.below(rng.below(4) ? 140 : 256), T = 1 + rng.below(rng.below(3) ? most_rows : 2);
+    const bool few = most_rows <= 8;
+    G = 1 + rng.below(2), H = G * (few ? 1 + rng.below(rng.below(4) ? 4 : 20) : 8),
+    P = 16 * (1 + rng.below(5));
+    N = few ? 1 + rng.below(rng.below(4) ? 140 : 256) : 8 * (1 + rng.below(20));
+    T = few ? 1 + rng.below(rng.below(3) ? most_rows : 2) : 9 + rng.below(most_rows - 8);
     M = 8 * (1 + rng.below(rng.below(16) ? 40 : 800)), S = T + rng.below(4);
     E = H * P, C = E + 2 * G * N;
-    dtype = test::kStepTypes[rng.below(3)];
+    dtype = test::kStepTypes[few ? rng.below(3) : 1 + rng.below(2)];
     state_dtype = rng.below(2) ? DType::f32 : test::kStepTypes[rng.below(3)];
     if (rng.below(3) == 0) dt_min = 0.05f, dt_max = 0.3f;
     residual = test::random_normal({T, M}, rng, 3.0f);
@@ -49,7 +54,8 @@ struct Case {
     conv_state = test::random_normal({S, 3, C}, rng);
     ssm_state = rounded(test::random_normal({S, H, N, P}, rng), state_dtype);
     slots = test::random_slots(T, S, rng);
-    const std::string_view type = std::array{"", "", "int4", "int8"}[static_cast<size_t>(rng.below(4))];
+    const std::string_view type =
+        std::array{"", "", "int4", "int8"}[static_cast<size_t>(few ? rng.below(4) : 0)];
     const int64_t group = 32 << rng.below(3);
     args = {.compute = dtype,
             .norm_weight = on_card(norm_weight),
@@ -124,10 +130,25 @@ TEST(Mamba2StepCuda, EqualsTheOpsItFuses) {
   EXPECT_GT(taken, 80);
 }
 
+// Where its products are streamed.
+bool takes_many_rows() { return cuda::has_linear_streamed(64, Tensor::empty({64, 64}, DType::bf16, kCuda)); }
+
+TEST(Mamba2StepCuda, OfManyRowsEqualsTheOpsItFuses) {
+  SSM_NEED_CUDA();
+  if (!takes_many_rows()) GTEST_SKIP() << "the card has no fused step of many rows";
+  Rng rng(53);
+  for (int trial = 0; trial < 40; ++trial) {
+    const Case c(rng, trial % 4 ? 40 : 128);
+    ASSERT_TRUE(c.taken()) << c.name();
+    test::expect_the_reference(c);
+  }
+}
+
 TEST(Mamba2StepCuda, ReplaysInAGraphWithTheSlotsOfTheCard) {
   SSM_NEED_CUDA();
   Rng rng(52);
   for (const int64_t rows : {1, 8}) test::expect_replays(Case(rng, rows));
+  if (takes_many_rows()) test::expect_replays(Case(rng, 64));
 }
 
 }  // namespace

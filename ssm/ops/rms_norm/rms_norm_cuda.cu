@@ -65,7 +65,6 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const Rm
   constexpr int kPacks = kKept<V>;
   const int64_t step = int64_t{blockDim.x} * V;
   const int64_t row = blockIdx.x, first = blockIdx.y * a.width, start = int64_t{threadIdx.x} * V;
-  let_next_start();
   grid_dependency_wait();
   Values<V, X> raw[kPacks];
 #pragma unroll
@@ -92,6 +91,7 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const Rm
     more.read(a, false, row, first + i);
     take(i, more, value);
   }
+  let_next_start();  // what the next kernel reads early does not delay what this one waits for
   const float scale = rsqrtf(block_sum(square, scratch) / static_cast<float>(a.width) + a.eps);
   const auto write = [&](int64_t i, float(&value)[V]) {
     float w[V];
@@ -112,6 +112,13 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const Rm
     more.compute(a, true, value);
     write(i, value);
   }
+}
+
+template <int V, class X, class Y>
+void launch_forward(const Launch& how, const RmsNormArgs& a) {
+  const auto kernel = rms_norm_forward_kernel<V, X, Y>;
+  [[maybe_unused]] static const bool leaves_room = prefer_shared(kernel);
+  launch(how, kernel, a);
 }
 
 void launch_rms_norm(std::string_view op, const RmsNormArgs& a, int64_t rows, int64_t groups, DType x_dtype,
@@ -139,9 +146,9 @@ void launch_rms_norm(std::string_view op, const RmsNormArgs& a, int64_t rows, in
       using X = decltype(x_zero);
       using Y = decltype(y_zero);
       if constexpr (sizeof(X) == 2 && sizeof(Y) == 2) {
-        if (V == 8) return launch(how, rms_norm_forward_kernel<8, X, Y>, a);
+        if (V == 8) return launch_forward<8, X, Y>(how, a);
       }
-      launch(how, vectors ? rms_norm_forward_kernel<4, X, Y> : rms_norm_forward_kernel<1, X, Y>, a);
+      vectors ? launch_forward<4, X, Y>(how, a) : launch_forward<1, X, Y>(how, a);
     });
   });
 }
