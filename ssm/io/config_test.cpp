@@ -251,6 +251,31 @@ TEST(Json, RefusesWhatIsNotOnePlainValue) {
             R"([{"a":[1,-2,0.5,null,true,"x"]},[]])");
 }
 
+TEST(Json, PacksListsOfIds) {
+  const auto read = [](const std::string& text) { return parse_json_packing_ids(text, "x.json"); };
+  const json value = read(R"({"a": [ 1,   2 ,2147483647], "b": [[0], [7, 8]], "c": "\"[1]"})");
+  EXPECT_EQ(unpacked_ids(value["a"]), (std::vector<int32_t>{1, 2, 2147483647}));
+  EXPECT_EQ(unpacked_ids(value["b"][0]), std::vector<int32_t>{0});
+  EXPECT_EQ(unpacked_ids(value["b"][1]), (std::vector<int32_t>{7, 8}));
+  EXPECT_EQ(value["c"], "\"[1]");
+  for (const char* text : {"[]", "[1,-2]", "[1,0.5]", "[1e3]", "[1,[]]", R"([1,"x"])", "[2147483648]",
+                           "[null]", R"({"a":3e+000000000000000000001})", "[3e+000000000000000000001,[1]]"}) {
+    EXPECT_EQ(read(text), parse_json(text, "x")) << text;
+  }
+  for (const char* text : {"[1", "[1,", "[1,]", "[01]", "1[1]", "[1]1", "[1][1]", "{[1]:1}", "[-0x]",
+                           R"({"a":[1]"b":2})", R"({"a":[1],"a":[2]})"}) {
+    std::string plain;
+    try {
+      parse_json(text, "x.json");
+    } catch (const Error& e) {
+      plain = e.what();
+    }
+    expect_error([&] { read(text); }, {plain});
+  }
+  damage(R"({"prompt":[1,2,3],"input":[[4],[5,6]],"user":"[7]"})",
+         [&](const std::string& text) { read(text); });
+}
+
 TEST(Config, SurvivesDamage) {
   for (const json& base : {kMamba2, kOriginal, kMistral}) {
     damage(base.dump(), [](const std::string& text) { read(text); });

@@ -283,12 +283,13 @@ void Scheduler::start(Job& job) {
     if (r.slot >= 0) {
       choice.slot = r.slot;
       if (!r.prompt.empty()) texts_.extend(r.slot, r.prompt);
+    } else if (r.from) {
+      choice.slot = texts_.begin(*r.from, r.prompt);
     } else {
-      choice.slot = r.from ? texts_.begin(*r.from, r.prompt) : texts_.begin(r.prompt);
+      choice.slot = choice.index == 0 && job.uses_cache() ? begin_known(job) : texts_.begin(r.prompt);
     }
   }
   job.next_scores.logprob = std::numeric_limits<float>::quiet_NaN();
-  if (job.uses_cache()) find_prefix(job);
   job.left = std::ssize(texts_.pending(job.choices[0].slot)) - (job.reads_all() ? 0 : 1);
   counts_.cached_tokens += job.begin;
   counts_.prompt_tokens += std::ssize(r.prompt);
@@ -297,18 +298,21 @@ void Scheduler::start(Job& job) {
   if (job.left == 0 && !job.last_hidden.defined()) finish(job, "");
 }
 
-void Scheduler::find_prefix(Job& job) {
+// The slot of a text that begins where the prefix cache knows it.
+int32_t Scheduler::begin_known(Job& job) {
   const Request& r = job.request;
   // Without a token to write the last one is not read: a state before it is needed.
   const auto ids = std::span<const int32_t>(r.prompt).first(r.prompt.size() - (job.writes() ? 0 : 1));
   const PrefixCache::Match match = cache_.find(ids);
   job.shared = match.shared;
-  if (match.length == 0) return;
-  texts_.begin_from_state(job.choices[0].slot, match.entry.state, options_.cache_dtype, match.length);
+  if (match.length == 0) return texts_.begin(r.prompt);
+  const int32_t slot = texts_.begin(r.prompt, match.entry.state, options_.cache_dtype, match.length);
   job.begin = job.position = match.length;
-  if (match.length < std::ssize(r.prompt)) return;
-  job.last_hidden = match.entry.hidden.to(model_.device);
-  job.phase = Job::Phase::ready;
+  if (match.length == std::ssize(r.prompt)) {
+    job.last_hidden = match.entry.hidden.to(model_.device);
+    job.phase = Job::Phase::ready;
+  }
+  return slot;
 }
 
 int64_t Scheduler::prompt_room(int64_t writing) const {
@@ -412,6 +416,7 @@ void Scheduler::read(const std::vector<Piece>& plan) {
     for (Choice& choice : job->choices) rows.push_back({job.get(), &choice, job->last_hidden});
   }
   write(rows);
+  for (const Row& written : rows) keep_prompt(*written.job);
 }
 
 // A piece of a prompt was read, with these hidden states [T, M].
@@ -431,7 +436,8 @@ void Scheduler::heed_prompt(Job& job, const Tensor& hidden) {
   job.position += length;
   job.left -= length;
   const Tensor last = hidden.slice(0, length - 1, length);
-  if (job.uses_cache() && (job.left == 0 || job.position == job.cut)) {
+  const bool first_token_follows = job.left == 0 && job.writes();
+  if (job.uses_cache() && !first_token_follows && (job.left == 0 || job.position == job.cut)) {
     remember(std::span(job.request.prompt).first(static_cast<size_t>(job.position)), job.choices[0].slot,
              last);
   }
@@ -442,6 +448,7 @@ void Scheduler::heed_prompt(Job& job, const Tensor& hidden) {
   }
   const ArenaScope heap(nullptr);
   job.last_hidden = last.clone();
+  job.keep_prompt = job.uses_cache();
   job.phase = Job::Phase::ready;
 }
 

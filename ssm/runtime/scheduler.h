@@ -135,7 +135,7 @@ class Scheduler {
   void admit();
   void make_choices(Job& job) const;
   void start(Job& job);
-  void find_prefix(Job& job);
+  int32_t begin_known(Job& job);
   std::vector<Piece> make_plan();
   int64_t next_cut(const Job& job) const;
   int64_t prompt_room(int64_t writing) const;
@@ -146,6 +146,7 @@ class Scheduler {
   void heed_prompt(Job& job, const Tensor& hidden);
   void score_prompt(Job& job, const Tensor& hidden);
   void prompt_done(Job& job);
+  void keep_prompt(Job& job);
   void remember(std::span<const int32_t> ids, int32_t slot, const Tensor& hidden);
   void write(const std::vector<Row>& rows);
   void write_block(std::span<const Row> rows);

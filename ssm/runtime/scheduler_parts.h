@@ -24,13 +24,14 @@ struct Scheduler::Job {
   User* user = nullptr;
   std::vector<Choice> choices;
   enum class Phase { reading, ready, writing, finished } phase = Phase::reading;
-  int64_t begin = 0;        // of the reading: the length of the prefix that was known
-  int64_t position = 0;     // of the prompt, up to which it is read
-  int64_t left = 0;         // of it to be read
-  int64_t shared = 0;       // first ids that are also another text's
-  Tensor last_hidden;       // [1, M] of the prompt's last token
-  TokenScores next_scores;  // of the prompt's next token, while the prompt is scored
-  int64_t cut = 0;          // the prompt's next position whose state is kept
+  int64_t begin = 0;         // of the reading: the length of the prefix that was known
+  int64_t position = 0;      // of the prompt, up to which it is read
+  int64_t left = 0;          // of it to be read
+  int64_t shared = 0;        // first ids that are also another text's
+  Tensor last_hidden;        // [1, M] of the prompt's last token
+  bool keep_prompt = false;  // its state is still to be kept, once the first token is told
+  TokenScores next_scores;   // of the prompt's next token, while the prompt is scored
+  int64_t cut = 0;           // the prompt's next position whose state is kept
   std::vector<double> hidden_sum;
 
   bool writes() const { return request.options.max_new_tokens != 0 && !request.embed; }

@@ -37,6 +37,12 @@ void Scheduler::prompt_done(Job& job) {
   job.phase = Job::Phase::writing;
 }
 
+// Before the next step changes its first choice's slot.
+void Scheduler::keep_prompt(Job& job) {
+  if (std::exchange(job.keep_prompt, false))
+    remember(job.request.prompt, job.choices[0].slot, job.last_hidden);
+}
+
 void Scheduler::remember(std::span<const int32_t> ids, int32_t slot, const Tensor& hidden) {
   if (ids.empty() || cache_.budget() < texts_.states().bytes_of(slot, options_.cache_dtype) ||
       cache_.contains(ids))
@@ -192,6 +198,7 @@ void Scheduler::end(Job& job, Choice& choice, StopReason reason) {
     if (listener && !rest.empty()) listener->on_token({choice.index, -1, rest, nullptr});
   }
   if (job.phase == Job::Phase::writing && job.uses_cache() && reason != StopReason::failed) {
+    keep_prompt(job);
     std::vector<int32_t> ids = job.request.prompt;
     ids.insert(ids.end(), choice.ids.begin(), choice.ids.end());
     ids.resize(ids.size() - texts_.pending(choice.slot).size());
@@ -215,6 +222,7 @@ void Scheduler::fail_job(Job& job, const std::string& error) {
 
 void Scheduler::finish(Job& job, std::string error) {
   job.phase = Job::Phase::finished;
+  job.keep_prompt = false;
   Finished finished{.error = std::move(error), .text = {}, .embedding = {}};
   const Request& r = job.request;
   if (r.keep_text && finished.error.empty() && job.choices[0].slot >= 0) {

@@ -46,6 +46,15 @@ int32_t TextPool::begin(const ModelState& states, int64_t from, int64_t tokens,
   return slot;
 }
 
+int32_t TextPool::begin(std::span<const int32_t> ids, const Tensor& state, DType wide, int64_t tokens) {
+  SSM_CHECK(tokens <= std::ssize(ids), "a state of {} tokens for a text of {}", tokens, ids.size());
+  check_ids(ids);
+  const int32_t slot = states_.acquire([&](int32_t taken) { states_.copy_in(taken, state, wide); });
+  set(slot, {}, ids);
+  was_read(slot, tokens);
+  return slot;
+}
+
 // The text of an acquired slot whose state is set.
 void TextPool::set(int32_t slot, const StateNote& note, std::span<const int32_t> more) {
   Text& text = at(slot);
@@ -102,13 +111,6 @@ void TextPool::copy(int32_t from, int32_t to) {
   at(to) = at(from);
   const Tensor source = seen_.select(0, from);
   copy_bytes(seen_.select(0, to).raw(), seen_.device(), source.raw(), seen_.device(), source.bytes());
-}
-
-void TextPool::begin_from_state(int32_t slot, const Tensor& state, DType wide, int64_t tokens) {
-  SSM_CHECK(tokens <= std::ssize(pending(slot)), "a state of {} tokens for a text of {}", tokens,
-            pending(slot).size());
-  states_.copy_in(slot, state, wide);
-  was_read(slot, tokens);
 }
 
 TextCopy TextPool::copy_out(int32_t slot) const {

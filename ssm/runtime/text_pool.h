@@ -22,6 +22,8 @@ class TextPool {
   int32_t begin(const std::filesystem::path& state_file, std::span<const int32_t> more);
   // After `tokens` ids that were read elsewhere, into `from`'s slot of `states`.
   int32_t begin(const ModelState& states, int64_t from, int64_t tokens, std::span<const int32_t> more);
+  // After the first `tokens` of `ids`, which need no reading; the state as of StatePool::copy_in.
+  int32_t begin(std::span<const int32_t> ids, const Tensor& state, DType wide, int64_t tokens);
   void release(int32_t slot);
 
   // The text goes on with `ids`. `without_last` first takes back the last id, which was not read yet: an end
@@ -36,8 +38,6 @@ class TextPool {
   void was_read(int32_t slot, int64_t count);  // the first of what is pending
   void append(int32_t slot, int32_t id);       // which sample() chose and marked as seen
   void copy(int32_t from, int32_t to);         // both acquired; `to` becomes the same text
-  // The state is that of the text's first `tokens` ids: those need no reading. As of StatePool::copy_in.
-  void begin_from_state(int32_t slot, const Tensor& state, DType wide, int64_t tokens);
 
   TextCopy copy_out(int32_t slot) const;
   void save(int32_t slot, const std::filesystem::path& path) const;

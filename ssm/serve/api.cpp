@@ -46,6 +46,8 @@ std::string_view path_of(const HttpRequest& request) {
   return std::string_view(request.path).substr(0, request.path.find('?'));
 }
 
+bool is_chat(const HttpRequest& request) { return request.path.starts_with("/v1/chat/"); }
+
 std::string last_part(std::string_view path) { return std::string(path.substr(path.rfind('/') + 1)); }
 
 // A star at the pattern's end stands for one name.
@@ -238,15 +240,19 @@ TextRequest Api::parse_text(const HttpRequest& request) {
   const nlohmann::json body = parse_body(request.body);
   const std::string session = parse_session_name(body);
   const std::shared_ptr<SessionTurn> turn = session.empty() ? nullptr : sessions_.begin(session);
-  const bool chat = request.path.starts_with("/v1/chat/");
-  return chat ? parse_chat(body, model_, options_, turn) : parse_completion(body, model_, options_, turn);
+  return is_chat(request) ? parse_chat(body, model_, options_, turn)
+                          : parse_completion(body, model_, options_, turn);
+}
+
+// Of a session the state may have to be read from disk, and a chat is written anew.
+bool Api::parses_long(const HttpRequest& request) const {
+  if (request.body.size() >= kLongBody) return true;
+  const bool quick = options_.session_dir.empty() && !is_chat(request);
+  return !quick && request.body.find("\"session\"") != std::string::npos;
 }
 
 awaitable<void> Api::text(const HttpRequest& request, Exchange& exchange) {
-  // A session may have to be read from disk, and its conversation is written anew.
-  const bool long_work =
-      request.body.size() >= kLongBody || request.body.find("\"session\"") != std::string::npos;
-  const TextRequest text = co_await worked(long_work, [&] { return parse_text(request); });
+  const TextRequest text = co_await worked(parses_long(request), [&] { return parse_text(request); });
   const auto reply =
       std::make_shared<Reply>(co_await asio::this_coro::executor, engine_.outbox(), kMaxEvents);
   const std::vector<uint64_t> ids = submit(text.requests, reply, request, text.turn.get());

@@ -50,6 +50,7 @@ class Api {
   boost::asio::awaitable<std::invoke_result_t<F>> worked(bool long_work, F work);
   template <class F>
   boost::asio::awaitable<std::invoke_result_t<F>> parsed(const HttpRequest& request, F parse);
+  bool parses_long(const HttpRequest& request) const;
   TextRequest parse_text(const HttpRequest& request);
   std::vector<uint64_t> submit(std::vector<Request> requests, const std::shared_ptr<Reply>& reply,
                                const HttpRequest& request, SessionTurn* turn = nullptr);

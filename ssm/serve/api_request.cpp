@@ -69,17 +69,26 @@ class Fields {
 
 bool is_id(const json& value) { return value.is_number_integer(); }
 
+// Whether it is a list that is to hold ids: one of nothing else is packed.
+bool is_ids(const json& value) {
+  return value.is_binary() || (value.is_array() && !value.empty() && is_id(value.front()));
+}
+
 std::vector<int32_t> ids_of(const json& list, const std::string& field, const LoadedModel& model) {
-  std::vector<int32_t> ids;
-  ids.reserve(list.size());
   const int64_t vocab = model.usable_vocab();
-  for (const json& value : list) {
-    const bool fits = is_id(value) && value >= 0 && value < vocab;
-    if (!fits) {
-      refuse(field, "{} holds {} at position {}, which is no token of a vocabulary of {}", field,
-             io::shown(value), ids.size(), vocab);
+  const auto refuse_id = [&](const json& value, size_t at) {
+    refuse(field, "{} holds {} at position {}, which is no token of a vocabulary of {}", field,
+           io::shown(value), at, vocab);
+  };
+  if (!list.is_binary()) {  // some are none
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (!is_id(list[i]) || list[i] < 0 || list[i] >= vocab) refuse_id(list[i], i);
     }
-    ids.push_back(value.get<int32_t>());
+    return list;
+  }
+  std::vector<int32_t> ids = io::unpacked_ids(list);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= vocab) refuse_id(ids[i], i);
   }
   return ids;
 }
@@ -111,14 +120,15 @@ std::vector<std::vector<int32_t>> prompts_of(const json& body, const std::string
     add(encode(value->get<std::string>(), field, model, with_bos));
     return prompts;
   }
-  if (!value->is_array() || value->empty()) refuse(field, "{} is neither a text nor a list with one", field);
-  if (is_id(value->front())) {
+  if (is_ids(*value)) {
     add(ids_of(*value, field, model));
     return prompts;
   }
+  if (!value->is_array() || value->empty()) refuse(field, "{} is neither a text nor a list with one", field);
   if (std::ssize(*value) > kMostPrompts) refuse(field, "{} has more than {} entries", field, kMostPrompts);
   for (const json& one : *value) {
-    if (!one.is_string() && !one.is_array()) refuse(field, "{} mixes texts, ids and other things", field);
+    if (!one.is_string() && !one.is_array() && !one.is_binary())
+      refuse(field, "{} mixes texts, ids and other things", field);
     add(one.is_string() ? encode(one.get<std::string>(), field, model, with_bos) : ids_of(one, field, model));
   }
   return prompts;
@@ -253,7 +263,7 @@ std::string content_of(const json& message) {
 json parse_body(const std::string& body) {
   json value;
   try {
-    value = io::parse_json(body, "the request's body");
+    value = io::parse_json_packing_ids(body, "the request's body");
   } catch (const Error& e) {
     throw ApiError(400, e.what());
   }
@@ -398,7 +408,7 @@ std::vector<int32_t> parse_tokenize(const json& body, const LoadedModel& model,
 
 std::vector<int32_t> parse_detokenize(const json& body, const LoadedModel& model) {
   const json* tokens = Fields(body).find("tokens");
-  if (!tokens || !tokens->is_array()) refuse("tokens", "tokens is not a list");
+  if (!tokens || !(tokens->is_array() || tokens->is_binary())) refuse("tokens", "tokens is not a list");
   if (!model.tokenizer) refuse("tokens", "this model has no tokenizer");
   return ids_of(*tokens, "tokens", model);
 }

@@ -1,6 +1,9 @@
 #include "ssm/serve/server.h"
 
+#include <sched.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -48,6 +51,25 @@ void allow_many_files() {
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
   limit.rlim_cur = limit.rlim_max;
   setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// The calling thread's work is short and clients wait for it: it comes before the engine's threads, which
+// take all CPUs for as long as there is work. A system that does not know of slices leaves things as they
+// are.
+void ask_for_short_slices() {
+  constexpr uint64_t kShortest = 100'000;  // ns
+  struct {                                 // sched_attr
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } attributes{};
+  attributes.size = sizeof(attributes);
+  attributes.policy = static_cast<uint32_t>(sched_getscheduler(0));
+  attributes.nice = getpriority(PRIO_PROCESS, 0);
+  attributes.runtime = kShortest;
+  syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
 
 }  // namespace
@@ -115,6 +137,7 @@ awaitable<void> Server::Parts::drain() {
 
 void Server::run(bool handle_signals) {
   Parts& p = *parts_;
+  ask_for_short_slices();
   asio::signal_set signals(p.context);
   if (handle_signals) {
     signals.add(SIGINT);
