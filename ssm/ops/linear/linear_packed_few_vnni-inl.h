@@ -150,10 +150,15 @@ HWY_INLINE void four_runs(const PackedLayout& layout, const Bytes (&chunk)[kStre
   }
 }
 
+constexpr int kBytesAhead = 2048;  // that a stream is fetched: further than the hardware's prefetcher goes
+
 // few_rows_chunk with the same bits.
 template <class F, int MR>
 HWY_INLINE void few_rows_chunk_of_bytes(const PackedLayout& layout, const Bytes (&chunk)[kStreams],
                                         const RowsOfX& x, int64_t c, VR (&acc)[MR][kRunVectors]) {
+  SSM_UNROLL for (const Bytes at : chunk) {
+    SSM_UNROLL for (int i = 0; i < 8 * F::At::kBytes; i += 64) __builtin_prefetch(at + kBytesAhead + i);
+  }
   four_runs<F, 0>(layout, chunk, x, c, acc);
   four_runs<F, 2>(layout, chunk, x, c, acc);
 }
