@@ -77,14 +77,14 @@ HWY_INLINE V load_x(const float* p, int64_t n) {
 }
 
 // Few rows of x: a thread reads its columns [begin, end) as four streams of W in the order of memory, which
-// the hardware's prefetcher follows, kDepth rows of each at a time.
+// the hardware's prefetcher follows, kDepth rows of each at a time: one, until the products count.
 constexpr int kFewRows = kManyRegisters ? 8 : 4;
-constexpr int64_t kDepth = kBlocks == 4 ? 2 : 1;
 template <int MR, class TW>
 HWY_NOINLINE void few_rows(const float* HWY_RESTRICT x, int64_t x_stride, const TW* w, int64_t w_stride,
                            int64_t K, int64_t N, int64_t begin, int64_t end, const float* bias, float* y) {
   const D d;
-  constexpr int64_t kColumns = 4 * kDepth, kGroups = kColumns / kBlocks;
+  constexpr int64_t kDepth = kBlocks == 4 && MR > 5 ? 2 : 1, kColumns = 4 * kDepth,
+                    kGroups = kColumns / kBlocks;
   const int64_t stream = (end - begin + 3) / 4;
   for (int64_t i = 0; i < stream; i += kDepth) {
     const TW* row[kColumns];

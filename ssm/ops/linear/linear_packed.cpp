@@ -15,6 +15,22 @@ PackedLayout packed_layout(const QuantFormat& format, int64_t K) {
           .chunk_bytes = row_bytes(format, kChunk)};
 }
 
+PackedKind packed_kind(QuantType type) {
+  switch (type) {
+    case QuantType::q8_0:
+    case QuantType::int8:
+      return PackedKind::bytes;
+    case QuantType::q4_0:
+    case QuantType::q4_1:
+    case QuantType::q5_0:
+    case QuantType::q5_1:
+    case QuantType::int4:
+      return PackedKind::nibbles;
+    default:
+      return PackedKind::superblocks;
+  }
+}
+
 void copy_last_chunk(const QuantFormat& format, const PackedLayout& layout, const std::byte* row,
                      std::byte* to) {
   const int64_t before = layout.K / kChunk * layout.chunk_bytes, bytes = layout.row_bytes - before;
@@ -44,7 +60,15 @@ void linear(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const
                         .N = y.size(1),
                         .bias = bias.defined() ? bias.data<float>() : nullptr,
                         .y = y.data<float>()};
-  p.T <= kFewPackedRows ? linear_packed_few(p) : linear_packed_many(p);
+  if (p.T > kFewPackedRows) return linear_packed_many(p);
+  switch (packed_kind(w.format.type)) {
+    case PackedKind::bytes:
+      return few_rows_of_bytes(p);
+    case PackedKind::nibbles:
+      return few_rows_of_nibbles(p);
+    case PackedKind::superblocks:
+      return few_rows_of_superblocks(p);
+  }
 }
 
 }  // namespace ssm::cpu

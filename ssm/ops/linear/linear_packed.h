@@ -1,4 +1,4 @@
-// Products with packed weights on the CPU: what the kernels of linear_packed_cpu.cpp share.
+// Products with packed weights on the CPU: what the kernels of linear_packed_*_cpu.cpp share.
 //
 // Weights are read as they lie in the mapped file, which is the only copy. K is cut into runs of 32, eight of
 // which are a chunk; the last chunk of a row is filled up with zeros. Activations are rounded to 16-bit
@@ -38,8 +38,14 @@ struct PackedProduct {  // y [T, N] = x [T, K] w^T + bias
   const float* bias = nullptr;  // or null
   float* y = nullptr;
 };
+
+enum class PackedKind { bytes, nibbles, superblocks };  // of 256 weights
+PackedKind packed_kind(QuantType type);
+
 inline constexpr int kFewPackedRows = 8;  // up to here reading W costs more than the products
-void linear_packed_few(const PackedProduct& p);
+void few_rows_of_bytes(const PackedProduct& p);
+void few_rows_of_nibbles(const PackedProduct& p);
+void few_rows_of_superblocks(const PackedProduct& p);
 void linear_packed_many(const PackedProduct& p);
 
 // The last chunk of a row that ends inside it, filled up with zeros. `row` holds row_bytes; `to` takes

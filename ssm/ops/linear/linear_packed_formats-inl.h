@@ -139,10 +139,11 @@ struct Signed8 {  // q8_0, int8
   }
 };
 
-template <int kGroup, bool kFive, bool low>
+template <int kGroup, bool five, bool low>
 struct Nibbles {  // q4_0, q5_0; where low: q4_1, q5_1, int4
-  using At = Blocks<kGroup, (low ? 4 : 2) + (kFive ? 4 : 0), 16>;
-  static constexpr int kScales = 1, kOffset = low ? 0 : kFive ? 16 : 8;
+  using At = Blocks<kGroup, (low ? 4 : 2) + (five ? 4 : 0), 16>;
+  static constexpr bool kFive = five;
+  static constexpr int kScales = 1, kOffset = low ? 0 : five ? 16 : 8;
   static constexpr bool kLow = low;
   template <int j>
   static HWY_INLINE void codes(Bytes chunk, VC (&out)[kCodeVectors]) {
@@ -258,27 +259,32 @@ struct Q6K {
   }
 };
 
-// Calls f with the format's struct.
+// Each calls f with the format's struct: the formats of a byte a weight, of four and five bits in blocks of
+// their own, and of blocks of 256.
 template <class F>
-HWY_INLINE void with_format(const QuantFormat& format, F&& f) {
-  const int64_t group = format.group;
+HWY_INLINE void with_byte_format(const QuantFormat& format, F&& f) {
+  if (format.type == QuantType::q8_0 || format.group == 32) return f(Signed8<32>());
+  format.group == 64 ? f(Signed8<64>()) : f(Signed8<128>());
+}
+
+template <class F>
+HWY_INLINE void with_nibble_format(const QuantFormat& format, F&& f) {
   switch (format.type) {
-    case QuantType::q8_0:
-      return f(Signed8<32>());
-    case QuantType::int8:
-      return group == 32 ? f(Signed8<32>()) : group == 64 ? f(Signed8<64>()) : f(Signed8<128>());
     case QuantType::q4_0:
       return f(Nibbles<32, false, false>());
-    case QuantType::q4_1:
-      return f(Nibbles<32, false, true>());
-    case QuantType::int4:
-      return group == 32   ? f(Nibbles<32, false, true>())
-             : group == 64 ? f(Nibbles<64, false, true>())
-                           : f(Nibbles<128, false, true>());
     case QuantType::q5_0:
       return f(Nibbles<32, true, false>());
     case QuantType::q5_1:
       return f(Nibbles<32, true, true>());
+    default:  // q4_1, int4
+      if (format.type == QuantType::q4_1 || format.group == 32) return f(Nibbles<32, false, true>());
+      format.group == 64 ? f(Nibbles<64, false, true>()) : f(Nibbles<128, false, true>());
+  }
+}
+
+template <class F>
+HWY_INLINE void with_superblock_format(const QuantFormat& format, F&& f) {
+  switch (format.type) {
     case QuantType::q2_k:
       return f(Q2K());
     case QuantType::q3_k:
@@ -287,8 +293,20 @@ HWY_INLINE void with_format(const QuantFormat& format, F&& f) {
       return f(Nibbles256<false>());
     case QuantType::q5_k:
       return f(Nibbles256<true>());
-    case QuantType::q6_k:
+    default:
       return f(Q6K());
+  }
+}
+
+template <class F>
+HWY_INLINE void with_format(const QuantFormat& format, F&& f) {
+  switch (cpu::packed_kind(format.type)) {
+    case cpu::PackedKind::bytes:
+      return with_byte_format(format, f);
+    case cpu::PackedKind::nibbles:
+      return with_nibble_format(format, f);
+    case cpu::PackedKind::superblocks:
+      return with_superblock_format(format, f);
   }
 }
 

@@ -57,6 +57,17 @@ HWY_INLINE float round_run(const float* x, int64_t n, int16_t* HWY_RESTRICT q, i
   return counts ? largest / 32767.0f : 0.0f;
 }
 
+// Rows of x for linear_packed_few-inl.h, which takes four rows of W at a time.
+constexpr int kStreams = 4;
+constexpr int64_t kLanesOfChunk = kChunkRuns * kStreams;
+
+struct RowsOfX {  // every array [T, chunks, ...]; numbers of a run once for each stream
+  int16_t* q;     // [256]
+  float* step;    // [4, 8]
+  int32_t* sum;   // [kScales, 4, 8] of the integers
+  float* total;   // [kScales, 4, 8] of what they stand for
+};
+
 }  // namespace ssm::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -71,12 +71,15 @@ TEST(LinearPacked, GivesTheSameBitsWithoutVnni) {
   if (!all.vnni) GTEST_SKIP() << "this CPU has no AVX512_VNNI";
   Rng rng(10);
   for (const QuantFormat& format : test::packed_formats()) {
-    const int64_t T = 5 + rng.below(60), N = 1 + rng.below(80), K = random_k(format, rng);
-    const QuantizedTensor w = test::random_packed(format, N, K, rng);
-    const Tensor x = test::random_normal({T, K}, rng), with = linear(x, Weight{w});
-    cpu::allow_extensions({});
-    EXPECT_TRUE(test::same_bits(linear(x, Weight{w}), with)) << name_of(format);
-    cpu::allow_extensions(all);
+    for (const int64_t T : {int64_t{1}, 2 + rng.below(7), 9 + rng.below(60)}) {
+      const int64_t N = 1 + rng.below(80), K = random_k(format, rng);
+      const QuantizedTensor w = test::random_packed(format, N, K, rng);
+      const Tensor x = test::random_normal({T, K}, rng), with = linear(x, Weight{w});
+      cpu::allow_extensions({});
+      EXPECT_TRUE(test::same_bits(linear(x, Weight{w}), with))
+          << T << " x " << N << " x " << K << name_of(format);
+      cpu::allow_extensions(all);
+    }
   }
 }
 

@@ -1,21 +1,26 @@
 // Few rows of x and a packed W: what counts is the weights' way from memory. A thread reads its rows of W as
 // four streams, each in the order of memory. A vector is two runs of four rows: run k of a chunk below, run k
 // + 4 above.
+#if defined(SSM_OPS_LINEAR_PACKED_FEW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SSM_OPS_LINEAR_PACKED_FEW_INL_H_
+#undef SSM_OPS_LINEAR_PACKED_FEW_INL_H_
+#else
+#define SSM_OPS_LINEAR_PACKED_FEW_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
 #include <algorithm>
 #include <cstring>
 
 #include "ssm/ops/linear/linear_blocks.h"
 #include "ssm/ops/linear/linear_packed.h"
-#include "ssm/ops/simd/scratch.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "ssm/ops/linear/linear_packed_few_cpu.cpp"
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
-
+#include "ssm/ops/linear/linear_packed_few_vnni-inl.h"
 #include "ssm/ops/linear/linear_packed_formats-inl.h"
 #include "ssm/ops/linear/linear_packed_rounding-inl.h"
 #include "ssm/ops/linear/linear_panel-inl.h"
+#include "ssm/ops/simd/extensions.h"
+#include "ssm/ops/simd/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ssm::HWY_NAMESPACE {
@@ -25,16 +30,6 @@ using cpu::PackedProduct;
 
 struct FewRowsScratch {};  // of a call: the rounded rows of x
 struct FewLastScratch {};  // of a thread: the last chunks of four rows
-
-constexpr int kStreams = 4;
-constexpr int64_t kLanesOfChunk = kChunkRuns * kStreams;
-
-struct RowsOfX {  // every array [T, chunks, ...]; numbers of a run once for each stream
-  int16_t* q;     // [256]
-  float* step;    // [4, 8]
-  int32_t* sum;   // [kScales, 4, 8] of the integers
-  float* total;   // [kScales, 4, 8] of what they stand for
-};
 
 template <int kScales>
 RowsOfX round_rows(const PackedProduct& p) {
@@ -169,6 +164,16 @@ HWY_INLINE void few_rows_chunk(const PackedLayout& layout, const Bytes (&chunk)[
   two_runs(std::integral_constant<int, 3>());
 }
 
+template <class F, bool kByteProducts, int MR>
+HWY_INLINE void add_chunk(const PackedLayout& layout, const Bytes (&chunk)[kStreams], const RowsOfX& x,
+                          int64_t c, VR (&acc)[MR][kRunVectors]) {
+  if constexpr (kByteProducts) {
+    few_rows_chunk_of_bytes<F>(layout, chunk, x, c, acc);
+  } else {
+    few_rows_chunk<F>(layout, chunk, x, c, acc);
+  }
+}
+
 template <int kVectors>
 HWY_INLINE hn::Vec<D4> add_halves(const VR (&v)[kVectors]) {
   if constexpr (kVectors == 1) {
@@ -178,7 +183,7 @@ HWY_INLINE hn::Vec<D4> add_halves(const VR (&v)[kVectors]) {
   }
 }
 
-template <class F, int MR>
+template <class F, bool kByteProducts, int MR>
 HWY_NOINLINE void few_rows_columns(const PackedProduct& p, const RowsOfX& all, int64_t first_row,
                                    int64_t begin, int64_t end) {
   const PackedLayout& layout = p.layout;
@@ -197,7 +202,7 @@ HWY_NOINLINE void few_rows_columns(const PackedProduct& p, const RowsOfX& all, i
     VR acc[MR][kRunVectors];
     SSM_UNROLL for (auto& a : acc) { SSM_UNROLL for (auto& v : a) v = hn::Zero(DR()); }
     for (int64_t c = 0; c < whole; ++c) {
-      few_rows_chunk<F, MR>(layout, chunk, x, c, acc);
+      add_chunk<F, kByteProducts>(layout, chunk, x, c, acc);
       SSM_UNROLL for (auto& at : chunk) at += layout.chunk_bytes;
     }
     if (whole < layout.chunks) {
@@ -206,7 +211,7 @@ HWY_NOINLINE void few_rows_columns(const PackedProduct& p, const RowsOfX& all, i
         cpu::copy_last_chunk(p.w->format, layout, row[i], to);
         chunk[i] = reinterpret_cast<Bytes>(to);
       }
-      few_rows_chunk<F, MR>(layout, chunk, x, whole, acc);
+      add_chunk<F, kByteProducts>(layout, chunk, x, whole, acc);
     }
     SSM_UNROLL for (int r = 0; r < MR; ++r) {
       HWY_ALIGN float out[kStreams];
@@ -222,33 +227,34 @@ HWY_NOINLINE void few_rows_columns(const PackedProduct& p, const RowsOfX& all, i
 constexpr int kTileRows = 4;           // of x, whose sums stay in registers
 constexpr int64_t kTileColumns = 128;  // of W, which stay in a core's L2 for the next tile
 
-template <class F>
+template <class F, bool kByteProducts>
 void few_packed_rows(const PackedProduct& p) {
   const RowsOfX x = round_rows<F::kScales>(p);
+  if constexpr (kByteProducts) {
+    for (int64_t c = 0; c < p.T * p.layout.chunks; ++c) split_bytes(x.q + c * kChunk);
+  }
   parallel_for(p.N, cpu::kFewRowsPiece, [&](int64_t begin, int64_t end) {
     const int64_t columns = p.T <= kTileRows ? end - begin : kTileColumns;
     for (int64_t column = begin; column < end; column += columns) {
       cpu::for_each_row_tile<kTileRows>(0, p.T, [&](int64_t row, int rows) {
         cpu::with_constant<kTileRows>(rows, [&](auto mr) {
-          few_rows_columns<F, decltype(mr)::value>(p, x, row, column, std::min(end, column + columns));
+          few_rows_columns<F, kByteProducts, decltype(mr)::value>(p, x, row, column,
+                                                                  std::min(end, column + columns));
         });
       });
     }
   });
 }
 
-void few_packed_rows_any(const PackedProduct& p) {
-  with_format(p.w->format, [&](auto format) { few_packed_rows<decltype(format)>(p); });
+template <class F>
+void few_packed_rows_of(const PackedProduct& p) {
+  if constexpr (kHasByteProducts<F>) {
+    if (cpu::extensions().vnni) return few_packed_rows<F, true>(p);
+  }
+  few_packed_rows<F, false>(p);
 }
 
 }  // namespace ssm::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
-#if HWY_ONCE
-namespace ssm {
-HWY_EXPORT(few_packed_rows_any);
-
-void cpu::linear_packed_few(const PackedProduct& p) { HWY_DYNAMIC_DISPATCH(few_packed_rows_any)(p); }
-
-}  // namespace ssm
-#endif  // HWY_ONCE
+#endif  // per target

@@ -1,0 +1,30 @@
+// Few rows of x and a W of q2_k to q6_k: the kernel of linear_packed_few-inl.h.
+#include "ssm/ops/linear/linear_packed.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ssm/ops/linear/linear_packed_few_superblocks_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "ssm/ops/linear/linear_packed_few-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ssm::HWY_NAMESPACE {
+
+void few_rows_of_superblocks_any(const cpu::PackedProduct& p) {
+  with_superblock_format(p.w->format, [&](auto format) { few_packed_rows_of<decltype(format)>(p); });
+}
+
+}  // namespace ssm::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ssm {
+HWY_EXPORT(few_rows_of_superblocks_any);
+
+void cpu::few_rows_of_superblocks(const PackedProduct& p) {
+  HWY_DYNAMIC_DISPATCH(few_rows_of_superblocks_any)(p);
+}
+
+}  // namespace ssm
+#endif  // HWY_ONCE
