@@ -97,6 +97,7 @@ class TrainingArguments:
     seed: int = 42
     gradient_checkpointing: bool = False
     bf16: bool = False  # products on a card; parameters stay f32
+    use_cpu: bool = False  # else a card, where one works and the model is given by name
     # These may be given and change nothing but how others compute or report.
     run_name: str | None = None
     report_to: object = None

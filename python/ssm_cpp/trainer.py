@@ -243,13 +243,14 @@ def _row(row, field, formatting_func) -> dict:
 
 def _trainable(model, args):
     """A model whose parameters the trainer can change."""
+    dtype = "bfloat16" if args.bf16 else "float32"
     if model is None or isinstance(model, str | os.PathLike):
-        options = {"dtype": "bfloat16"} if args.bf16 else {}
-        return AutoModelForCausalLM.from_pretrained(model, device="auto", training=True, **options)
+        device = "cpu" if args.use_cpu else "auto"
+        return AutoModelForCausalLM.from_pretrained(model, device=device, dtype=dtype, training=True)
     ready = model.device == "cpu" and model.dtype == "float32" and model._core.dense
     if args.bf16 and model.device == "cpu":
         raise ValueError("bf16: on a CPU training is in f32")
     if ready or not model.name_or_path:
         return model
     device = model.device.split(":")[0]
-    return AutoModelForCausalLM.from_pretrained(model.name_or_path, device=device, training=True)
+    return AutoModelForCausalLM.from_pretrained(model.name_or_path, device=device, dtype=dtype, training=True)

@@ -200,6 +200,7 @@ std::vector<int32_t> unpacked_ids(const json& packed) {
 }
 
 std::string shown(const json& value) {
+  if (value.is_binary()) return shown(json(unpacked_ids(value)));
   return printable(value.dump(-1, ' ', false, json::error_handler_t::replace));
 }
 

@@ -9,8 +9,8 @@
 // each row is summed in one order whatever T and the thread count (docs/numerics.md); bf16 with bf16 weights
 // uses the CPU's bf16 dot product where it has one. On a card x's own type is that type, and `compute` must
 // be it. There a row's result does not depend on the others, bit for bit, up to 8 rows and where rows of x
-// and of the weight are multiples of 16 bytes; where cuBLASLt computes it (more rows), the bias is rounded to
-// a 16-bit result's type.
+// and of the weight are multiples of 16 bytes; where cuBLASLt computes it (more rows, on Hopper more than 128
+// or a large matrix), the bias is rounded to a 16-bit result's type.
 //
 // A packed weight's codes are multiplied on a CPU by x rounded to 16-bit integers, with a step of max |x| /
 // 32767 for each 32 elements along K, whatever `compute` says beyond that; products with codes are exact. A
