@@ -37,8 +37,8 @@ def folder(kind, tmp_path):
 
 def arguments(tmp_path, **more):
     fields = {"output_dir": str(tmp_path / "out"), "num_train_epochs": 3, "per_device_train_batch_size": 4}
-    fields["use_cpu"] = True
-    return SFTConfig(**{**fields, "learning_rate": 2e-2, "logging_steps": 2, "dataset_text_field": "quote", **more})
+    fields |= {"learning_rate": 2e-2, "logging_steps": 2, "dataset_text_field": "quote", "use_cpu": True}
+    return SFTConfig(**{**fields, **more})
 
 
 TARGETS = {"mamba2": ["embeddings", "in_proj", "out_proj"]}

@@ -37,9 +37,6 @@ inline CUtensorMap tile_map(const Tensor& t, int rows) {
 
 #if __CUDA_ARCH__ >= 900
 
-__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
 // The tile whose first element is (row, column), to `to` (a multiple of 1024).
 __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& map, int row, int column,
                                           uint32_t barrier) {

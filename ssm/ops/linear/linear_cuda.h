@@ -66,6 +66,7 @@ void linear_conv_step(const StepRows& x, const Weight& w, const Tensor& bias, co
 void linear_add_step(const StepRows& x, const Weight& w, const Tensor& bias, const Tensor& residual);
 
 // Dense 16-bit weights on Hopper that the card's blocks hold at once, of up to 128 rows (linear_streamed.cu).
+bool has_streamed_products();  // on this card, for some shapes
 bool has_linear_streamed(int64_t T, const Tensor& w);
 bool has_streamed_convolution(const Tensor& w, const Tensor& conv_weight, int64_t first);
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);

@@ -40,9 +40,6 @@ struct Case {
   }
 };
 
-// On this card, in some shape.
-bool has_streamed() { return cuda::has_linear_streamed(64, Tensor::empty({64, 64}, DType::bf16, kCuda)); }
-
 TEST(LinearCuda, EqualsTheReference) {
   SSM_NEED_CUDA();
   Rng rng(31);
@@ -79,13 +76,13 @@ TEST(LinearCuda, EveryWayEqualsTheReference) {
   }
   EXPECT_GT(taken[0], 30);
   EXPECT_GT(taken[1], 50);
-  EXPECT_GT(taken[3], has_streamed() ? 20 : -1);
+  EXPECT_GT(taken[3], cuda::has_streamed_products() ? 20 : -1);
 }
 
 // Shapes of models: every width of its blocks, K shared out and not, one warp group and two.
 TEST(LinearCuda, StreamedEqualsTheReference) {
   SSM_NEED_CUDA();
-  if (!has_streamed()) GTEST_SKIP() << "the card is not of compute capability 9.0";
+  if (!cuda::has_streamed_products()) GTEST_SKIP() << "the card is not of compute capability 9.0";
   Rng rng(36);
   for (const auto& [N, K] : {std::pair<int64_t, int64_t>{10240, 320},
                              {2560, 5120},

@@ -249,9 +249,14 @@ struct Way {
   int columns = 0, parts = 1;
 };
 
-// The one whose fullest block has the least to read; none where W is too much for the card to hold its blocks
-// at once.
-std::optional<Way> way_of(int64_t T, int64_t N, int64_t K) {
+// The one whose fullest block has the least to read; none where a product cannot be streamed, or W is too
+// much for the card to hold its blocks at once.
+std::optional<Way> way_of(int64_t T, const Tensor& w) {
+  const int64_t N = w.size(0), K = w.size(1);
+  if (!has_streamed_products() || T > kMostRows || w.dtype() == DType::f32 || !in_packs(w) || N % 8 != 0 ||
+      N == 0 || K == 0 || N >= (1 << 30) || K >= (1 << 30)) {
+    return {};
+  }
   static const std::map<int, int> room{{1, room_for(kSharing)}, {4, room_for(4)}, {8, room_for(8)}};
   std::optional<Way> best;
   int64_t least = 0;
@@ -316,17 +321,17 @@ bool in_quads(const Tensor& t) { return !t.defined() || is_aligned(t.raw()); }
 
 bool streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y, bool adds,
               const StreamedConv& conv = {}) {
-  const int64_t T = x.size(0), N = w.size(0), K = w.size(1);
-  if (w.dtype() != x.dtype() || !has_linear_streamed(T, w) || !in_packs(x) || !in_packs(y) ||
+  const std::optional<Way> way = way_of(x.size(0), w);
+  if (!way || w.dtype() != x.dtype() || !in_packs(x) || !in_packs(y) ||
       (bias.defined() && (bias.dtype() != DType::f32 || !in_quads(bias)))) {
     return false;
   }
   const StreamedArgs a{.bias = bias.defined() ? bias.data<float>() : nullptr,
                        .y = const_cast<std::byte*>(y.raw()),
                        .y_stride = y.stride(0),
-                       .T = static_cast<int>(T),
-                       .N = static_cast<int>(N),
-                       .steps = static_cast<int>((K + kTileColumns - 1) / kTileColumns),
+                       .T = static_cast<int>(x.size(0)),
+                       .N = static_cast<int>(w.size(0)),
+                       .steps = static_cast<int>((w.size(1) + kTileColumns - 1) / kTileColumns),
                        .steps_of_part = 0,
                        .parts = 1,
                        .sharing = 1,
@@ -335,23 +340,22 @@ bool streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor
                        .adds = adds,
                        .is_small = false,
                        .conv = conv};
-  const Way way = *way_of(T, N, K);
-  x.dtype() == DType::bf16 ? launch_streamed<__nv_bfloat16>(way, x, w, a)
-                           : launch_streamed<__half>(way, x, w, a);
+  x.dtype() == DType::bf16 ? launch_streamed<__nv_bfloat16>(*way, x, w, a)
+                           : launch_streamed<__half>(*way, x, w, a);
   return true;
 }
 
 }  // namespace
 
-bool has_linear_streamed([[maybe_unused]] int64_t T, [[maybe_unused]] const Tensor& w) {
+bool has_streamed_products() {
 #ifdef SSM_WARPGROUPS
-  const int64_t N = w.size(0), K = w.size(1);
-  return properties().major == 9 && T <= kMostRows && w.dtype() != DType::f32 && in_packs(w) && N % 8 == 0 &&
-         N > 0 && K > 0 && N < (1 << 30) && K < (1 << 30) && way_of(T, N, K).has_value();
+  return properties().major == 9;
 #else
   return false;
 #endif
 }
+
+bool has_linear_streamed(int64_t T, const Tensor& w) { return way_of(T, w).has_value(); }
 
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
   return streamed(x, w, bias, y, false);

@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(kScanThreads, 5) dt_proj_scan_kernel(const Bat
   float bias[4], D[4];
   load<4>(bias, a.dt_bias + e);
   load<4>(D, a.D + e);
-  // The kernel ahead let this one start when all before it had ended: the states are there.
+  // The states are there: the layer's norm let nothing start before all that was enqueued ahead of it had
+  // ended.
   S* h = nullptr;
   if (inside) h = static_cast<S*>(a.ssm_state) + int64_t{a.slots[t]} * kState * a.E + e;
 #pragma unroll

@@ -130,12 +130,9 @@ TEST(Mamba2StepCuda, EqualsTheOpsItFuses) {
   EXPECT_GT(taken, 80);
 }
 
-// Where its products are streamed.
-bool takes_many_rows() { return cuda::has_linear_streamed(64, Tensor::empty({64, 64}, DType::bf16, kCuda)); }
-
 TEST(Mamba2StepCuda, OfManyRowsEqualsTheOpsItFuses) {
   SSM_NEED_CUDA();
-  if (!takes_many_rows()) GTEST_SKIP() << "the card has no fused step of many rows";
+  if (!cuda::has_streamed_products()) GTEST_SKIP() << "the card has no fused step of many rows";
   Rng rng(53);
   for (int trial = 0; trial < 40; ++trial) {
     const Case c(rng, trial % 4 ? 40 : 128);
@@ -148,7 +145,7 @@ TEST(Mamba2StepCuda, ReplaysInAGraphWithTheSlotsOfTheCard) {
   SSM_NEED_CUDA();
   Rng rng(52);
   for (const int64_t rows : {1, 8}) test::expect_replays(Case(rng, rows));
-  if (takes_many_rows()) test::expect_replays(Case(rng, 64));
+  if (cuda::has_streamed_products()) test::expect_replays(Case(rng, 64));
 }
 
 }  // namespace

@@ -91,7 +91,9 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_forward_kernel(const Rm
     more.read(a, false, row, first + i);
     take(i, more, value);
   }
-  let_next_start();  // what the next kernel reads early does not delay what this one waits for
+  // Not before: what the next kernels read early would delay these loads, and may be what one ahead still
+  // writes (the states in mamba1_batch_step_cuda.cu).
+  let_next_start();
   const float scale = rsqrtf(block_sum(square, scratch) / static_cast<float>(a.width) + a.eps);
   const auto write = [&](int64_t i, float(&value)[V]) {
     float w[V];
