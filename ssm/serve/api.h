@@ -17,6 +17,8 @@ class Api {
   // Answers; an ApiError or Error becomes an answer too. Other exceptions are the connection's.
   boost::asio::awaitable<void> handle(const HttpRequest& request, Exchange& exchange);
 
+  boost::asio::awaitable<void> deliver() { return engine_.outbox().deliver(); }  // by Outbox; runs beside
+
   void drain() { draining_ = true; }  // nothing new is taken
   void stop();                        // its threads are gone afterwards, and sessions kept
   Metrics& metrics() { return metrics_; }

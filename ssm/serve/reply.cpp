@@ -1,8 +1,19 @@
 #include "ssm/serve/reply.h"
 
+#include <fcntl.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
 #include <boost/asio/as_tuple.hpp>
-#include <boost/asio/post.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+#include "ssm/core/error.h"
 
 namespace ssm::serve {
 
@@ -16,20 +27,64 @@ constexpr std::chrono::milliseconds kMostOfMany{50};
 
 }  // namespace
 
+Outbox::Outbox(Clock::duration interval) : interval_(interval) {
+  SSM_CHECK(::pipe2(bell_.data(), O_NONBLOCK | O_CLOEXEC) == 0, "cannot open a pipe: {}",
+            std::strerror(errno));
+}
+
+Outbox::~Outbox() {
+  for (const int end : bell_) ::close(end);
+}
+
 void Outbox::after_step() {
-  if (replies_.empty()) return;
+  if (waiting_.empty()) return;
   Clock::duration interval = interval_;
   if (interval > Clock::duration::zero()) {
-    const Clock::duration many = kIntervalEach * static_cast<int64_t>(replies_.size());
+    const Clock::duration many = kIntervalEach * static_cast<int64_t>(waiting_.size());
     interval = std::max(interval, std::min<Clock::duration>(many, kMostOfMany));
   }
   const auto now = Clock::now();
-  if (now - told_ < interval) return;
-  told_ = now;
-  const asio::any_io_executor executor = replies_[0]->executor_;  // of all of them
-  asio::post(executor, [replies = std::exchange(replies_, {})] {
-    for (const std::shared_ptr<Reply>& reply : replies) reply->timer_.cancel();
-  });
+  if (now - last_ < interval) return;
+  last_ = now;
+  tell(std::exchange(waiting_, {}));
+}
+
+void Outbox::tell(std::shared_ptr<Reply> reply) {
+  std::vector<std::shared_ptr<Reply>> one;
+  one.push_back(std::move(reply));
+  tell(std::move(one));
+}
+
+void Outbox::tell(std::vector<std::shared_ptr<Reply>> replies) {
+  {
+    const std::lock_guard lock(mutex_);
+    const bool rung = !told_.empty();
+    std::ranges::move(replies, std::back_inserter(told_));
+    if (rung) return;
+  }
+  [[maybe_unused]] const ssize_t written = ::write(bell_[1], "", 1);  // a full pipe has been rung
+  sched_yield();
+}
+
+asio::awaitable<void> Outbox::deliver() {
+  asio::posix::stream_descriptor bell(co_await asio::this_coro::executor, ::dup(bell_[0]));
+  for (;;) {
+    co_await bell.async_wait(asio::posix::descriptor_base::wait_read, asio::use_awaitable);
+    std::array<char, 16> rings;
+    while (::read(bell_[0], rings.data(), rings.size()) > 0) {
+    }
+    std::vector<std::shared_ptr<Reply>> told;
+    {
+      const std::lock_guard lock(mutex_);
+      told = std::exchange(told_, {});
+    }
+    for (const std::shared_ptr<Reply>& reply : told) reply->timer_.cancel();
+  }
+}
+
+void Outbox::clear() {
+  waiting_.clear();
+  told_.clear();
 }
 
 class Reply::Part : public Listener {
@@ -105,20 +160,16 @@ bool Reply::push(ReplyEvent event) {
     events_.push_back(std::move(event));
   }
   if (urgent) {
-    wake();
+    outbox_.tell(shared_from_this());
   } else if (first) {
     outbox_.add(shared_from_this());
   }
   return true;
 }
 
-void Reply::wake() {
-  asio::post(executor_, [self = shared_from_this()] { self->timer_.cancel(); });
-}
-
 void Reply::close() {
   closed_ = true;
-  wake();
+  timer_.cancel();
 }
 
 asio::awaitable<std::vector<ReplyEvent>> Reply::next(Clock::time_point deadline) {

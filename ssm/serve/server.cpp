@@ -149,6 +149,9 @@ void Server::run(bool handle_signals) {
     });
   }
   asio::co_spawn(p.context, p.accept(), asio::detached);
+  asio::co_spawn(p.context, p.api.deliver(), [](const std::exception_ptr& error) {
+    if (error) std::rethrow_exception(error);
+  });
   p.context.run();
 }
 
