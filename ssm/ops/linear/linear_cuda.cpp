@@ -147,9 +147,17 @@ bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const 
   return library_product({.a = x, .b = w, .b_transposed = true, .c = y, .bias = b});
 }
 
+namespace {
+
+// Large matrices times more than 64 rows are as quick or quicker by cuBLASLt.
+bool streams(int64_t T, const Tensor& w) { return T <= 64 || w.numel() <= 8 << 20; }
+
+}  // namespace
+
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& rounded_bias,
             DType /*compute: x's type*/, const Tensor& y) {
-  if (y.numel() == 0 || linear_few_rows(x, w, bias, y) || linear_streamed(x, w, bias, y)) return;
+  if (y.numel() == 0 || linear_few_rows(x, w, bias, y)) return;
+  if (streams(x.size(0), w) && linear_streamed(x, w, bias, y)) return;
   const bool rounded = rounded_bias.defined() && rounded_bias.dtype() == y.dtype();
   if (!linear_library(x, w, rounded ? rounded_bias : bias, y)) linear_any(x, w, bias, y);
 }
@@ -162,7 +170,8 @@ void linear_add(const Tensor& x, const Weight& w, const Tensor& bias, const Tens
   if (is_step && has_linear_step(x.size(0), w) && in_packs(x))
     return linear_add_step({.x = x, .norm_weight = {}, .gate = {}}, w, bias, residual);
   const Tensor& dense = std::get<Tensor>(w);
-  if (linear_add_few_rows(x, dense, bias, residual) || linear_add_streamed(x, dense, bias, residual)) return;
+  if (linear_add_few_rows(x, dense, bias, residual)) return;
+  if (streams(x.size(0), dense) && linear_add_streamed(x, dense, bias, residual)) return;
   const LibraryProduct product{
       .a = x, .b = dense, .b_transposed = true, .c = residual, .bias = bias, .adds = true};
   if (!library_product(product)) any_product(product);

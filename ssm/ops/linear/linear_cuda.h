@@ -38,8 +38,8 @@ bool linear_add_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias, c
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);  // cuBLASLt
 void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);      // plain tiles
 
-// The products of a decode step, with what stands before and after them. Of up to kStepRows rows, or up to
-// 128 where dense weights are streamed.
+// The products of a decode step, with what stands before and after them. Of up to kStepRows rows; a
+// convolution also stands behind dense weights that are streamed, of up to 128.
 inline constexpr int64_t kStepRows = 8;
 struct StepRows {
   Tensor x;            // [T, K] of the activations' type, or f32 where it is normed without a gate

@@ -44,27 +44,30 @@ void check_step(const StepRows& x, const Weight& w, bool gated) {
 
 bool has_linear_step(int64_t T, const Weight& w) {
   const auto* packed = std::get_if<QuantizedTensor>(&w);
-  if (T > kStepRows) return !packed && has_linear_streamed(T, std::get<Tensor>(w));
-  if (shape_of(w)[1] >= (1 << 30)) return false;
+  if (T > kStepRows || shape_of(w)[1] >= (1 << 30)) return false;
   if (packed) return has_packed_step(T, *packed);
   return in_packs(std::get<Tensor>(w));
 }
 
 bool has_linear_conv_step(int64_t T, const Weight& w, const Tensor& conv_weight, int64_t first) {
-  return has_linear_step(T, w) && conv_weight.size(1) == 4 &&
-         (T <= kStepRows || has_streamed_convolution(std::get<Tensor>(w), conv_weight, first));
+  if (conv_weight.size(1) != 4) return false;
+  if (T <= kStepRows) return has_linear_step(T, w);
+  const auto* dense = std::get_if<Tensor>(&w);
+  return dense && has_linear_streamed(T, *dense) && has_streamed_convolution(*dense, conv_weight, first);
 }
 
 void linear_conv_step(const StepRows& x, const Weight& w, const Tensor& bias, const ConvStep& conv,
                       const Tensor& y) {
+  const int64_t T = x.x.size(0);
+  if (T > kStepRows) {
+    SSM_CHECK(has_linear_conv_step(T, w, conv.weight, conv.first) && !x.gate.defined() &&
+                  linear_conv_streamed(normed(x, y.dtype()), std::get<Tensor>(w), bias, conv, y),
+              "linear_step: {} rows and a convolution of {} from {} on", T, conv.weight.shape(), conv.first);
+    return;
+  }
   check_step(x, w, false);
   if (const auto* packed = std::get_if<QuantizedTensor>(&w))
     return packed_conv_step(x, *packed, bias, conv, y);
-  if (x.x.size(0) > kStepRows) {
-    SSM_CHECK(linear_conv_streamed(normed(x, y.dtype()), std::get<Tensor>(w), bias, conv, y),
-              "linear_step: a convolution of {} from {} on", conv.weight.shape(), conv.first);
-    return;
-  }
   dispatch(y.dtype(), "linear", [&](auto zero) {
     using X = decltype(zero);
     launch_step<X, Residual>(x, std::get<Tensor>(w), convolved_of<X>(conv, bias, y));
@@ -75,12 +78,6 @@ void linear_add_step(const StepRows& x, const Weight& w, const Tensor& bias, con
   check_step(x, w, true);
   if (const auto* packed = std::get_if<QuantizedTensor>(&w))
     return packed_add_step(x, *packed, bias, residual);
-  if (x.x.size(0) > kStepRows) {
-    const Tensor& dense = std::get<Tensor>(w);
-    SSM_CHECK(linear_add_streamed(normed(x, dense.dtype()), dense, bias, residual),
-              "linear_step: a bias of {}", name_of(bias.dtype()));
-    return;
-  }
   dispatch(x.x.dtype(), "linear", [&](auto zero) {
     using X = decltype(zero);
     launch_step<X, Gated<X>>(x, std::get<Tensor>(w), added_to(residual, bias));

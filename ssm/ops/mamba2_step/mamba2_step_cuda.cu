@@ -7,7 +7,6 @@
 #include "ssm/ops/cuda/types.cuh"
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/mamba2_step/mamba2_step_cuda.h"
-#include "ssm/ops/ssd_scan/ssd_scan_cuda.h"
 
 namespace ssm::cuda {
 namespace {
@@ -110,7 +109,7 @@ void launch_scan(const Mamba2StepArgs& args, const int32_t* slots, const Tensor&
 }  // namespace
 
 bool has_mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
-  return batch.is_step() &&
+  return batch.is_step() && batch.size() <= kStepRows &&
          has_linear_conv_step(batch.size(), args.in_proj, args.conv_weight, args.gate_weight.size(0)) &&
          has_linear_step(batch.size(), args.out_proj) && ssm_state.size(3) % kValues == 0;
 }
@@ -128,22 +127,7 @@ void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const T
       {.weight = args.conv_weight, .bias = args.conv_bias, .state = conv_state, .slots = slots, .first = E},
       zxBCdt);
   const Tensor y = Tensor::empty({T, E}, dtype, device);
-  if (T <= kStepRows) {
-    launch_scan(args, slots, zxBCdt, ssm_state, y);
-  } else {  // then its own kernel is the faster one
-    const int64_t BC = 2 * E, GN = args.groups * ssm_state.size(2), dt = BC + 2 * GN;
-    ssd_scan({.x = zxBCdt.slice(1, E, BC),
-              .dt = zxBCdt.slice(1, dt, zxBCdt.size(1)),
-              .A = args.A,
-              .B = zxBCdt.slice(1, BC, BC + GN),
-              .C = zxBCdt.slice(1, BC + GN, dt),
-              .D = args.D,
-              .dt_bias = args.dt_bias,
-              .groups = args.groups,
-              .dt_min = args.dt_min,
-              .dt_max = args.dt_max},
-             batch, ssm_state, y);
-  }
+  launch_scan(args, slots, zxBCdt, ssm_state, y);
   linear_add_step({.x = y,
                    .norm_weight = args.gate_weight,
                    .gate = zxBCdt.slice(1, 0, E),
