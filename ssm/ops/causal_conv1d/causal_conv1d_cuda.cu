@@ -8,6 +8,7 @@
 #include "ssm/core/cuda.h"
 #include "ssm/core/launch.cuh"
 #include "ssm/ops/causal_conv1d/causal_conv1d_cuda.h"
+#include "ssm/ops/cuda/async_copy.cuh"
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/vectors.cuh"
@@ -198,6 +199,11 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_step_kernel(const Conv
     load_bias<V>(a, c, sum);
 #pragma unroll
     for (int k = 0; k < kK; ++k) load_tap<V>(a, k, c, weight[k]);
+    // The window comes into L2 while the kernel ahead ends; whatever that one may still write is read later.
+    if (a.state && threadIdx.x % (32 / V) == 0) {
+      const float* const window = a.state + a.batch.slots[b] * (a.K - 1) * a.C + c;
+      for (int k = 0; k < a.K - 1; ++k) prefetch(window + k * a.C);
+    }
   }
   grid_dependency_wait();
   let_next_start();

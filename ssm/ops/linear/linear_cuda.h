@@ -38,8 +38,7 @@ bool linear_add_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias, c
 bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);  // cuBLASLt
 void linear_any(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);      // plain tiles
 
-// The products of a decode step, with what stands before and after them. Of up to kStepRows rows; a
-// convolution also stands behind dense weights that are streamed, of up to 128.
+// The products of a decode step of up to kStepRows rows, with what stands before and after them.
 inline constexpr int64_t kStepRows = 8;
 struct StepRows {
   Tensor x;            // [T, K] of the activations' type, or f32 where it is normed without a gate
@@ -57,7 +56,6 @@ struct ConvStep {
   int64_t first;
 };
 bool has_linear_step(int64_t T, const Weight& w);
-bool has_linear_conv_step(int64_t T, const Weight& w, const Tensor& conv_weight, int64_t first);
 bool has_linear_add(int64_t T, const Weight& w);
 void linear_add(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& residual);  // any rows
 void linear_conv_step(const StepRows& x, const Weight& w, const Tensor& bias, const ConvStep& conv,
@@ -67,12 +65,8 @@ void linear_add_step(const StepRows& x, const Weight& w, const Tensor& bias, con
 
 // Dense 16-bit weights on Hopper that the card's blocks hold at once, of up to 128 rows (linear_streamed.cu).
 bool has_streamed_products();  // on this card, for some shapes
-bool has_linear_streamed(int64_t T, const Tensor& w);
-bool has_streamed_convolution(const Tensor& w, const Tensor& conv_weight, int64_t first);
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);
 bool linear_add_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual);
-bool linear_conv_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvStep& conv,
-                          const Tensor& y);
 
 Tensor round_bias(const Tensor& bias, DType compute);  // [N] f32 -> 16 bits
 

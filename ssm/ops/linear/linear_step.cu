@@ -49,22 +49,8 @@ bool has_linear_step(int64_t T, const Weight& w) {
   return in_packs(std::get<Tensor>(w));
 }
 
-bool has_linear_conv_step(int64_t T, const Weight& w, const Tensor& conv_weight, int64_t first) {
-  if (conv_weight.size(1) != 4) return false;
-  if (T <= kStepRows) return has_linear_step(T, w);
-  const auto* dense = std::get_if<Tensor>(&w);
-  return dense && has_linear_streamed(T, *dense) && has_streamed_convolution(*dense, conv_weight, first);
-}
-
 void linear_conv_step(const StepRows& x, const Weight& w, const Tensor& bias, const ConvStep& conv,
                       const Tensor& y) {
-  const int64_t T = x.x.size(0);
-  if (T > kStepRows) {
-    SSM_CHECK(has_linear_conv_step(T, w, conv.weight, conv.first) && !x.gate.defined() &&
-                  linear_conv_streamed(normed(x, y.dtype()), std::get<Tensor>(w), bias, conv, y),
-              "linear_step: {} rows and a convolution of {} from {} on", T, conv.weight.shape(), conv.first);
-    return;
-  }
   check_step(x, w, false);
   if (const auto* packed = std::get_if<QuantizedTensor>(&w))
     return packed_conv_step(x, *packed, bias, conv, y);

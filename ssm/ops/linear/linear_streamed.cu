@@ -27,15 +27,6 @@ constexpr int kGroup = 128;  // threads
 constexpr int kMostRows = 128;
 constexpr int kMostBytes = 226 << 10;  // of shared memory
 
-// Of a ConvStep whose channels are four by four neighbours.
-struct StreamedConv {
-  const float *weight, *bias;  // [4, channels], or null: none; [channels] or null
-  float* state;                // [S, 3, channels]
-  const int32_t* slots;
-  int64_t stride_k;
-  int first, channels;
-};
-
 struct StreamedArgs {
   const float* bias;  // [N] or null
   void* y;            // [T, N] of X or f32
@@ -46,7 +37,6 @@ struct StreamedArgs {
   int stages;                // of the ring
   bool y_is_f32, adds;
   bool is_small;  // leaves most of the card to the next kernel
-  StreamedConv conv;
 };
 
 // kGroups warp groups of 64 rows each, and the warp that asks for tiles.
@@ -128,22 +118,10 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
 
   // Threads have four neighbouring columns each, of every kAtOnce-th row.
   constexpr int kQuads = kColumns / 4, kAtOnce = kGroup * kGroups / kQuads, kInFlight = 4;
-  const int own_row = thread / kQuads, column = thread % kQuads * 4, n = n0 + column,
-            channel = n - a.conv.first;
+  const int own_row = thread / kQuads, column = thread % kQuads * 4, n = n0 + column;
   const int rows_there = own_row < kAtOnce && n < a.N ? min(rows_of_part, a.T - part * rows_of_part) : 0;
-  const bool is_convolved = a.conv.weight && channel >= 0 && channel < a.conv.channels;
   const auto y_at = [&](int row) { return int64_t{part * rows_of_part + row} * a.y_stride + n; };
-  const auto window_of = [&](int row) {
-    return a.conv.state + int64_t{a.conv.slots[part * rows_of_part + row]} * 3 * a.conv.channels + channel;
-  };
   grid_dependency_wait();
-  if (is_convolved && column % 32 == 0) {
-#pragma unroll 1
-    for (int row = own_row; row < rows_there; row += kAtOnce) {
-#pragma unroll
-      for (int k = 0; k < 3; ++k) prefetch(window_of(row) + k * a.conv.channels);
-    }
-  }
 
   float sums[kColumns / 2] = {};
   const int group = warp / 4;
@@ -163,26 +141,17 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
   wait_for_products<0>();
   settle(sums);
 
-  // What the results meet is on its way while sums go to the block that adds them up.
-  float held[kInFlight][3][4];
+  // What is added to is on its way while sums go to the block that adds them up.
+  float held[kInFlight][4];
   const auto read = [&](int first_row) {
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
       const int row = first_row + j * kAtOnce;
-      if (row >= rows_there) continue;
-      if (a.adds) load<4>(held[j][0], static_cast<float*>(a.y) + y_at(row));
-      if (!is_convolved) continue;
-#pragma unroll
-      for (int k = 0; k < 3; ++k) load<4>(held[j][k], window_of(row) + k * a.conv.channels);
+      if (a.adds && row < rows_there) load<4>(held[j], static_cast<float*>(a.y) + y_at(row));
     }
   };
-  float bias[4] = {}, filter[4][4], filter_bias[4] = {};
+  float bias[4] = {};
   if (a.bias && rows_there > 0) load<4>(bias, a.bias + n);
-  if (is_convolved) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) load<4>(filter[k], a.conv.weight + k * a.conv.stride_k + channel);
-    if (a.conv.bias) load<4>(filter_bias, a.conv.bias + channel);
-  }
   read(own_row);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -211,21 +180,9 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
 #pragma unroll
         for (int c = 0; c < 4; ++c) sum[c] += more[c];
       }
-      if (is_convolved) {
-        float* const window = window_of(row);
-        store<4>(window, held[j][1]);
-        store<4>(window + a.conv.channels, held[j][2]);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          more[c] = to_f32(from_f32<X>(sum[c]));
-          sum[c] = silu(filter_bias[c] + filter[0][c] * held[j][0][c] + filter[1][c] * held[j][1][c] +
-                        filter[2][c] * held[j][2][c] + filter[3][c] * more[c]);
-        }
-        store<4>(window + 2 * a.conv.channels, more);
-      }
       if (a.y_is_f32) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) sum[c] += a.adds ? held[j][0][c] : 0.0f;
+        for (int c = 0; c < 4; ++c) sum[c] += a.adds ? held[j][c] : 0.0f;
         store<4>(static_cast<float*>(a.y) + y_at(row), sum);
       } else {
         store<4>(static_cast<X*>(a.y) + y_at(row), sum);
@@ -319,8 +276,7 @@ void launch_streamed(const Way& way, const Tensor& x, const Tensor& w, const Str
 
 bool in_quads(const Tensor& t) { return !t.defined() || is_aligned(t.raw()); }
 
-bool streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y, bool adds,
-              const StreamedConv& conv = {}) {
+bool streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y, bool adds) {
   const std::optional<Way> way = way_of(x.size(0), w);
   if (!way || w.dtype() != x.dtype() || !in_packs(x) || !in_packs(y) ||
       (bias.defined() && (bias.dtype() != DType::f32 || !in_quads(bias)))) {
@@ -338,8 +294,7 @@ bool streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor
                        .stages = 0,
                        .y_is_f32 = y.dtype() == DType::f32,
                        .adds = adds,
-                       .is_small = false,
-                       .conv = conv};
+                       .is_small = false};
   x.dtype() == DType::bf16 ? launch_streamed<__nv_bfloat16>(*way, x, w, a)
                            : launch_streamed<__half>(*way, x, w, a);
   return true;
@@ -355,38 +310,12 @@ bool has_streamed_products() {
 #endif
 }
 
-bool has_linear_streamed(int64_t T, const Tensor& w) { return way_of(T, w).has_value(); }
-
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
   return streamed(x, w, bias, y, false);
 }
 
 bool linear_add_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual) {
   return streamed(x, w, bias, residual, true);
-}
-
-bool has_streamed_convolution(const Tensor& w, const Tensor& conv_weight, int64_t first) {
-  // Behind a large product a kernel of its own costs less than the end of every block that waits for windows.
-  constexpr int64_t kMostWeights = 8 << 20;
-  return w.numel() <= kMostWeights && conv_weight.size(1) == 4 && conv_weight.stride(0) == 1 &&
-         is_multiple(conv_weight.stride(1), 4) && is_multiple(first, 4) &&
-         is_multiple(conv_weight.size(0), 4) && in_quads(conv_weight);
-}
-
-bool linear_conv_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvStep& conv,
-                          const Tensor& y) {
-  if (y.dtype() != x.dtype() || !has_streamed_convolution(w, conv.weight, conv.first) ||
-      !in_quads(conv.bias) || !in_quads(conv.state)) {
-    return false;
-  }
-  return streamed(x, w, bias, y, false,
-                  {.weight = conv.weight.data<float>(),
-                   .bias = conv.bias.defined() ? conv.bias.data<float>() : nullptr,
-                   .state = conv.state.data<float>(),
-                   .slots = conv.slots,
-                   .stride_k = conv.weight.stride(1),
-                   .first = static_cast<int>(conv.first),
-                   .channels = static_cast<int>(conv.weight.size(0))});
 }
 
 }  // namespace ssm::cuda

@@ -1,6 +1,5 @@
-// A step of more than 8 rows. Its products are `linear`'s, the first one with the convolution behind it where
-// it is streamed; dt_proj and the step of the scan are a kernel, whose blocks fetch their states while x_proj
-// is multiplied.
+// A step of more than 8 rows. Norm, convolution and products are the plain ops'; dt_proj and the step of the
+// scan are a kernel, whose blocks fetch their states while x_proj is multiplied.
 #include "ssm/core/cuda.h"
 #include "ssm/core/launch.cuh"
 #include "ssm/ops/causal_conv1d/causal_conv1d_cuda.h"
@@ -186,21 +185,11 @@ void mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch, c
   const DType dtype = args.compute;
   const auto dense = [](const Weight& w) -> const Tensor& { return std::get<Tensor>(w); };
   const int32_t* slots = view_of(batch, device).slots;
-  const Tensor uz = Tensor::empty({T, 2 * E}, dtype, device);
-  Tensor u = uz.slice(1, 0, E);
-  const StepRows normed{.x = residual, .norm_weight = args.norm_weight, .gate = {}, .eps = args.norm_eps};
-  if (has_linear_conv_step(T, args.in_proj, args.conv_weight, 0)) {
-    linear_conv_step(
-        normed, args.in_proj, args.in_bias,
-        {.weight = args.conv_weight, .bias = args.conv_bias, .state = conv_state, .slots = slots, .first = 0},
-        uz);
-  } else {
-    const Tensor x = Tensor::empty(residual.shape(), dtype, device), before = u;
-    rms_norm(residual, args.norm_weight, args.norm_eps, x);
-    cuda::linear(x, dense(args.in_proj), args.in_bias, Tensor(), dtype, uz);
-    u = Tensor::empty({T, E}, dtype, device);
-    causal_conv1d(before, args.conv_weight, args.conv_bias, Activation::silu, batch, conv_state, u);
-  }
+  const Tensor x = Tensor::empty(residual.shape(), dtype, device);
+  rms_norm(residual, args.norm_weight, args.norm_eps, x);
+  const Tensor uz = Tensor::empty({T, 2 * E}, dtype, device), u = Tensor::empty({T, E}, dtype, device);
+  cuda::linear(x, dense(args.in_proj), args.in_bias, Tensor(), dtype, uz);
+  causal_conv1d(uz.slice(1, 0, E), args.conv_weight, args.conv_bias, Activation::silu, batch, conv_state, u);
   const Tensor dt_B_C = Tensor::empty({T, J}, dtype, device), z = uz.slice(1, E, 2 * E);
   cuda::linear(u, dense(args.x_proj), Tensor(), Tensor(), dtype, dt_B_C);
   const Tensor y = Tensor::empty({T, E}, dtype, device);

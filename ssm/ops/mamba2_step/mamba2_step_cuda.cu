@@ -109,8 +109,7 @@ void launch_scan(const Mamba2StepArgs& args, const int32_t* slots, const Tensor&
 }  // namespace
 
 bool has_mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
-  return batch.is_step() && batch.size() <= kStepRows &&
-         has_linear_conv_step(batch.size(), args.in_proj, args.conv_weight, args.gate_weight.size(0)) &&
+  return batch.is_step() && has_linear_step(batch.size(), args.in_proj) && args.conv_weight.size(1) == 4 &&
          has_linear_step(batch.size(), args.out_proj) && ssm_state.size(3) % kValues == 0;
 }
 

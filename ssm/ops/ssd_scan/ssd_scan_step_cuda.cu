@@ -13,12 +13,12 @@ template <int V>
 constexpr int kRowsInFlight = V == 8 ? 4 : 8;
 
 // One block a sequence, a head and `width` of its channels. A thread has V channels of every `rows`-th row of
-// N, kUnroll of them in flight; S is the state's type, X the activations'. `early`: all blocks are on the
-// card at once, waiting for the kernel before, and meanwhile fetch the state to L2. Elsewhere a block does so
-// for the one that comes `ahead` blocks later, in its place.
+// N, kUnroll of them in flight; S is the state's type, X the activations'. The first `early` blocks, which
+// are on the card while the kernel before ends, meanwhile fetch their state to L2. Where there are more, a
+// block does so for the one that comes `ahead` blocks later, in its place.
 template <int V, class X, class S>
 __global__ void __launch_bounds__(kThreads, V == 8 ? 3 : 4)
-    ssd_scan_step_kernel(const SsdView a, int width, bool early, int ahead) {
+    ssd_scan_step_kernel(const SsdView a, int width, int early, int ahead) {
   constexpr int kUnroll = kRowsInFlight<V>;
   extern __shared__ float shared[];
   const int parts = (a.P + width - 1) / width;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, V == 8 ? 3 : 4)
   S* const states = a.state ? static_cast<S*>(a.state) + head * of_head + p : nullptr;
   const float A = a.A[head];
   const float bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
-  if (early && active && states) {
+  if (blockIdx.x < early && active && states) {
     const int64_t slot = a.batch.slots[b];  // perhaps the last step's, and then of no use
     if (slot >= 0 && slot < a.slots) {
 #pragma unroll
@@ -138,7 +138,8 @@ void launch_ssd_step(const SsdView& a) {
          pairs * ((a.P + width - 1) / width) < properties().multiprocessors)
     width /= 2;
   const int64_t blocks = pairs * ((a.P + width - 1) / width);
-  const bool early = blocks <= int64_t{2} * properties().multiprocessors;
+  const int multiprocessors = properties().multiprocessors;
+  const int early = 2 * multiprocessors;
   dispatch(a.dtype, "ssd_scan", [&](auto x_zero) {
     dispatch(a.state_dtype, "ssd_scan", [&](auto state_zero) {
       using X = decltype(x_zero);
@@ -149,7 +150,7 @@ void launch_ssd_step(const SsdView& a) {
                        .block = dim3(kThreads),
                        .shared_bytes = sizeof(float) * static_cast<size_t>(2 * slab + kThreads * V),
                        .overlaps_previous = true};
-      const int ahead = early || width < a.P ? 0 : properties().multiprocessors;
+      const int ahead = blocks <= early || width < a.P ? 0 : multiprocessors;
       launch(how, V == 1 ? ssd_scan_step_kernel<1, X, S> : ssd_scan_step_kernel<kVector, X, S>, a, width,
              early, ahead);
     });
