@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import tempfile
 
-TYPES = "q8_0,int8:128,q5_1,q5_0,q4_1,q4_0,int4:32,int4:64,int4:128"
+TYPES = "q8_0,int8:128,q6_k,q5_k,q4_k,q5_1,q5_0,q4_1,q4_0,int4:32,int4:64,int4:128"
 
 
 def report(arguments, kind, calibrated):
