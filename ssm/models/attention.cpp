@@ -6,11 +6,10 @@ AttentionMixer::AttentionMixer(const AttentionHeads& heads, const Names& names, 
                                const nn::Linear& out, const nn::Conv1d& conv)
     : heads_(heads), names_(names), in_proj_(in), out_proj_(out), conv1d_(conv) {}
 
-Tensor AttentionMixer::hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
-  Tensor qkv = in_proj_(x);  // [T, (H + 2Hk) D]
-  x = {};
+// qkv [T, (H + 2Hk) D] -> [T, H D]
+Tensor AttentionMixer::mix(Tensor qkv, const SequenceBatch& batch, const MixerState& state) const {
   if (conv1d_.width > 0) qkv = conv1d_(qkv, batch, state.conv);
-  return attention(qkv, heads_, batch, state.kv.get());  // [T, H D]
+  return attention(qkv, heads_, batch, state.kv.get());
 }
 
 MixerState AttentionMixer::make_state(int64_t slots, StateOptions options) const {

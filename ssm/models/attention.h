@@ -19,7 +19,8 @@ class AttentionMixer final : public Mixer {
   AttentionMixer(const AttentionHeads& heads, const Names& names, const nn::Linear& in, const nn::Linear& out,
                  const nn::Conv1d& conv);
 
-  Tensor hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const override;
+  const nn::Linear& in_proj() const override { return in_proj_; }
+  Tensor mix(Tensor projected, const SequenceBatch& batch, const MixerState& state) const override;
   const nn::Linear& out_proj() const override { return out_proj_; }
   MixerState make_state(int64_t slots, StateOptions options) const override;
   bool attends() const override { return true; }

@@ -1,7 +1,6 @@
 #include "ssm/models/causal_lm.h"
 
 #include <algorithm>
-#include <tuple>
 #include <utility>
 
 #include "ssm/autograd/tape.h"
@@ -104,16 +103,18 @@ bool CausalLm::Block::step(Tensor residual, const SequenceBatch& batch, const Mi
   if (mlp && !mlp->down.adds(T)) return false;
   const bool stepped = rms && !parallel && mixer->step(residual, *rms, batch, state);
   if (!stepped && !mixer->out_proj().adds(T)) return false;
-  Tensor u, v;  // what mixer and MLP read
   if (parallel) {
-    std::tie(u, v) = normed_twice(norm, mlp_norm, {}, residual, activations);
-  } else if (!stepped) {
-    u = normed(norm, {}, residual, activations);
+    const auto [u, v] = normed_twice(norm, mlp_norm, {}, residual, activations);
+    auto [projected, h] = nn::beside(mixer->in_proj(), u, *mlp, v);
+    const Tensor mixed = mixer->mix(std::move(projected), batch, state);
+    nn::add_both(residual, mixer->out_proj(), mixed, mlp->down, h);
+    return true;
   }
-  if (!stepped) mixer->out_proj().add_to(residual, mixer->hidden(std::move(u), batch, state));
-  if (!mlp) return true;
-  if (!parallel) v = normed(mlp_norm, {}, residual, activations);
-  mlp->down.add_to(residual, mlp->hidden(v));
+  if (!stepped) {
+    const Tensor projected = mixer->in_proj()(normed(norm, {}, residual, activations));
+    mixer->out_proj().add_to(residual, mixer->mix(projected, batch, state));
+  }
+  if (mlp) mlp->down.add_to(residual, mlp->hidden(normed(mlp_norm, {}, residual, activations)));
   return true;
 }
 

@@ -22,9 +22,8 @@ Mamba1Mixer::Mamba1Mixer(const nlohmann::json& config, DType compute)
   conv1d_ = {.channels = E_, .width = config.at("conv_kernel"), .has_bias = config.at("use_conv_bias")};
 }
 
-Tensor Mamba1Mixer::hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
-  const Tensor xz = in_proj_(x);  // [T, 2E]
-  x = {};
+// xz [T, 2E] -> [T, E]
+Tensor Mamba1Mixer::mix(Tensor xz, const SequenceBatch& batch, const MixerState& state) const {
   const Tensor z = xz.slice(1, E_, 2 * E_);                         // [T, E]
   const Tensor u = conv1d_(xz.slice(1, 0, E_), batch, state.conv);  // [T, E]
   const Tensor dt_B_C = x_proj_(u);                                 // [T, R + 2N]

@@ -25,10 +25,9 @@ Mamba2Mixer::Mamba2Mixer(const nlohmann::json& config, DType compute)
   norm_ = {.width = E_, .eps = config.at("layer_norm_epsilon")};
 }
 
-Tensor Mamba2Mixer::hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
+// zxBCdt [T, E + C + H] -> [T, E]
+Tensor Mamba2Mixer::mix(Tensor zxBCdt, const SequenceBatch& batch, const MixerState& state) const {
   const int64_t GN = G_ * N_, C = E_ + 2 * GN;
-  const Tensor zxBCdt = in_proj_(x);  // [T, E + C + H]
-  x = {};
   const Tensor z = zxBCdt.slice(1, 0, E_);                                     // [T, E]
   const Tensor dt = zxBCdt.slice(1, E_ + C, E_ + C + H_);                      // [T, H]
   const Tensor xBC = conv1d_(zxBCdt.slice(1, E_, E_ + C), batch, state.conv);  // [T, C]

@@ -13,7 +13,8 @@ class Mamba2Mixer final : public Mixer {
  public:
   Mamba2Mixer(const nlohmann::json& config, DType compute);
 
-  Tensor hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const override;
+  const nn::Linear& in_proj() const override { return in_proj_; }
+  Tensor mix(Tensor projected, const SequenceBatch& batch, const MixerState& state) const override;
   const nn::Linear& out_proj() const override { return out_proj_; }
   bool step(const Tensor& residual, const nn::RmsNorm& norm, const SequenceBatch& batch,
             const MixerState& state) const override;

@@ -45,10 +45,13 @@ class Mixer {
   // sequence starts from zeros and nothing is kept. Decode is the same call with sequences of one token.
   // A caller that moves x in has its memory back as soon as x was read.
   Tensor forward(Tensor x, const SequenceBatch& batch, const MixerState& state) const {
-    return out_proj()(hidden(std::move(x), batch, state));
+    Tensor projected = in_proj()(x);
+    x = {};
+    return out_proj()(mix(std::move(projected), batch, state));
   }
-  // The same but for the out-projection: what that reads.
-  virtual Tensor hidden(Tensor x, const SequenceBatch& batch, const MixerState& state) const = 0;
+  // Its parts: what the in-projection gives becomes what the out-projection reads.
+  virtual const nn::Linear& in_proj() const = 0;
+  virtual Tensor mix(Tensor projected, const SequenceBatch& batch, const MixerState& state) const = 0;
   virtual const nn::Linear& out_proj() const = 0;
   // A decode step of the whole layer in a few kernels: residual [T, M] f32 += forward(norm(residual)). Where
   // there is no such way, nothing happens and the answer is false.

@@ -19,7 +19,8 @@ Tensor product(const Linear& l, const Tensor& x, const Tensor& bias) {
 Tensor Linear::operator()(const Tensor& x) const { return product(*this, x, bias); }
 Tensor Linear::without_bias(const Tensor& x) const { return product(*this, x, {}); }
 
-bool Linear::adds(int64_t T) const { return !lora && !moments && has_linear_add(T, weight); }
+bool Linear::is_plain() const { return !lora && !moments; }
+bool Linear::adds(int64_t T) const { return is_plain() && has_linear_add(T, weight); }
 void Linear::add_to(const Tensor& residual, const Tensor& x) const { linear_add(x, weight, bias, residual); }
 
 void Linear::visit(Visitor& v) {
@@ -72,6 +73,21 @@ Tensor Mlp::hidden(const Tensor& x) const {
 void Mlp::visit(Visitor& v) {
   v.child(up_name, up);
   v.child(down_name, down);
+}
+
+std::pair<Tensor, Tensor> beside(const Linear& l, const Tensor& x, const Mlp& mlp, const Tensor& v) {
+  const LinearOperands first{x, l.weight, l.bias}, second{v, mlp.up.weight, mlp.up.bias};
+  if (l.is_plain() && mlp.up.is_plain() && !mlp.gated && has_linear_beside(first, second))
+    return linear_beside(first, second);
+  Tensor y = l(x);
+  return {std::move(y), mlp.hidden(v)};
+}
+
+void add_both(const Tensor& residual, const Linear& a, const Tensor& x, const Linear& b, const Tensor& v) {
+  const LinearOperands first{x, a.weight, a.bias}, second{v, b.weight, b.bias};
+  if (has_linear_add_both(first, second)) return linear_add_both(first, second, residual);
+  a.add_to(residual, x);
+  b.add_to(residual, v);
 }
 
 }  // namespace ssm::nn

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "ssm/nn/column_moments.h"
 #include "ssm/nn/lora.h"
@@ -27,6 +28,7 @@ struct Linear {
 
   Tensor operator()(const Tensor& x) const;    // [T, in] -> [T, out]
   Tensor without_bias(const Tensor& x) const;  // the same, for who adds the bias later
+  bool is_plain() const;                       // weight and bias, and nobody who looks on
   // residual [T, out] f32 += (*this)(x), unrounded, where adds(T): on a card.
   bool adds(int64_t T) const;
   void add_to(const Tensor& residual, const Tensor& x) const;
@@ -82,5 +84,10 @@ struct Mlp {
   Tensor hidden(const Tensor& x) const;                                 // what down reads
   void visit(Visitor& v);
 };
+
+// What branches side by side of one layer do with their matrices, in one kernel where there is one:
+// {l(x), mlp.hidden(v)}, and residual += a(x) + b(v), of modules that add.
+std::pair<Tensor, Tensor> beside(const Linear& l, const Tensor& x, const Mlp& mlp, const Tensor& v);
+void add_both(const Tensor& residual, const Linear& a, const Tensor& x, const Linear& b, const Tensor& v);
 
 }  // namespace ssm::nn

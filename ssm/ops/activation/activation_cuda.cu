@@ -6,34 +6,12 @@
 
 #include "ssm/core/cuda.h"
 #include "ssm/core/launch.cuh"
+#include "ssm/ops/activation/gelu.cuh"
 #include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/vectors.cuh"
 
 namespace ssm::cuda {
 namespace {
-
-constexpr float kHalfRoot = 0.70710678118654752f;  // 1 / sqrt(2)
-
-// 1 - erf(z) for z >= 0, to 1.2e-7 of itself and what exp adds (Press et al., Numerical Recipes, "erfcc").
-__device__ __forceinline__ float erfc_fast(float z) {
-  const float t = reciprocal_fast(fmaf(0.5f, z, 1.0f));
-  float p = fmaf(0.17087277f, t, -0.82215223f);
-  p = fmaf(p, t, 1.48851587f);
-  p = fmaf(p, t, -1.13520398f);
-  p = fmaf(p, t, 0.27886807f);
-  p = fmaf(p, t, -0.18628806f);
-  p = fmaf(p, t, 0.09678418f);
-  p = fmaf(p, t, 0.37409196f);
-  p = fmaf(p, t, 1.00002368f);
-  p = fmaf(p, t, -1.26551223f);
-  return t * exp_fast(fmaf(-z, z, p));
-}
-
-// Phi(x) = erfc(-x / sqrt(2)) / 2.
-__device__ __forceinline__ float normal_distribution(float x) {
-  const float half = 0.5f * erfc_fast(fabsf(x) * kHalfRoot);
-  return x < 0.0f ? half : 1.0f - half;
-}
 
 __device__ __forceinline__ float gelu_slope(float x) {
   const float density = 0.39894228040143268f * exp_fast(-0.5f * x * x);
@@ -68,7 +46,7 @@ __global__ void gelu_forward_kernel(const ActivationArgs<X> a) {
     float x[V];
     load<V>(x, a.x + row * a.x_stride + i);
 #pragma unroll
-    for (int j = 0; j < V; ++j) x[j] *= normal_distribution(x[j]);
+    for (int j = 0; j < V; ++j) x[j] = gelu(x[j]);
     store<V>(a.y + row * a.y_stride + i, x);
   });
 }

@@ -73,8 +73,10 @@ __device__ __forceinline__ void publish_to_products() {
 #define SSM_32_NAMES SSM_24_NAMES ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define SSM_40_NAMES SSM_32_NAMES ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define SSM_48_NAMES SSM_40_NAMES ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define SSM_56_NAMES SSM_48_NAMES ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define SSM_64_NAMES \
   SSM_48_NAMES ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SSM_72_NAMES SSM_64_NAMES ", %64, %65, %66, %67, %68, %69, %70, %71"
 
 // d = a b^T, or d += with `add`, 16 deep, both multiplied along their rows. b has as many rows, one panel
 // below another, as a thread has twice of sums.
@@ -101,6 +103,11 @@ SSM_MULTIPLY_PANELS(40, "80", SSM_40_NAMES, "%42", "%40", "%41", SSM_EIGHT(d, 0)
                     SSM_EIGHT(d, 16), SSM_EIGHT(d, 24), SSM_EIGHT(d, 32))
 SSM_MULTIPLY_PANELS(48, "96", SSM_48_NAMES, "%50", "%48", "%49", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8),
                     SSM_EIGHT(d, 16), SSM_EIGHT(d, 24), SSM_EIGHT(d, 32), SSM_EIGHT(d, 40))
+SSM_MULTIPLY_PANELS(56, "112", SSM_56_NAMES, "%58", "%56", "%57", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8),
+                    SSM_EIGHT(d, 16), SSM_EIGHT(d, 24), SSM_EIGHT(d, 32), SSM_EIGHT(d, 40), SSM_EIGHT(d, 48))
+SSM_MULTIPLY_PANELS(72, "144", SSM_72_NAMES, "%74", "%72", "%73", SSM_EIGHT(d, 0), SSM_EIGHT(d, 8),
+                    SSM_EIGHT(d, 16), SSM_EIGHT(d, 24), SSM_EIGHT(d, 32), SSM_EIGHT(d, 40), SSM_EIGHT(d, 48),
+                    SSM_EIGHT(d, 56), SSM_EIGHT(d, 64))
 #undef SSM_PRODUCT
 #undef SSM_MULTIPLY_PANELS
 

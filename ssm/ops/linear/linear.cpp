@@ -38,6 +38,22 @@ void check_operands(std::string_view op, const Tensor& x, const Weight& weight, 
   if (bias.defined()) check_parameter(op, "bias", bias, {N}, x);
 }
 
+void check_residual(std::string_view op, const Tensor& x, const Weight& weight, const Tensor& residual) {
+  const Shape shape{x.size(0), shape_of(weight)[0]};
+  SSM_CHECK(residual.defined() && residual.shape() == shape && residual.dtype() == DType::f32 &&
+                residual.device() == x.device() && residual.stride(1) == 1,
+            "{}: residual has shape {}, expected f32 {}", op, residual.shape(), shape);
+}
+
+void check_both(std::string_view op, const LinearOperands& first, const LinearOperands& second) {
+  for (const LinearOperands* p : {&first, &second})
+    check_operands(op, p->x, p->weight, p->bias, p->x.dtype());
+  SSM_CHECK(first.x.size(0) == second.x.size(0) && first.x.dtype() == second.x.dtype() &&
+                first.x.device() == second.x.device(),
+            "{}: x are {} {} and {} {}", op, name_of(first.x.dtype()), first.x.shape(),
+            name_of(second.x.dtype()), second.x.shape());
+}
+
 }  // namespace
 
 Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType compute,
@@ -78,14 +94,57 @@ bool has_linear_add([[maybe_unused]] int64_t T, [[maybe_unused]] const Weight& w
 void linear_add(const Tensor& x, const Weight& weight, const Tensor& bias, const Tensor& residual) {
   constexpr std::string_view kOp = "linear_add";
   check_operands(kOp, x, weight, bias, x.dtype());
-  const Shape shape{x.size(0), shape_of(weight)[0]};
-  SSM_CHECK(residual.defined() && residual.shape() == shape && residual.dtype() == DType::f32 &&
-                residual.device() == x.device() && residual.stride(1) == 1,
-            "{}: residual has shape {}, expected f32 {}", kOp, residual.shape(), shape);
+  check_residual(kOp, x, weight, residual);
   SSM_CHECK(has_linear_add(x.size(0), weight), "{}: nothing for {} rows of a weight {} on {}", kOp, x.size(0),
             type_name(weight), name_of(x.device()));
 #ifdef SSM_CUDA
   cuda::linear_add(x, weight, bias, residual);
+#endif
+}
+
+bool has_linear_beside([[maybe_unused]] const LinearOperands& first,
+                       [[maybe_unused]] const LinearOperands& second) {
+#ifdef SSM_CUDA
+  return device_of(first.weight).is_cuda() && cuda::has_linear_beside(first, second);
+#else
+  return false;
+#endif
+}
+
+bool has_linear_add_both([[maybe_unused]] const LinearOperands& first,
+                         [[maybe_unused]] const LinearOperands& second) {
+#ifdef SSM_CUDA
+  return device_of(first.weight).is_cuda() && cuda::has_linear_add_both(first, second);
+#else
+  return false;
+#endif
+}
+
+std::pair<Tensor, Tensor> linear_beside(const LinearOperands& first, const LinearOperands& second) {
+  constexpr std::string_view kOp = "linear_beside";
+  check_both(kOp, first, second);
+  SSM_CHECK(has_linear_beside(first, second), "{}: nothing for {} rows on {}", kOp, first.x.size(0),
+            name_of(first.x.device()));
+  const auto result = [](const LinearOperands& p) {
+    return Tensor::empty({p.x.size(0), shape_of(p.weight)[0]}, p.x.dtype(), p.x.device());
+  };
+  std::pair<Tensor, Tensor> y{result(first), result(second)};
+#ifdef SSM_CUDA
+  cuda::linear_beside(first, second, y.first, y.second);
+#endif
+  return y;
+}
+
+void linear_add_both(const LinearOperands& first, const LinearOperands& second, const Tensor& residual) {
+  constexpr std::string_view kOp = "linear_add_both";
+  check_both(kOp, first, second);
+  SSM_CHECK(shape_of(first.weight)[0] == shape_of(second.weight)[0], "{}: weights {} and {} differ in rows",
+            kOp, shape_of(first.weight), shape_of(second.weight));
+  check_residual(kOp, first.x, first.weight, residual);
+  SSM_CHECK(has_linear_add_both(first, second), "{}: nothing for {} rows on {}", kOp, first.x.size(0),
+            name_of(first.x.device()));
+#ifdef SSM_CUDA
+  cuda::linear_add_both(first, second, residual);
 #endif
 }
 

@@ -23,6 +23,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 
 #include "ssm/core/tensor.h"
 #include "ssm/quant/weight.h"
@@ -36,6 +37,21 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias = {}, DT
 // to 8 rows of a packed weight, any of a dense one. What is added is not rounded to x's type before.
 bool has_linear_add(int64_t T, const Weight& weight);
 void linear_add(const Tensor& x, const Weight& weight, const Tensor& bias, const Tensor& residual);
+
+// The products of two branches that stand side by side (GPT-NeoX's parallel residual), where one kernel does
+// both: on Hopper, up to 64 rows, dense 16-bit weights that the card's blocks hold at once.
+//
+//   linear_beside    {linear(first), gelu(linear(second))} of x's type; what gelu reads is not rounded
+//   linear_add_both  residual [T, N] f32, rows contiguous, += linear(first) + linear(second), unrounded
+struct LinearOperands {
+  Tensor x;  // [T, K], as in linear
+  Weight weight;
+  Tensor bias;  // [N] or undefined
+};
+bool has_linear_beside(const LinearOperands& first, const LinearOperands& second);
+std::pair<Tensor, Tensor> linear_beside(const LinearOperands& first, const LinearOperands& second);
+bool has_linear_add_both(const LinearOperands& first, const LinearOperands& second);
+void linear_add_both(const LinearOperands& first, const LinearOperands& second, const Tensor& residual);
 
 // The bias in `compute`, which linear would otherwise round in each call: on a card, in 16 bits. Undefined
 // where nothing is saved.

@@ -67,6 +67,11 @@ void linear_add_step(const StepRows& x, const Weight& w, const Tensor& bias, con
 bool has_streamed_products();  // on this card, for some shapes
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);
 bool linear_add_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual);
+bool has_linear_beside(const LinearOperands& first, const LinearOperands& second);
+void linear_beside(const LinearOperands& first, const LinearOperands& second, const Tensor& y1,
+                   const Tensor& y2);
+bool has_linear_add_both(const LinearOperands& first, const LinearOperands& second);
+void linear_add_both(const LinearOperands& first, const LinearOperands& second, const Tensor& residual);
 
 Tensor round_bias(const Tensor& bias, DType compute);  // [N] f32 -> 16 bits
 

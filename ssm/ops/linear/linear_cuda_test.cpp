@@ -1,6 +1,7 @@
 // linear on a card against the f64 reference, in every activation type, by every way of computing it.
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/core/graph.h"
+#include "ssm/ops/activation/activation_reference.h"
 #include "ssm/ops/cuda/test_cuda.h"
 #include "ssm/ops/linear/linear.h"
 #include "ssm/ops/linear/linear_reference.h"
@@ -116,6 +117,60 @@ TEST(LinearCuda, StreamedEqualsTheReference) {
       EXPECT_LT(card_error(residual, sum), 3e-6 + 1e-9 * static_cast<double>(K)) << name;
     }
   }
+}
+
+// Two products of one kernel: K of one length and of two, blocks of a cluster that share K out and not.
+TEST(LinearCuda, TwoAtOnceEqualTheReference) {
+  SSM_NEED_CUDA();
+  if (!cuda::has_streamed_products()) GTEST_SKIP() << "the card is not of compute capability 9.0";
+  Rng rng(37);
+  struct Sizes {
+    int64_t N1, K1, N2, K2;
+  };
+  for (const Sizes& s : {Sizes{7680, 320, 10240, 320},
+                         {2304, 768, 3072, 768},
+                         {768, 768, 768, 3072},
+                         {2560, 256, 2560, 1024},
+                         {6144, 200, 8192, 72},
+                         {24, 600, 24, 72},
+                         {8, 8, 72, 16},
+                         {80, 2056, 80, 8}}) {
+    for (int trial = 0; trial < 4; ++trial) {
+      const int64_t T = trial == 0 ? 64 : 9 + rng.below(56);
+      const DType dtype = rng.below(2) ? DType::bf16 : DType::f16;
+      const auto name = fmt::format("T {} N {} {} K {} {} {}", T, s.N1, s.N2, s.K1, s.K2, name_of(dtype));
+      const double bound = 3e-6 + 1e-9 * static_cast<double>(s.K1 + s.K2);
+      std::vector<double> expected[2];
+      LinearOperands of[2];
+      for (int i = 0; i < 2; ++i) {
+        const int64_t N = i ? s.N2 : s.N1, K = i ? s.K2 : s.K1;
+        const Tensor x = rounded(test::random_normal({T, K}, rng), dtype),
+                     w = rounded(test::random_normal({N, K}, rng), dtype);
+        const Tensor bias = rng.below(2) ? test::random_normal({N}, rng, 10.0f) : Tensor{};
+        expected[i] = reference::linear(to_doubles(x), to_doubles(w),
+                                        bias.defined() ? to_doubles(bias) : std::vector<double>{}, T, N, K);
+        of[i] = {test::columns_on_card(x, dtype, 8, rng), test::columns_on_card(w, dtype, 8, rng),
+                 on_card(bias)};
+      }
+      if (s.N1 == s.N2) {
+        ASSERT_TRUE(has_linear_add_both(of[0], of[1])) << name;
+        const Tensor before = test::random_normal({T, s.N1}, rng, 10.0f), residual = on_card(before);
+        linear_add_both(of[0], of[1], residual);
+        std::vector<double> sum = expected[0];
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += expected[1][i] + before.data<float>()[i];
+        EXPECT_LT(card_error(residual, sum), bound) << name;
+      }
+      ASSERT_TRUE(has_linear_beside(of[0], of[1])) << name;
+      const auto [y1, y2] = linear_beside(of[0], of[1]);
+      EXPECT_LT(card_error(y1, expected[0]), bound + rounding_of(dtype)) << name;
+      for (double& v : expected[1]) v = reference::gelu(v);
+      EXPECT_LT(card_error(y2, expected[1]), bound + rounding_of(dtype)) << name;
+    }
+  }
+  const LinearOperands large{
+      Tensor::zeros({16, 4096}, DType::bf16, kCuda), Tensor::zeros({32768, 4096}, DType::bf16, kCuda), {}};
+  EXPECT_FALSE(has_linear_beside(large, large));
+  EXPECT_THROW(linear_beside(large, large), Error);
 }
 
 TEST(LinearCuda, AddsToAResidual) {

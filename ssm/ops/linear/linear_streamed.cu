@@ -5,15 +5,20 @@
 // A block multiplies kColumns rows of W. Where such blocks fill the card, two share x: each fetches a half of
 // it for both. Else a cluster's blocks share K out, and add their sums up through one another's shared
 // memory, each for its part of the rows, in one order.
+//
+// Two products may share a kernel: side by side, with blocks of their own, or one after the other along K,
+// into the same sums.
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <optional>
+#include <utility>
 
 #include "ssm/core/launch.cuh"
+#include "ssm/ops/activation/gelu.cuh"
 #include "ssm/ops/cuda/async_copy.cuh"
 #include "ssm/ops/cuda/barrier.cuh"
 #include "ssm/ops/cuda/cluster.cuh"
-#include "ssm/ops/cuda/math.cuh"
 #include "ssm/ops/cuda/tensor_map.cuh"
 #include "ssm/ops/cuda/vectors.cuh"
 #include "ssm/ops/cuda/wgmma.cuh"
@@ -27,14 +32,22 @@ constexpr int kGroup = 128;  // threads
 constexpr int kMostRows = 128;
 constexpr int kMostBytes = 226 << 10;  // of shared memory
 
-struct StreamedArgs {
+struct StreamedResult {
   const float* bias;  // [N] or null
   void* y;            // [T, N] of X or f32
   int64_t y_stride;
-  int T, N;
-  int steps, steps_of_part;  // of kTileColumns along K
-  int parts, sharing;        // blocks of a cluster that share K out, or x; one of them is 1
-  int stages;                // of the ring
+  int N, steps;  // of kTileColumns along K
+  bool gelu;     // of the product, which is not rounded before
+};
+
+struct StreamedArgs {
+  StreamedResult of[2];    // the second of a product beside the first
+  const float* more_bias;  // [N] or null: of a product after the first
+  int first_tiles;         // of kColumns rows of W: what follows is the second product's, beside
+  int first_steps;         // what follows along K is the second product's, after
+  int T;
+  int parts, sharing;  // blocks of a cluster that share K out, or x; one of them is 1
+  int stages;          // of the ring
   bool y_is_f32, adds;
   bool is_small;  // leaves most of the card to the next kernel
 };
@@ -51,7 +64,10 @@ struct StreamedShared {
 
 template <class X, int kColumns, int kGroups>
 __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1)
-    linear_streamed_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+    linear_streamed_kernel(const __grid_constant__ CUtensorMap first_x,
+                           const __grid_constant__ CUtensorMap first_w,
+                           const __grid_constant__ CUtensorMap second_x,
+                           const __grid_constant__ CUtensorMap second_w,
                            const __grid_constant__ StreamedArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = StreamedShared<kColumns, kGroups>;
@@ -64,8 +80,12 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
   float* const own_sums = reinterpret_cast<float*>(shared + a.stages * S::kStage);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int rank = static_cast<int>(cluster_rank()), part = a.parts > 1 ? rank : 0;
-  const int n0 = static_cast<int>(blockIdx.x) / a.parts * kColumns, rows_of_part = S::kRows / a.parts;
-  const int first = part * a.steps_of_part, steps = max(0, min(a.steps_of_part, a.steps - first));
+  const int tile = static_cast<int>(blockIdx.x) / a.parts, rows_of_part = S::kRows / a.parts;
+  const bool beside = tile >= a.first_tiles;
+  const StreamedResult& result = a.of[beside];
+  const int n0 = (tile - (beside ? a.first_tiles : 0)) * kColumns, N = result.N;
+  const int steps_of_part = (result.steps + a.parts - 1) / a.parts;
+  const int first = part * steps_of_part, steps = max(0, min(steps_of_part, result.steps - first));
   if (thread == 0) {
     for (int s = 0; s < a.stages; ++s) {
       init_barrier(full(s), 1);
@@ -84,15 +104,20 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
     if (lane == 0) {
       const int rows = S::kRows / a.sharing, x_row = a.sharing > 1 ? rank * rows : 0;
       const auto ask_for_weights = [&](int i) {
+        const bool after = first + i >= a.first_steps;
+        const int k = first + i - (after ? a.first_steps : 0);
         arrive_expecting(full(stage), S::kStage);
-        copy_tile(weights_at(stage), w, n0, (first + i) * kTileColumns, full(stage));
+        copy_tile(weights_at(stage), beside || after ? second_w : first_w, n0, k * kTileColumns, full(stage));
       };
       const auto ask_for_x = [&](int i) {
+        const bool after = first + i >= a.first_steps;
+        const int k = first + i - (after ? a.first_steps : 0);
+        const CUtensorMap& x = beside || after ? second_x : first_x;
         const uint32_t to = x_at(stage) + x_row * 128;
         if (a.sharing > 1) {
-          copy_tile_to((1 << kSharing) - 1, to, x, x_row, (first + i) * kTileColumns, full(stage));
+          copy_tile_to((1 << kSharing) - 1, to, x, x_row, k * kTileColumns, full(stage));
         } else {
-          copy_tile(to, x, 0, (first + i) * kTileColumns, full(stage));
+          copy_tile(to, x, 0, k * kTileColumns, full(stage));
         }
       };
       const int early = min(steps, a.stages);
@@ -119,8 +144,8 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
   // Threads have four neighbouring columns each, of every kAtOnce-th row.
   constexpr int kQuads = kColumns / 4, kAtOnce = kGroup * kGroups / kQuads, kInFlight = 4;
   const int own_row = thread / kQuads, column = thread % kQuads * 4, n = n0 + column;
-  const int rows_there = own_row < kAtOnce && n < a.N ? min(rows_of_part, a.T - part * rows_of_part) : 0;
-  const auto y_at = [&](int row) { return int64_t{part * rows_of_part + row} * a.y_stride + n; };
+  const int rows_there = own_row < kAtOnce && n < N ? min(rows_of_part, a.T - part * rows_of_part) : 0;
+  const auto y_at = [&](int row) { return int64_t{part * rows_of_part + row} * result.y_stride + n; };
   grid_dependency_wait();
 
   float sums[kColumns / 2] = {};
@@ -147,11 +172,17 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
       const int row = first_row + j * kAtOnce;
-      if (a.adds && row < rows_there) load<4>(held[j], static_cast<float*>(a.y) + y_at(row));
+      if (a.adds && row < rows_there) load<4>(held[j], static_cast<float*>(result.y) + y_at(row));
     }
   };
   float bias[4] = {};
-  if (a.bias && rows_there > 0) load<4>(bias, a.bias + n);
+  if (result.bias && rows_there > 0) load<4>(bias, result.bias + n);
+  if (a.more_bias && rows_there > 0) {
+    float more[4];
+    load<4>(more, a.more_bias + n);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) bias[c] += more[c];
+  }
   read(own_row);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -180,12 +211,16 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
 #pragma unroll
         for (int c = 0; c < 4; ++c) sum[c] += more[c];
       }
+      if (result.gelu) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) sum[c] = gelu(sum[c]);
+      }
       if (a.y_is_f32) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) sum[c] += a.adds ? held[j][c] : 0.0f;
-        store<4>(static_cast<float*>(a.y) + y_at(row), sum);
+        store<4>(static_cast<float*>(result.y) + y_at(row), sum);
       } else {
-        store<4>(static_cast<X*>(a.y) + y_at(row), sum);
+        store<4>(static_cast<X*>(result.y) + y_at(row), sum);
       }
     }
   }
@@ -202,27 +237,58 @@ int room_for(unsigned cluster) {
       kernel);
 }
 
+// What one kernel multiplies; where a second product is there, its blocks are beside the first's or its K
+// goes on after the first's.
+struct Work {
+  LinearOperands first, second = {};
+  bool beside = false;
+
+  bool has_second() const { return second.x.defined(); }
+  static int64_t steps_of(const LinearOperands& p) { return (p.x.size(1) + kTileColumns - 1) / kTileColumns; }
+  static const Tensor& dense(const LinearOperands& p) { return std::get<Tensor>(p.weight); }
+};
+
 struct Way {
   int columns = 0, parts = 1;
 };
 
-// The one whose fullest block has the least to read; none where a product cannot be streamed, or W is too
-// much for the card to hold its blocks at once.
-std::optional<Way> way_of(int64_t T, const Tensor& w) {
+bool can_stream(const LinearOperands& p, DType dtype) {
+  if (is_packed(p.weight)) return false;
+  const Tensor& w = Work::dense(p);
   const int64_t N = w.size(0), K = w.size(1);
-  if (!has_streamed_products() || T > kMostRows || w.dtype() == DType::f32 || !in_packs(w) || N % 8 != 0 ||
-      N == 0 || K == 0 || N >= (1 << 30) || K >= (1 << 30)) {
+  return w.dtype() == dtype && p.x.dtype() == dtype && in_packs(w) && in_packs(p.x) && N % 8 == 0 && N > 0 &&
+         K > 0 && N < (1 << 30) && K < (1 << 30) &&
+         (!p.bias.defined() || (p.bias.dtype() == DType::f32 && is_aligned(p.bias.raw())));
+}
+
+constexpr int64_t kFewRows = 64;  // of one warp group; blocks of more columns have room for no more
+
+// The way whose fullest block has the least to read; none where a product cannot be streamed, or W is too
+// much for the card to hold its blocks at once.
+std::optional<Way> way_of(const Work& work) {
+  const int64_t T = work.first.x.size(0);
+  const DType dtype = work.first.x.dtype();
+  if (!has_streamed_products() || T > kMostRows || dtype == DType::f32 || !can_stream(work.first, dtype) ||
+      (work.has_second() && !can_stream(work.second, dtype))) {
     return {};
   }
   static const std::map<int, int> room{{1, room_for(kSharing)}, {4, room_for(4)}, {8, room_for(8)}};
+  const bool beside = work.has_second() && work.beside, after = work.has_second() && !work.beside;
+  const int64_t first_steps = Work::steps_of(work.first),
+                second_steps = work.has_second() ? Work::steps_of(work.second) : 0,
+                steps = after ? first_steps + second_steps : std::max(first_steps, second_steps),
+                least_steps = beside ? std::min(first_steps, second_steps) : steps;
   std::optional<Way> best;
   int64_t least = 0;
-  const int64_t steps = (K + kTileColumns - 1) / kTileColumns;
-  for (const int columns : {32, 48, 64, 80, 96}) {
+  for (const int columns : {32, 48, 64, 80, 96, 112, 144}) {
+    if (columns > 96 && (T > kFewRows || !beside)) continue;
     for (const auto& [parts, most] : room) {
-      const int64_t tiles = (N + columns - 1) / columns,
-                    clusters = parts > 1 ? tiles : (tiles + 1) / kSharing;
-      if (clusters > most || steps < parts) continue;
+      const auto clusters_of = [&, parts = parts](const LinearOperands& p) {
+        const int64_t tiles = (Work::dense(p).size(0) + columns - 1) / columns;
+        return parts > 1 ? tiles : (tiles + 1) / kSharing;
+      };
+      if (clusters_of(work.first) + (beside ? clusters_of(work.second) : 0) > most || least_steps < parts)
+        continue;
       // x comes from L2, in a quarter of the time and less where it is shared; to add up costs some steps.
       constexpr int64_t kToAddUp = 400;
       const int64_t cost = (steps + parts - 1) / parts * (4 * columns + (parts > 1 ? T : T / kSharing)) +
@@ -234,31 +300,44 @@ std::optional<Way> way_of(int64_t T, const Tensor& w) {
 }
 
 template <class X, int kColumns, int kGroups>
-void launch_way(const Way& way, const Tensor& x, const Tensor& w, StreamedArgs a) {
+void launch_way(const Way& way, const Work& work, StreamedArgs a) {
   using S = StreamedShared<kColumns, kGroups>;
   const auto kernel = linear_streamed_kernel<X, kColumns, kGroups>;
   [[maybe_unused]] static const bool allowed =
       allow_shared_bytes(kernel, kMostBytes) && prefer_shared(kernel);
   a.parts = way.parts;
   a.sharing = way.parts > 1 ? 1 : kSharing;
-  a.steps_of_part = (a.steps + way.parts - 1) / way.parts;
-  const int tiles = (a.N + kColumns - 1) / kColumns;
-  const int blocks = way.parts > 1 ? tiles * way.parts : (tiles + 1) / kSharing * kSharing;
+  const auto blocks_of = [&](int N) {
+    const int tiles = (N + kColumns - 1) / kColumns;
+    return way.parts > 1 ? tiles * way.parts : (tiles + 1) / kSharing * kSharing;
+  };
+  int blocks = blocks_of(a.of[0].N);
+  if (work.has_second() && work.beside) {
+    a.first_tiles = blocks / way.parts;
+    blocks += blocks_of(a.of[1].N);
+  }
   constexpr int kFewStages = 5;  // so that the next kernel's blocks fit beside it
   a.is_small = 2 * blocks <= properties().multiprocessors;
-  a.stages = std::min({S::kStages, a.steps_of_part, a.is_small ? kFewStages : S::kStages});
+  const int steps = (std::max(a.of[0].steps, a.of[1].steps) + way.parts - 1) / way.parts;
+  a.stages = std::min({S::kStages, steps, a.is_small ? kFewStages : S::kStages});
+  const auto x_map = [&](const LinearOperands& p) { return tile_map(p.x, S::kRows / a.sharing); };
+  const auto w_map = [&](const LinearOperands& p) { return tile_map(Work::dense(p), kColumns); };
+  const LinearOperands& second = work.has_second() ? work.second : work.first;
   launch({.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(S::kThreads),
           .shared_bytes = static_cast<size_t>(S::bytes(a.stages)),
           .overlaps_previous = true,
           .cluster = static_cast<unsigned>(a.parts * a.sharing)},
-         kernel, tile_map(x, S::kRows / a.sharing), tile_map(w, kColumns), a);
+         kernel, x_map(work.first), w_map(work.first), x_map(second), w_map(second), a);
 }
 
 template <class X>
-void launch_streamed(const Way& way, const Tensor& x, const Tensor& w, const StreamedArgs& a) {
+void launch_streamed(const Way& way, const Work& work, const StreamedArgs& a) {
   const auto with = [&](auto columns) {
-    a.T <= 64 ? launch_way<X, columns.value, 1>(way, x, w, a) : launch_way<X, columns.value, 2>(way, x, w, a);
+    if constexpr (columns.value <= 96) {
+      if (a.T > kFewRows) return launch_way<X, columns.value, 2>(way, work, a);
+    }
+    launch_way<X, columns.value, 1>(way, work, a);
   };
   switch (way.columns) {
     case 32:
@@ -269,34 +348,50 @@ void launch_streamed(const Way& way, const Tensor& x, const Tensor& w, const Str
       return with(std::integral_constant<int, 64>{});
     case 80:
       return with(std::integral_constant<int, 80>{});
-    default:
+    case 96:
       return with(std::integral_constant<int, 96>{});
+    case 112:
+      return with(std::integral_constant<int, 112>{});
+    default:
+      return with(std::integral_constant<int, 144>{});
   }
 }
 
-bool in_quads(const Tensor& t) { return !t.defined() || is_aligned(t.raw()); }
+StreamedResult result_of(const LinearOperands& p, const Tensor& y) {
+  return {.bias = p.bias.defined() ? p.bias.data<float>() : nullptr,
+          .y = const_cast<std::byte*>(y.raw()),
+          .y_stride = y.stride(0),
+          .N = static_cast<int>(Work::dense(p).size(0)),
+          .steps = static_cast<int>(Work::steps_of(p)),
+          .gelu = false};
+}
 
-bool streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y, bool adds) {
-  const std::optional<Way> way = way_of(x.size(0), w);
-  if (!way || w.dtype() != x.dtype() || !in_packs(x) || !in_packs(y) ||
-      (bias.defined() && (bias.dtype() != DType::f32 || !in_quads(bias)))) {
-    return false;
+// Of a second product beside the first, gelu to `second_y`.
+bool streamed(const Work& work, const Tensor& y, bool adds, const Tensor& second_y = {}) {
+  const std::optional<Way> way = way_of(work);
+  if (!way || !in_packs(y) || (second_y.defined() && !in_packs(second_y))) return false;
+  constexpr int kNone = std::numeric_limits<int>::max();
+  StreamedArgs a{.of = {result_of(work.first, y), {}},
+                 .more_bias = nullptr,
+                 .first_tiles = kNone,
+                 .first_steps = kNone,
+                 .T = static_cast<int>(y.size(0)),
+                 .parts = 1,
+                 .sharing = 1,
+                 .stages = 0,
+                 .y_is_f32 = y.dtype() == DType::f32,
+                 .adds = adds,
+                 .is_small = false};
+  if (work.has_second() && work.beside) {
+    a.of[1] = result_of(work.second, second_y);
+    a.of[1].gelu = true;
+  } else if (work.has_second()) {
+    const StreamedResult more = result_of(work.second, y);
+    a.first_steps = std::exchange(a.of[0].steps, a.of[0].steps + more.steps);
+    a.more_bias = more.bias;
   }
-  const StreamedArgs a{.bias = bias.defined() ? bias.data<float>() : nullptr,
-                       .y = const_cast<std::byte*>(y.raw()),
-                       .y_stride = y.stride(0),
-                       .T = static_cast<int>(x.size(0)),
-                       .N = static_cast<int>(w.size(0)),
-                       .steps = static_cast<int>((w.size(1) + kTileColumns - 1) / kTileColumns),
-                       .steps_of_part = 0,
-                       .parts = 1,
-                       .sharing = 1,
-                       .stages = 0,
-                       .y_is_f32 = y.dtype() == DType::f32,
-                       .adds = adds,
-                       .is_small = false};
-  x.dtype() == DType::bf16 ? launch_streamed<__nv_bfloat16>(*way, x, w, a)
-                           : launch_streamed<__half>(*way, x, w, a);
+  work.first.x.dtype() == DType::bf16 ? launch_streamed<__nv_bfloat16>(*way, work, a)
+                                      : launch_streamed<__half>(*way, work, a);
   return true;
 }
 
@@ -311,11 +406,30 @@ bool has_streamed_products() {
 }
 
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
-  return streamed(x, w, bias, y, false);
+  return streamed({.first = {x, w, bias}}, y, false);
 }
 
 bool linear_add_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual) {
-  return streamed(x, w, bias, residual, true);
+  return streamed({.first = {x, w, bias}}, residual, true);
+}
+
+bool has_linear_beside(const LinearOperands& first, const LinearOperands& second) {
+  const int64_t T = first.x.size(0);
+  return T > kStepRows && T <= kFewRows && way_of({first, second, true}).has_value();
+}
+
+void linear_beside(const LinearOperands& first, const LinearOperands& second, const Tensor& y1,
+                   const Tensor& y2) {
+  SSM_CHECK(streamed({first, second, true}, y1, false, y2), "linear_beside: the results are not aligned");
+}
+
+bool has_linear_add_both(const LinearOperands& first, const LinearOperands& second) {
+  const int64_t T = first.x.size(0);
+  return T > kStepRows && T <= kFewRows && way_of({first, second, false}).has_value();
+}
+
+void linear_add_both(const LinearOperands& first, const LinearOperands& second, const Tensor& residual) {
+  SSM_CHECK(streamed({first, second, false}, residual, true), "linear_add_both: the residual is not aligned");
 }
 
 }  // namespace ssm::cuda
