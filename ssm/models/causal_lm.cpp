@@ -6,6 +6,7 @@
 #include "ssm/autograd/tape.h"
 #include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/ops/layer_norm/layer_norm.h"
+#include "ssm/ops/linear/linear.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
 
 namespace ssm {
@@ -40,6 +41,7 @@ Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, cons
       embeddings.rank() == 2 && embeddings.size(0) == batch.total() && embeddings.size(1) == hidden_size(),
       "embeddings {} for a batch of {} tokens of width {}", embeddings.shape(), batch.total(), hidden_size());
   const MixerState none;
+  UndividedNorm left;                       // by a layer's step for the next one
   Tensor residual = std::move(embeddings);  // [T, M]
   Tensor x;                                 // [T, M], still to be added to the residual, or undefined
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -47,7 +49,9 @@ Tensor CausalLm::hidden_from(Tensor embeddings, const SequenceBatch& batch, cons
     const MixerState& kept = state.empty() ? none : state[i];
     const bool recorded = current_tape() != nullptr;
     const bool step = !recorded && !state.empty() && !x.defined() && batch.is_step();
-    if (step && block.step(residual, batch, kept, activations_)) {
+    const Block* const next = i + 1 < layers_.size() ? &layers_[i + 1] : nullptr;
+    const UndividedNorm ahead = std::exchange(left, {});
+    if (step && block.step(residual, batch, kept, activations_, ahead, next, left)) {
       if (on_layer) on_layer(residual);
       continue;
     }
@@ -96,8 +100,17 @@ std::vector<Tensor> CausalLm::Block::forward(Tensor x, Tensor residual, const Se
   return {(*mlp)(u), residual};
 }
 
+const nn::RmsNorm* CausalLm::Block::undivided_norm(int64_t T) const {
+  const auto* rms = std::get_if<nn::RmsNorm>(&norm);
+  const nn::Linear &in = mixer->in_proj(), &out = mixer->out_proj();
+  const bool can = rms && !parallel && in.is_plain() && out.is_plain() && has_linear_of_norm(T, in.weight) &&
+                   has_linear_of_norm(T, out.weight);
+  return can ? rms : nullptr;
+}
+
 bool CausalLm::Block::step(Tensor residual, const SequenceBatch& batch, const MixerState& state,
-                           DType activations) const {
+                           DType activations, const UndividedNorm& ahead, const Block* next,
+                           UndividedNorm& left) const {
   const auto* rms = std::get_if<nn::RmsNorm>(&norm);
   const int64_t T = batch.size();
   if (mlp && !mlp->down.adds(T)) return false;
@@ -111,8 +124,16 @@ bool CausalLm::Block::step(Tensor residual, const SequenceBatch& batch, const Mi
     return true;
   }
   if (!stepped) {
-    const Tensor projected = mixer->in_proj()(normed(norm, {}, residual, activations));
-    mixer->out_proj().add_to(residual, mixer->mix(projected, batch, state));
+    const nn::Linear &in = mixer->in_proj(), &out = mixer->out_proj();
+    Tensor projected = ahead.x.defined() ? linear_of_norm(ahead, in.weight, in.bias)
+                                         : in(normed(norm, {}, residual, activations));
+    const Tensor mixed = mixer->mix(std::move(projected), batch, state);
+    const auto* const of_next = next && !mlp && undivided_norm(T) ? next->undivided_norm(T) : nullptr;
+    if (of_next) {
+      left = linear_add_norm({mixed, out.weight, out.bias}, residual, of_next->weight, of_next->eps);
+    } else {
+      out.add_to(residual, mixed);
+    }
   }
   if (mlp) mlp->down.add_to(residual, mlp->hidden(normed(mlp_norm, {}, residual, activations)));
   return true;

@@ -12,6 +12,7 @@
 
 #include "ssm/models/mixer.h"
 #include "ssm/nn/modules.h"
+#include "ssm/ops/linear/linear.h"
 
 namespace ssm {
 
@@ -98,8 +99,12 @@ class CausalLm {
     std::optional<nn::Mlp> mlp;
     bool parallel;
     void visit(nn::Visitor& v);
-    // A decode step that adds to the residual in place, where there is a way: on a card.
-    bool step(Tensor residual, const SequenceBatch& batch, const MixerState& state, DType activations) const;
+    // A decode step that adds to the residual in place, where there is a way: on a card. `ahead` is this
+    // layer's norm, where the layer before left it; `left` becomes that of `next`.
+    bool step(Tensor residual, const SequenceBatch& batch, const MixerState& state, DType activations,
+              const UndividedNorm& ahead, const Block* next, UndividedNorm& left) const;
+    // The norm before the mixer, where linear_of_norm can be it; null where not.
+    const nn::RmsNorm* undivided_norm(int64_t T) const;
     // (x, residual) -> (the layer's output, the residual it is to be added to); x undefined in the first.
     std::vector<Tensor> forward(Tensor x, Tensor residual, const SequenceBatch& batch,
                                 const MixerState& state, DType activations) const;

@@ -1,5 +1,7 @@
 #include "ssm/models/mamba1.h"
 
+#include "ssm/autograd/tape.h"
+#include "ssm/ops/dt_scan_step/dt_scan_step.h"
 #include "ssm/ops/elementwise/elementwise.h"
 #include "ssm/ops/mamba1_step/mamba1_step.h"
 #include "ssm/ops/rms_norm/rms_norm.h"
@@ -27,9 +29,20 @@ Tensor Mamba1Mixer::mix(Tensor xz, const SequenceBatch& batch, const MixerState&
   const Tensor z = xz.slice(1, E_, 2 * E_);                         // [T, E]
   const Tensor u = conv1d_(xz.slice(1, 0, E_), batch, state.conv);  // [T, E]
   const Tensor dt_B_C = x_proj_(u);                                 // [T, R + 2N]
-  Tensor dt = dt_B_C.slice(1, 0, R_);                               // [T, R]
-  Tensor B = dt_B_C.slice(1, R_, R_ + N_);                          // [T, N]
-  Tensor C = dt_B_C.slice(1, R_ + N_, R_ + 2 * N_);                 // [T, N]
+  if (dt_proj_.is_plain() && current_tape() == nullptr) {
+    const DtScanStepArgs args{.u = u,
+                              .z = z,
+                              .dt_B_C = dt_B_C,
+                              .dt_proj = dt_proj_.weight,
+                              .dt_bias = dt_proj_.bias,
+                              .A = A_,
+                              .D = D_,
+                              .dt_B_C_eps = dt_b_c_eps_};
+    if (has_dt_scan_step(args, batch, state.ssm)) return dt_scan_step(args, batch, state.ssm);
+  }
+  Tensor dt = dt_B_C.slice(1, 0, R_);                // [T, R]
+  Tensor B = dt_B_C.slice(1, R_, R_ + N_);           // [T, N]
+  Tensor C = dt_B_C.slice(1, R_ + N_, R_ + 2 * N_);  // [T, N]
   if (dt_b_c_eps_ > 0) {
     for (Tensor* t : {&dt, &B, &C}) *t = rms_norm(*t, {}, dt_b_c_eps_);
   }

@@ -45,6 +45,11 @@ void check_residual(std::string_view op, const Tensor& x, const Weight& weight, 
             "{}: residual has shape {}, expected f32 {}", op, residual.shape(), shape);
 }
 
+void check_norm_is_there(std::string_view op, const Tensor& x, const Weight& weight) {
+  SSM_CHECK(has_linear_of_norm(x.size(0), weight), "{}: nothing for {} rows of a weight {} on {}", op,
+            x.size(0), type_name(weight), name_of(x.device()));
+}
+
 void check_both(std::string_view op, const LinearOperands& first, const LinearOperands& second) {
   for (const LinearOperands* p : {&first, &second})
     check_operands(op, p->x, p->weight, p->bias, p->x.dtype());
@@ -146,6 +151,44 @@ void linear_add_both(const LinearOperands& first, const LinearOperands& second, 
 #ifdef SSM_CUDA
   cuda::linear_add_both(first, second, residual);
 #endif
+}
+
+bool has_linear_of_norm([[maybe_unused]] int64_t T, [[maybe_unused]] const Weight& weight) {
+#ifdef SSM_CUDA
+  return device_of(weight).is_cuda() && cuda::has_linear_of_norm(T, weight);
+#else
+  return false;
+#endif
+}
+
+UndividedNorm linear_add_norm(const LinearOperands& p, const Tensor& residual, const Tensor& norm_weight,
+                              [[maybe_unused]] float eps) {
+  constexpr std::string_view kOp = "linear_add_norm";
+  check_operands(kOp, p.x, p.weight, p.bias, p.x.dtype());
+  check_residual(kOp, p.x, p.weight, residual);
+  check_parameter(kOp, "norm_weight", norm_weight, {residual.size(1)}, p.x);
+  check_norm_is_there(kOp, p.x, p.weight);
+#ifdef SSM_CUDA
+  return cuda::linear_add_norm(p, residual, norm_weight, eps);
+#else
+  return {};
+#endif
+}
+
+Tensor linear_of_norm(const UndividedNorm& x, const Weight& weight, const Tensor& bias) {
+  constexpr std::string_view kOp = "linear_of_norm";
+  check_operands(kOp, x.x, weight, bias, x.x.dtype());
+  SSM_CHECK(x.squares.defined() && x.squares.rank() == 2 && x.squares.size(0) == x.x.size(0) &&
+                x.squares.dtype() == DType::f32 && x.squares.stride(0) == x.squares.size(1) &&
+                x.squares.size(1) % 4 == 0,
+            "{}: squares have shape {}, expected f32 [{}, a multiple of 4]", kOp, x.squares.shape(),
+            x.x.size(0));
+  check_norm_is_there(kOp, x.x, weight);
+  Tensor y = Tensor::empty({x.x.size(0), shape_of(weight)[0]}, x.x.dtype(), x.x.device());
+#ifdef SSM_CUDA
+  cuda::linear_of_norm(x, std::get<Tensor>(weight), bias, y);
+#endif
+  return y;
 }
 
 Tensor round_bias(const Tensor& bias, DType compute) {

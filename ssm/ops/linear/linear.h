@@ -53,6 +53,24 @@ std::pair<Tensor, Tensor> linear_beside(const LinearOperands& first, const Linea
 bool has_linear_add_both(const LinearOperands& first, const LinearOperands& second);
 void linear_add_both(const LinearOperands& first, const LinearOperands& second, const Tensor& residual);
 
+// An RMS norm (rms_norm.h) between two products without a kernel of its own, on Hopper, for 9 rows and more
+// of dense bf16 weights: the product that adds to the residual leaves its rows times the norm's weight, and
+// the one that reads the norm divides what it sums up.
+//
+//   rms_norm(residual) = x / sqrt(the sum of a row of squares / M + eps)
+//
+//   linear_add_norm  residual [T, M] f32, rows contiguous, += linear(p), unrounded; weight [M] f32
+//   linear_of_norm   linear of that norm, in the type of x; bias [N] or undefined
+struct UndividedNorm {
+  Tensor x;        // [T, M] residual * weight, of the activations' type
+  Tensor squares;  // [T, n] f32: of parts of a row of the residual; n a multiple of 4
+  float eps = 0;
+};
+bool has_linear_of_norm(int64_t T, const Weight& weight);  // for the first product too
+UndividedNorm linear_add_norm(const LinearOperands& p, const Tensor& residual, const Tensor& norm_weight,
+                              float eps);
+Tensor linear_of_norm(const UndividedNorm& x, const Weight& weight, const Tensor& bias);
+
 // The bias in `compute`, which linear would otherwise round in each call: on a card, in 16 bits. Undefined
 // where nothing is saved.
 Tensor round_bias(const Tensor& bias, DType compute);

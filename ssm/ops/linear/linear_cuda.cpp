@@ -162,6 +162,14 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& 
   if (!linear_library(x, w, rounded ? rounded_bias : bias, y)) linear_any(x, w, bias, y);
 }
 
+// Products of what is not divided yet may leave f16's range. Of few rows and small matrices a norm's kernel
+// is as quick: the product's weights come while it runs.
+bool has_linear_of_norm(int64_t T, const Weight& w) {
+  const auto* dense = std::get_if<Tensor>(&w);
+  return dense && dense->dtype() == DType::bf16 && T > kStepRows && (T > 16 || dense->numel() >= 8 << 20) &&
+         streams(T, *dense) && can_stream(T, *dense);
+}
+
 bool has_linear_add(int64_t T, const Weight& w) { return !is_packed(w) || has_linear_step(T, w); }
 
 void linear_add(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& residual) {

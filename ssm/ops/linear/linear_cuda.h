@@ -67,6 +67,11 @@ void linear_add_step(const StepRows& x, const Weight& w, const Tensor& bias, con
 bool has_streamed_products();  // on this card, for some shapes
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y);
 bool linear_add_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual);
+bool can_stream(int64_t T, const Tensor& w);  // x aligned
+bool has_linear_of_norm(int64_t T, const Weight& w);
+UndividedNorm linear_add_norm(const LinearOperands& p, const Tensor& residual, const Tensor& norm_weight,
+                              float eps);
+void linear_of_norm(const UndividedNorm& x, const Tensor& w, const Tensor& bias, const Tensor& y);
 bool has_linear_beside(const LinearOperands& first, const LinearOperands& second);
 void linear_beside(const LinearOperands& first, const LinearOperands& second, const Tensor& y1,
                    const Tensor& y2);

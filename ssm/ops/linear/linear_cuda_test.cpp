@@ -5,6 +5,7 @@
 #include "ssm/ops/cuda/test_cuda.h"
 #include "ssm/ops/linear/linear.h"
 #include "ssm/ops/linear/linear_reference.h"
+#include "ssm/ops/rms_norm/rms_norm_reference.h"
 
 namespace ssm {
 namespace {
@@ -171,6 +172,56 @@ TEST(LinearCuda, TwoAtOnceEqualTheReference) {
       Tensor::zeros({16, 4096}, DType::bf16, kCuda), Tensor::zeros({32768, 4096}, DType::bf16, kCuda), {}};
   EXPECT_FALSE(has_linear_beside(large, large));
   EXPECT_THROW(linear_beside(large, large), Error);
+}
+
+// The norm between two products: what the first leaves, and the second's rows.
+TEST(LinearCuda, ANormBetweenProductsEqualsTheReference) {
+  SSM_NEED_CUDA();
+  if (!cuda::has_streamed_products()) GTEST_SKIP() << "the card is not of compute capability 9.0";
+  Rng rng(38);
+  struct Sizes {
+    int64_t K, M, N;
+  };
+  for (const Sizes& s : {Sizes{1536, 768, 3072},
+                         {5120, 2560, 10240},
+                         {72, 8, 24},
+                         {64, 520, 80},
+                         {2048, 1024, 4096},
+                         {640, 4104, 640}}) {
+    for (int trial = 0; trial < 4; ++trial) {
+      const int64_t T = trial == 0 ? 64 : 9 + rng.below(56);
+      const auto matrix = [&](int64_t rows, int64_t columns) {
+        return rounded(test::random_normal({rows, columns}, rng, 1 / std::sqrt(static_cast<float>(columns))),
+                       DType::bf16);
+      };
+      const Tensor x = rounded(test::random_normal({T, s.K}, rng), DType::bf16), w = matrix(s.M, s.K),
+                   next = matrix(s.N, s.M), weight = test::random_normal({s.M}, rng, 0.3f, 1.0f),
+                   before = test::random_normal({T, s.M}, rng, 3.0f), residual = on_card(before);
+      const Tensor bias = rng.below(2) ? test::random_normal({s.M}, rng) : Tensor{};
+      const Tensor next_bias = rng.below(2) ? test::random_normal({s.N}, rng) : Tensor{};
+      const auto name = fmt::format("T {} K {} M {} N {}", T, s.K, s.M, s.N);
+      const auto there = [&](const Tensor& t) { return test::columns_on_card(t, DType::bf16, 8, rng); };
+      const Weight first{there(w)}, second{there(next)};
+      ASSERT_TRUE(has_linear_of_norm(T, first) && has_linear_of_norm(T, second)) << name;
+      const UndividedNorm left =
+          linear_add_norm({there(x), first, on_card(bias)}, residual, on_card(weight), 1e-5f);
+      std::vector<double> sum =
+          reference::linear(to_doubles(x), to_doubles(w),
+                            bias.defined() ? to_doubles(bias) : std::vector<double>{}, T, s.M, s.K);
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += before.data<float>()[i];
+      EXPECT_LT(card_error(residual, sum), 3e-6 + 1e-9 * static_cast<double>(s.K)) << name;
+      const auto normed = reference::rms_norm(sum, to_doubles(weight), s.M, 1, 1e-5);
+      const auto expected =
+          reference::linear(normed, to_doubles(next),
+                            next_bias.defined() ? to_doubles(next_bias) : std::vector<double>{}, T, s.N, s.M);
+      const Tensor y = linear_of_norm(left, second, on_card(next_bias));
+      EXPECT_LT(card_error(y, expected), 3 * rounding_of(DType::bf16)) << name;
+    }
+  }
+  const Weight f16{Tensor::zeros({64, 64}, DType::f16, kCuda)},
+      f32{Tensor::zeros({64, 64}, DType::f32, kCuda)};
+  EXPECT_FALSE(has_linear_of_norm(16, f16) || has_linear_of_norm(16, f32));
+  EXPECT_FALSE(has_linear_of_norm(8, Weight{Tensor::zeros({64, 64}, DType::bf16, kCuda)}));
 }
 
 TEST(LinearCuda, AddsToAResidual) {

@@ -7,7 +7,9 @@
 // memory, each for its part of the rows, in one order.
 //
 // Two products may share a kernel: side by side, with blocks of their own, or one after the other along K,
-// into the same sums.
+// into the same sums. And an RMS norm needs no kernel where such products stand on both of its sides: the one
+// that adds to the residual leaves its rows times the norm's weight and sums of their squares, the next one
+// divides its own rows.
 #include <algorithm>
 #include <limits>
 #include <map>
@@ -40,6 +42,22 @@ struct StreamedResult {
   bool gelu;     // of the product, which is not rounded before
 };
 
+// What is left for the norm after a product that adds to the residual; null where none is.
+struct StreamedNorm {
+  const float* weight;  // [N]
+  void* x;              // [T, N] of X: residual weight
+  float* squares;       // [T, count]: sums of squares of the residual, of each block's columns, then zeros
+  int64_t x_stride;
+  int count;  // a multiple of 4
+};
+
+// The norm before a product, x being what another product left for it.
+struct StreamedScale {
+  const float* squares;  // [T, count], or null for none
+  int count;
+  float inverse_width, eps;
+};
+
 struct StreamedArgs {
   StreamedResult of[2];    // the second of a product beside the first
   const float* more_bias;  // [N] or null: of a product after the first
@@ -50,6 +68,8 @@ struct StreamedArgs {
   int stages;          // of the ring
   bool y_is_f32, adds;
   bool is_small;  // leaves most of the card to the next kernel
+  StreamedScale scale;
+  StreamedNorm next;
 };
 
 // kGroups warp groups of 64 rows each, and the warp that asks for tiles.
@@ -58,8 +78,9 @@ struct StreamedShared {
   static constexpr int kRows = 64 * kGroups, kThreads = kGroup * kGroups + 32;
   static constexpr int kWeights = kColumns * 128, kStage = kWeights + kRows * 128;
   static constexpr int kSumStride = kColumns + 8, kSums = kRows * kSumStride * 4;
-  static constexpr int kStages = std::min(12, (kMostBytes - kSums) / (kStage + 16));
-  static constexpr int bytes(int stages) { return stages * (kStage + 16) + kSums; }
+  static constexpr int kScales = kRows * 4;
+  static constexpr int kStages = std::min(12, (kMostBytes - kSums - kScales) / (kStage + 16));
+  static constexpr int bytes(int stages) { return stages * (kStage + 16) + kSums + kScales; }
 };
 
 template <class X, int kColumns, int kGroups>
@@ -72,12 +93,13 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = StreamedShared<kColumns, kGroups>;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const uint32_t base = shared_address(shared), full_at = base + a.stages * S::kStage + S::kSums;
+  const uint32_t base = shared_address(shared), full_at = base + a.stages * S::kStage + S::kSums + S::kScales;
   const auto weights_at = [&](int stage) { return base + stage * S::kStage; };
   const auto x_at = [&](int stage) { return weights_at(stage) + S::kWeights; };
   const auto full = [&](int stage) { return full_at + 8 * stage; };
   const auto empty = [&](int stage) { return full_at + 8 * (a.stages + stage); };
   float* const own_sums = reinterpret_cast<float*>(shared + a.stages * S::kStage);
+  float* const scales = own_sums + S::kSums / 4;  // [kRows]
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int rank = static_cast<int>(cluster_rank()), part = a.parts > 1 ? rank : 0;
   const int tile = static_cast<int>(blockIdx.x) / a.parts, rows_of_part = S::kRows / a.parts;
@@ -146,7 +168,27 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
   const int own_row = thread / kQuads, column = thread % kQuads * 4, n = n0 + column;
   const int rows_there = own_row < kAtOnce && n < N ? min(rows_of_part, a.T - part * rows_of_part) : 0;
   const auto y_at = [&](int row) { return int64_t{part * rows_of_part + row} * result.y_stride + n; };
+  // What no kernel ahead writes, from memory in the end, is asked for before they have ended.
+  float bias[4] = {}, norm_weight[4] = {};
+  if (rows_there > 0) {
+    float more[4] = {};
+    if (result.bias) load<4>(bias, result.bias + n);
+    if (a.more_bias) load<4>(more, a.more_bias + n);
+    if (a.next.x) load<4>(norm_weight, a.next.weight + n);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) bias[c] += more[c];
+  }
   grid_dependency_wait();
+  if (a.scale.squares && thread < a.T) {
+    const float* const squares = a.scale.squares + int64_t{thread} * a.scale.count;
+    float sum = 0, more[4];
+#pragma unroll 8
+    for (int i = 0; i < a.scale.count; i += 4) {
+      load<4>(more, squares + i);
+      sum += (more[0] + more[1]) + (more[2] + more[3]);
+    }
+    scales[thread] = rsqrtf(sum * a.scale.inverse_width + a.scale.eps);
+  }
 
   float sums[kColumns / 2] = {};
   const int group = warp / 4;
@@ -175,14 +217,6 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
       if (a.adds && row < rows_there) load<4>(held[j], static_cast<float*>(result.y) + y_at(row));
     }
   };
-  float bias[4] = {};
-  if (result.bias && rows_there > 0) load<4>(bias, result.bias + n);
-  if (a.more_bias && rows_there > 0) {
-    float more[4];
-    load<4>(more, a.more_bias + n);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) bias[c] += more[c];
-  }
   read(own_row);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -195,6 +229,14 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
       *reinterpret_cast<float2*>(there + at + 8 * i) = {sums[4 * i + 2 * half], sums[4 * i + 2 * half + 1]};
   }
   cluster_sync();
+  const auto leave = [&](int row, float(&residual)[4]) {
+    float square = 0, weighted[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      square += residual[c] * residual[c], weighted[c] = residual[c] * norm_weight[c];
+    store<4>(static_cast<X*>(a.next.x) + int64_t{part * rows_of_part + row} * a.next.x_stride + n, weighted);
+    own_sums[row * S::kSumStride + column] = square;  // where this thread alone has read
+  };
 #pragma unroll 1
   for (int first_row = own_row; first_row < rows_there; first_row += kInFlight * kAtOnce) {
     if (first_row > own_row) read(first_row);
@@ -202,15 +244,16 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
     for (int j = 0; j < kInFlight; ++j) {
       const int row = first_row + j * kAtOnce;
       if (row >= rows_there) break;
-      float sum[4], more[4];
-#pragma unroll
-      for (int c = 0; c < 4; ++c) sum[c] = bias[c];
+      float sum[4] = {}, more[4];
 #pragma unroll 1
       for (int p = 0; p < a.parts; ++p) {
         load<4>(more, own_sums + (p * rows_of_part + row) * S::kSumStride + column);
 #pragma unroll
         for (int c = 0; c < 4; ++c) sum[c] += more[c];
       }
+      const float scale = a.scale.squares ? scales[part * rows_of_part + row] : 1.0f;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum[c] = fmaf(scale, sum[c], bias[c]);
       if (result.gelu) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) sum[c] = gelu(sum[c]);
@@ -219,10 +262,20 @@ __global__ void __launch_bounds__(StreamedShared<kColumns, kGroups>::kThreads, 1
 #pragma unroll
         for (int c = 0; c < 4; ++c) sum[c] += a.adds ? held[j][c] : 0.0f;
         store<4>(static_cast<float*>(result.y) + y_at(row), sum);
+        if (a.next.x) leave(row, sum);
       } else {
         store<4>(static_cast<X*>(result.y) + y_at(row), sum);
       }
     }
+  }
+  if (!a.next.x) return;
+  sync_threads(1, kGroup * kGroups);
+  if (thread < min(rows_of_part, a.T - part * rows_of_part)) {
+    float square = 0;
+    for (int c = 0; c < min(kColumns, N - n0); c += 4) square += own_sums[thread * S::kSumStride + c];
+    float* const squares = a.next.squares + int64_t{part * rows_of_part + thread} * a.next.count;
+    squares[tile] = square;
+    for (int i = tile + 1; n0 + kColumns >= N && i < a.next.count; ++i) squares[i] = 0;
   }
 #endif
 }
@@ -243,8 +296,10 @@ struct Work {
   LinearOperands first, second = {};
   bool beside = false;
 
-  bool has_second() const { return second.x.defined(); }
-  static int64_t steps_of(const LinearOperands& p) { return (p.x.size(1) + kTileColumns - 1) / kTileColumns; }
+  bool has_second() const { return defined(second.weight); }
+  static int64_t steps_of(const LinearOperands& p) {
+    return (dense(p).size(1) + kTileColumns - 1) / kTileColumns;
+  }
   static const Tensor& dense(const LinearOperands& p) { return std::get<Tensor>(p.weight); }
 };
 
@@ -256,19 +311,19 @@ bool can_stream(const LinearOperands& p, DType dtype) {
   if (is_packed(p.weight)) return false;
   const Tensor& w = Work::dense(p);
   const int64_t N = w.size(0), K = w.size(1);
-  return w.dtype() == dtype && p.x.dtype() == dtype && in_packs(w) && in_packs(p.x) && N % 8 == 0 && N > 0 &&
-         K > 0 && N < (1 << 30) && K < (1 << 30) &&
+  return w.dtype() == dtype && in_packs(w) && N % 8 == 0 && N > 0 && K > 0 && N < (1 << 30) &&
+         K < (1 << 30) && (!p.x.defined() || (p.x.dtype() == dtype && in_packs(p.x))) &&
          (!p.bias.defined() || (p.bias.dtype() == DType::f32 && is_aligned(p.bias.raw())));
 }
 
 constexpr int64_t kFewRows = 64;  // of one warp group; blocks of more columns have room for no more
 
 // The way whose fullest block has the least to read; none where a product cannot be streamed, or W is too
-// much for the card to hold its blocks at once.
-std::optional<Way> way_of(const Work& work) {
-  const int64_t T = work.first.x.size(0);
-  const DType dtype = work.first.x.dtype();
-  if (!has_streamed_products() || T > kMostRows || dtype == DType::f32 || !can_stream(work.first, dtype) ||
+// much for the card to hold its blocks at once. x may be undefined: aligned, then.
+std::optional<Way> way_of(const Work& work, int64_t T) {
+  if (!has_streamed_products() || T > kMostRows || is_packed(work.first.weight)) return {};
+  const DType dtype = Work::dense(work.first).dtype();
+  if (dtype == DType::f32 || !can_stream(work.first, dtype) ||
       (work.has_second() && !can_stream(work.second, dtype))) {
     return {};
   }
@@ -366,9 +421,17 @@ StreamedResult result_of(const LinearOperands& p, const Tensor& y) {
           .gelu = false};
 }
 
-// Of a second product beside the first, gelu to `second_y`.
-bool streamed(const Work& work, const Tensor& y, bool adds, const Tensor& second_y = {}) {
-  const std::optional<Way> way = way_of(work);
+struct Results {
+  Tensor y;
+  bool adds = false;
+  Tensor second_y = {};  // of a second product beside the first: gelu of it
+  StreamedScale scale = {};
+  StreamedNorm next = {};
+};
+
+bool streamed(const Work& work, const Results& results) {
+  const auto& [y, adds, second_y, scale, next] = results;
+  const std::optional<Way> way = way_of(work, y.size(0));
   if (!way || !in_packs(y) || (second_y.defined() && !in_packs(second_y))) return false;
   constexpr int kNone = std::numeric_limits<int>::max();
   StreamedArgs a{.of = {result_of(work.first, y), {}},
@@ -381,7 +444,9 @@ bool streamed(const Work& work, const Tensor& y, bool adds, const Tensor& second
                  .stages = 0,
                  .y_is_f32 = y.dtype() == DType::f32,
                  .adds = adds,
-                 .is_small = false};
+                 .is_small = false,
+                 .scale = scale,
+                 .next = next};
   if (work.has_second() && work.beside) {
     a.of[1] = result_of(work.second, second_y);
     a.of[1].gelu = true;
@@ -406,30 +471,61 @@ bool has_streamed_products() {
 }
 
 bool linear_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
-  return streamed({.first = {x, w, bias}}, y, false);
+  return streamed({.first = {x, w, bias}}, {.y = y});
 }
 
 bool linear_add_streamed(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual) {
-  return streamed({.first = {x, w, bias}}, residual, true);
+  return streamed({.first = {x, w, bias}}, {.y = residual, .adds = true});
+}
+
+bool can_stream(int64_t T, const Tensor& w) { return way_of({.first = {{}, w, {}}}, T).has_value(); }
+
+UndividedNorm linear_add_norm(const LinearOperands& p, const Tensor& residual, const Tensor& norm_weight,
+                              float eps) {
+  const std::optional<Way> way = way_of({.first = p}, residual.size(0));
+  SSM_CHECK(way && is_aligned(norm_weight.raw()), "linear_add_norm: an operand is not aligned");
+  const int64_t tiles = (residual.size(1) + way->columns - 1) / way->columns, count = (tiles + 3) / 4 * 4;
+  const UndividedNorm left{.x = Tensor::empty(residual.shape(), p.x.dtype(), residual.device()),
+                           .squares = Tensor::empty({residual.size(0), count}, DType::f32, residual.device()),
+                           .eps = eps};
+  const StreamedNorm next{.weight = norm_weight.data<float>(),
+                          .x = left.x.raw(),
+                          .squares = left.squares.data<float>(),
+                          .x_stride = left.x.stride(0),
+                          .count = static_cast<int>(count)};
+  SSM_CHECK(streamed({.first = p}, {.y = residual, .adds = true, .next = next}),
+            "linear_add_norm: the residual is not aligned");
+  return left;
+}
+
+void linear_of_norm(const UndividedNorm& x, const Tensor& w, const Tensor& bias, const Tensor& y) {
+  const StreamedScale scale{.squares = x.squares.data<float>(),
+                            .count = static_cast<int>(x.squares.size(1)),
+                            .inverse_width = 1.0f / static_cast<float>(x.x.size(1)),
+                            .eps = x.eps};
+  SSM_CHECK(streamed({.first = {x.x, w, bias}}, {.y = y, .scale = scale}),
+            "linear_of_norm: an operand is not aligned");
 }
 
 bool has_linear_beside(const LinearOperands& first, const LinearOperands& second) {
   const int64_t T = first.x.size(0);
-  return T > kStepRows && T <= kFewRows && way_of({first, second, true}).has_value();
+  return T > kStepRows && T <= kFewRows && way_of({first, second, true}, T).has_value();
 }
 
 void linear_beside(const LinearOperands& first, const LinearOperands& second, const Tensor& y1,
                    const Tensor& y2) {
-  SSM_CHECK(streamed({first, second, true}, y1, false, y2), "linear_beside: the results are not aligned");
+  SSM_CHECK(streamed({first, second, true}, {.y = y1, .second_y = y2}),
+            "linear_beside: the results are not aligned");
 }
 
 bool has_linear_add_both(const LinearOperands& first, const LinearOperands& second) {
   const int64_t T = first.x.size(0);
-  return T > kStepRows && T <= kFewRows && way_of({first, second, false}).has_value();
+  return T > kStepRows && T <= kFewRows && way_of({first, second, false}, T).has_value();
 }
 
 void linear_add_both(const LinearOperands& first, const LinearOperands& second, const Tensor& residual) {
-  SSM_CHECK(streamed({first, second, false}, residual, true), "linear_add_both: the residual is not aligned");
+  SSM_CHECK(streamed({first, second, false}, {.y = residual, .adds = true}),
+            "linear_add_both: the residual is not aligned");
 }
 
 }  // namespace ssm::cuda

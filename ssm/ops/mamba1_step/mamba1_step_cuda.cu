@@ -196,7 +196,9 @@ void launch_scan(const Mamba1StepArgs& args, const int32_t* slots, const Tensor&
   });
 }
 
-bool has_few_rows_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
+}  // namespace
+
+bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
   const int64_t rows_bytes = shape_of(args.x_proj)[0] * static_cast<int64_t>(size_of(args.compute));
   return batch.is_step() && batch.size() <= kStepRows && has_linear_step(batch.size(), args.in_proj) &&
          has_linear_step(batch.size(), args.x_proj) && has_linear_step(batch.size(), args.dt_proj) &&
@@ -204,15 +206,8 @@ bool has_few_rows_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
          rows_bytes % 16 == 0 && args.conv_weight.size(1) == 4 && args.A.size(1) <= kMaxState;
 }
 
-}  // namespace
-
-bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
-  return has_few_rows_step(args, batch) || has_mamba1_batch_step(args, batch);
-}
-
 void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
                  const Tensor& ssm_state, const Tensor& residual) {
-  if (!has_few_rows_step(args, batch)) return mamba1_batch_step(args, batch, conv_state, ssm_state, residual);
   const int64_t T = batch.size(), E = args.A.size(0), N = args.A.size(1), R = shape_of(args.dt_proj)[1];
   const Device device = residual.device();
   const DType dtype = args.compute;

@@ -8,9 +8,4 @@ bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch);
 void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
                  const Tensor& ssm_state, const Tensor& residual);
 
-// Of many rows (mamba1_batch_step_cuda.cu).
-bool has_mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch);
-void mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
-                       const Tensor& ssm_state, const Tensor& residual);
-
 }  // namespace ssm::cuda

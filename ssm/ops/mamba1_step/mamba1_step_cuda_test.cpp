@@ -25,16 +25,12 @@ struct Case {
   float eps = 0;
   Mamba1StepArgs args;  // on the card
 
-  // Of up to 8 rows, or of more than 8 of such a shape as models have.
-  explicit Case(Rng& rng, int64_t most_rows) {
-    const bool few = most_rows <= 8;
-    T = few ? 1 + rng.below(rng.below(3) ? most_rows : 2) : 9 + rng.below(most_rows - 8);
+  explicit Case(Rng& rng) {
+    T = 1 + rng.below(rng.below(3) ? 8 : 2);
     M = 8 * (1 + rng.below(rng.below(16) ? 40 : 800));
-    E = few ? 8 * (1 + rng.below(rng.below(4) ? 60 : 300)) : 64 * (1 + rng.below(rng.below(4) ? 8 : 40));
-    N = few ? 4 * (1 + rng.below(8)) : 16;
-    R = few ? 8 * (1 + rng.below(rng.below(4) ? 8 : 40)) : 16 * (1 + rng.below(16));
-    S = T + rng.below(4);
-    dtype = test::kStepTypes[few ? rng.below(3) : 1 + rng.below(2)];
+    E = 8 * (1 + rng.below(rng.below(4) ? 60 : 300)), N = 4 * (1 + rng.below(8));
+    R = 8 * (1 + rng.below(rng.below(4) ? 8 : 40)), S = T + rng.below(4);
+    dtype = test::kStepTypes[rng.below(3)];
     state_dtype = rng.below(2) ? DType::f32 : test::kStepTypes[rng.below(3)];
     if (rng.below(3) == 0) eps = 1e-6f;
     residual = test::random_normal({T, M}, rng, 3.0f);
@@ -56,8 +52,7 @@ struct Case {
     ssm_state = rounded(test::random_normal({S, N, E}, rng), state_dtype);
     slots = test::random_slots(T, S, rng);
     // Dense, or packed as load/quantization.h plans it.
-    const std::string_view large =
-        std::array{"", "", "int4", "int8"}[static_cast<size_t>(few ? rng.below(4) : 0)];
+    const std::string_view large = std::array{"", "", "int4", "int8"}[rng.below(4)];
     const std::string_view small = large.empty() || rng.below(4) == 0 ? "" : "int8";
     const int64_t group = 32 << rng.below(3);
     args = {.compute = dtype,
@@ -124,7 +119,7 @@ TEST(Mamba1StepCuda, EqualsTheOpsItFuses) {
   Rng rng(41);
   int taken = 0;
   for (int trial = 0; trial < 120; ++trial) {
-    const Case c(rng, 8);
+    const Case c(rng);
     if (!c.taken()) continue;
     ++taken;
     test::expect_the_reference(c);
@@ -132,20 +127,10 @@ TEST(Mamba1StepCuda, EqualsTheOpsItFuses) {
   EXPECT_GT(taken, 80);
 }
 
-TEST(Mamba1StepCuda, OfManyRowsEqualsTheOpsItFuses) {
-  SSM_NEED_CUDA();
-  Rng rng(43);
-  for (int trial = 0; trial < 60; ++trial) {
-    const Case c(rng, trial % 4 ? 40 : 150);
-    ASSERT_TRUE(c.taken()) << c.name();
-    test::expect_the_reference(c);
-  }
-}
-
 TEST(Mamba1StepCuda, ReplaysInAGraphWithTheSlotsOfTheCard) {
   SSM_NEED_CUDA();
   Rng rng(42);
-  for (const int64_t rows : {1, 8, 12, 90}) test::expect_replays(Case(rng, rows));
+  for (int trial = 0; trial < 4; ++trial) test::expect_replays(Case(rng));
 }
 
 }  // namespace

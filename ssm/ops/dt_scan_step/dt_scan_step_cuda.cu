@@ -1,8 +1,7 @@
-// A step of more than 8 rows. Norm, convolution and products are the plain ops'; dt_proj and the step of the
-// scan are a kernel, whose blocks fetch their states while x_proj is multiplied.
+#include "ssm/ops/dt_scan_step/dt_scan_step_cuda.h"
+
 #include "ssm/core/cuda.h"
 #include "ssm/core/launch.cuh"
-#include "ssm/ops/causal_conv1d/causal_conv1d_cuda.h"
 #include "ssm/ops/cuda/async_copy.cuh"
 #include "ssm/ops/cuda/batch.cuh"
 #include "ssm/ops/cuda/math.cuh"
@@ -10,8 +9,6 @@
 #include "ssm/ops/linear/linear_cuda.h"
 #include "ssm/ops/linear/linear_rows.cuh"
 #include "ssm/ops/mamba1_step/inverse_rms.cuh"
-#include "ssm/ops/mamba1_step/mamba1_step_cuda.h"
-#include "ssm/ops/rms_norm/rms_norm_cuda.h"
 
 namespace ssm::cuda {
 namespace {
@@ -20,14 +17,13 @@ constexpr int kQuadsOfSlab = 16;
 constexpr int kSlab = 4 * kQuadsOfSlab;  // channels of a block
 constexpr int kState = 16;               // N
 
-// dt_proj and the scan: a block kScanRows rows and kSlab channels, a thread four channels of a row and their
-// states.
+// A block has kScanRows rows and kSlab channels, a thread four channels of a row and their states.
 constexpr int kScanRows = 8;
 constexpr int kScanThreads = kScanRows * kQuadsOfSlab;
 constexpr int kScanWarps = kScanThreads / 32, kEights = kSlab / 8 / kScanWarps;
 constexpr int kDepth = 5;  // steps of dt_proj whose weights a warp holds
 
-struct BatchScanArgs {
+struct ScanArgs {
   const void *u, *z, *dt_B_C, *dt_proj;  // [T, E] twice, [T, J], [E, R]
   const float *dt_bias, *A, *D;          // A [16, E]
   void* ssm_state;
@@ -46,7 +42,7 @@ size_t scan_shared_bytes(int64_t J) {
 }
 
 template <class X, class S>
-__global__ void __launch_bounds__(kScanThreads, 5) dt_proj_scan_kernel(const BatchScanArgs a) {
+__global__ void __launch_bounds__(kScanThreads, 5) dt_proj_scan_kernel(const ScanArgs a) {
   extern __shared__ __align__(128) unsigned char bytes[];
   __shared__ float scales[kScanRows][3];  // of dt, B and C
   using Held = Wide<S, 4>;
@@ -70,8 +66,8 @@ __global__ void __launch_bounds__(kScanThreads, 5) dt_proj_scan_kernel(const Bat
   float bias[4], D[4];
   load<4>(bias, a.dt_bias + e);
   load<4>(D, a.D + e);
-  // The states are there: the layer's norm let nothing start before all that was enqueued ahead of it had
-  // ended.
+  // The states are there: the product ahead let nothing start before what it waits for had ended, and all
+  // that was enqueued before that.
   S* h = nullptr;
   if (inside) h = static_cast<S*>(a.ssm_state) + int64_t{a.slots[t]} * kState * a.E + e;
 #pragma unroll
@@ -147,7 +143,7 @@ __global__ void __launch_bounds__(kScanThreads, 5) dt_proj_scan_kernel(const Bat
 }
 
 template <class X, class S>
-void launch_scan(const Launch& how, const BatchScanArgs& a) {
+void launch_scan(const Launch& how, const ScanArgs& a) {
   auto* const kernel = dt_proj_scan_kernel<X, S>;
   [[maybe_unused]] static const bool allowed = allow_shared_bytes(kernel, 64 << 10) && prefer_shared(kernel);
   Launch with = how;
@@ -155,73 +151,58 @@ void launch_scan(const Launch& how, const BatchScanArgs& a) {
   launch(with, kernel, a);
 }
 
-template <class F>
-void dispatch_compute(DType dtype, F&& f) {
-  dispatch(dtype, "mamba1_step", [&](auto zero) {
-    if constexpr (sizeof(zero) == 2) f(zero);
-  });
-}
-
 constexpr int64_t kMostColumns = 512;  // of dt, B and C
 
 }  // namespace
 
-bool has_mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
-  for (const Weight* w : {&args.in_proj, &args.x_proj, &args.dt_proj, &args.out_proj}) {
-    if (is_packed(*w) || !in_packs(std::get<Tensor>(*w))) return false;
-  }
-  const int64_t E = args.A.size(0), R = shape_of(args.dt_proj)[1], J = shape_of(args.x_proj)[0];
+bool has_dt_scan_step(const DtScanStepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
+  const Tensor &A = args.A, &u = args.u, &z = args.z, &dt_B_C = args.dt_B_C;
+  if (!batch.is_step() || !ssm_state.defined() || u.dtype() == DType::f32 || is_packed(args.dt_proj))
+    return false;
+  const Tensor& dt_proj = std::get<Tensor>(args.dt_proj);
+  const int64_t E = A.size(0), R = dt_proj.size(1);
   const auto in_quads = [](const Tensor& t) { return is_aligned(t.raw()); };
-  return batch.is_step() && args.compute != DType::f32 && E % kSlab == 0 && E < (1 << 24) &&
-         args.A.size(1) == kState && R % 16 == 0 && J <= kMostColumns && args.A.stride(0) == 1 &&
-         is_multiple(args.A.stride(1), 4) && args.conv_weight.size(1) == 4 && in_quads(args.A) &&
-         in_quads(args.dt_bias) && in_quads(args.D);
+  return E % kSlab == 0 && E < (1 << 24) && A.size(1) == kState && R % 16 == 0 &&
+         dt_B_C.size(1) <= kMostColumns && dt_B_C.stride(0) == dt_B_C.size(1) && A.stride(0) == 1 &&
+         is_multiple(A.stride(1), 4) && in_packs(u) && in_packs(z) && in_packs(dt_B_C) && in_packs(dt_proj) &&
+         in_quads(A) && in_quads(args.dt_bias) && in_quads(args.D) && in_quads(ssm_state);
 }
 
-void mamba1_batch_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
-                       const Tensor& ssm_state, const Tensor& residual) {
-  const int64_t T = batch.size(), E = args.A.size(0), R = shape_of(args.dt_proj)[1], J = R + 2 * kState;
-  const Device device = residual.device();
-  const DType dtype = args.compute;
-  const auto dense = [](const Weight& w) -> const Tensor& { return std::get<Tensor>(w); };
-  const int32_t* slots = view_of(batch, device).slots;
-  const Tensor x = Tensor::empty(residual.shape(), dtype, device);
-  rms_norm(residual, args.norm_weight, args.norm_eps, x);
-  const Tensor uz = Tensor::empty({T, 2 * E}, dtype, device), u = Tensor::empty({T, E}, dtype, device);
-  cuda::linear(x, dense(args.in_proj), args.in_bias, Tensor(), dtype, uz);
-  causal_conv1d(uz.slice(1, 0, E), args.conv_weight, args.conv_bias, Activation::silu, batch, conv_state, u);
-  const Tensor dt_B_C = Tensor::empty({T, J}, dtype, device), z = uz.slice(1, E, 2 * E);
-  cuda::linear(u, dense(args.x_proj), Tensor(), Tensor(), dtype, dt_B_C);
-  const Tensor y = Tensor::empty({T, E}, dtype, device);
-  const BatchScanArgs scan{.u = u.raw(),
-                           .z = z.raw(),
-                           .dt_B_C = dt_B_C.raw(),
-                           .dt_proj = dense(args.dt_proj).raw(),
-                           .dt_bias = args.dt_bias.data<float>(),
-                           .A = args.A.data<float>(),
-                           .D = args.D.data<float>(),
-                           .ssm_state = ssm_state.raw(),
-                           .y = y.raw(),
-                           .slots = slots,
-                           .u_stride = u.stride(0),
-                           .z_stride = z.stride(0),
-                           .dt_proj_stride = dense(args.dt_proj).stride(0),
-                           .A_stride_n = args.A.stride(1),
-                           .y_stride = y.stride(0),
-                           .T = static_cast<int>(T),
-                           .E = static_cast<int>(E),
-                           .R = static_cast<int>(R),
-                           .J = static_cast<int>(J),
-                           .dt_B_C_eps = args.dt_B_C_eps};
-  const Launch step{
+void dt_scan_step(const DtScanStepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state,
+                  const Tensor& y) {
+  const Tensor& dt_proj = std::get<Tensor>(args.dt_proj);
+  const int64_t T = batch.size(), E = y.size(1), R = dt_proj.size(1);
+  const ScanArgs scan{.u = args.u.raw(),
+                      .z = args.z.raw(),
+                      .dt_B_C = args.dt_B_C.raw(),
+                      .dt_proj = dt_proj.raw(),
+                      .dt_bias = args.dt_bias.data<float>(),
+                      .A = args.A.data<float>(),
+                      .D = args.D.data<float>(),
+                      .ssm_state = ssm_state.raw(),
+                      .y = y.raw(),
+                      .slots = view_of(batch, y.device()).slots,
+                      .u_stride = args.u.stride(0),
+                      .z_stride = args.z.stride(0),
+                      .dt_proj_stride = dt_proj.stride(0),
+                      .A_stride_n = args.A.stride(1),
+                      .y_stride = y.stride(0),
+                      .T = static_cast<int>(T),
+                      .E = static_cast<int>(E),
+                      .R = static_cast<int>(R),
+                      .J = static_cast<int>(args.dt_B_C.size(1)),
+                      .dt_B_C_eps = args.dt_B_C_eps};
+  const Launch how{
       .grid = dim3(static_cast<unsigned>(E / kSlab), static_cast<unsigned>((T + kScanRows - 1) / kScanRows)),
       .block = dim3(kScanThreads),
       .overlaps_previous = true};
-  dispatch_compute(dtype, [&](auto x_zero) {
-    dispatch(ssm_state.dtype(), "mamba1_step",
-             [&](auto s_zero) { launch_scan<decltype(x_zero), decltype(s_zero)>(step, scan); });
+  dispatch(y.dtype(), "dt_scan_step", [&](auto x_zero) {
+    using X = decltype(x_zero);
+    if constexpr (sizeof(X) == 2) {
+      dispatch(ssm_state.dtype(), "dt_scan_step",
+               [&](auto s_zero) { launch_scan<X, decltype(s_zero)>(how, scan); });
+    }
   });
-  cuda::linear_add(y, args.out_proj, args.out_bias, residual);
 }
 
 }  // namespace ssm::cuda
