@@ -1,6 +1,6 @@
 // A file that appears whole or not at all: written beside its target under a temporary name, synced to disk
 // and renamed by commit(). Without commit() (an exception, say) the temporary is removed and whatever stood
-// at the target is untouched.
+// at the target is untouched. A device or a pipe is no such file: it is written into, never replaced.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ class AtomicFile {
 
  private:
   std::filesystem::path target_;
-  std::filesystem::path temporary_;
+  std::filesystem::path temporary_;  // empty: the target itself is written
   int fd_ = -1;
 };
 
