@@ -63,6 +63,10 @@ TEST(CommandFailure, Arguments) {
                  {"generate", "--prompt", "a", "--prompt", "b", "--save-state", "/tmp/x"});
   expect_refusal(kUsage, "--kv-memory", {"info", "--kv-memory", "0"});
   expect_refusal(kFailure, "known shape", {"bench", "nosuch"});
+  for (const char* bad : {"-1", "65536", "x"}) {
+    expect_refusal(kUsage, "whole number between 0 and 65535", {"serve", "--port", bad});
+  }
+  expect_refusal(kUsage, "whole number", {"bench", "compare", kTiny, kTiny, "--batches", "1,0"});
 }
 
 TEST(CommandFailure, TokensAndPrompts) {

@@ -69,11 +69,11 @@ void add_lora_options(CLI::App& verb, Arguments& a) {
       ->option_text("N")
       ->excludes(begun);
   verb.add_option("--lora-alpha", a.adapter.alpha, "They are scaled by alpha / r; default 8")
-      ->check(CLI::PositiveNumber)
+      ->check(positive_number())
       ->option_text("X")
       ->excludes(begun);
   verb.add_option("--lora-dropout", a.dropout, "Of what goes into them, in training; default 0")
-      ->check(CLI::Range(0.0, 0.99))
+      ->check(number_between(0, 0.99))
       ->option_text("X");
   verb.add_option(
           "--target-modules", a.adapter.target_modules,

@@ -80,7 +80,9 @@ void add_serve(CLI::App& program) {
   add_model_argument(*verb, a.model);
   verb->add_option("--host", s.host, "Address to listen on; default 127.0.0.1, this machine alone")
       ->option_text("ADDRESS");
-  verb->add_option("--port", s.port, "Default 8080; 0: any free one")->option_text("N");
+  verb->add_option("--port", s.port, "Default 8080; 0: any free one")
+      ->transform(integer_between(0, 65535))
+      ->option_text("N");
   CLI::Option* key =
       verb->add_option("--api-key", s.api_key, "Clients must give this key")->option_text("KEY");
   verb->add_option("--api-key-file", a.api_key_file, "The same, from a file that others cannot read")
