@@ -212,6 +212,7 @@ std::string svg(const Arguments& a, const std::vector<Measured>& models) {
 }
 
 void run(Arguments& a) {
+  if (!a.svg.empty()) check_writable(a.svg);
   std::sort(a.batches.begin(), a.batches.end());
   std::sort(a.contexts.begin(), a.contexts.end());
   std::vector<Measured> models;

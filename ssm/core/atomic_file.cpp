@@ -71,6 +71,10 @@ void AtomicFile::commit() {
   sync_folder(target_.has_parent_path() ? target_.parent_path() : ".");
 }
 
+void check_writable(const std::filesystem::path& target) {
+  if (!is_device_or_pipe(target)) AtomicFile never_committed(target);
+}
+
 void write_whole(const std::filesystem::path& target, std::string_view text) {
   AtomicFile file(target);
   file.write(text);

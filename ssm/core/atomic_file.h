@@ -28,6 +28,10 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+// Throws Error where write_whole would fail now, and changes nothing: to be known before long work, not
+// after.
+void check_writable(const std::filesystem::path& target);
+
 void write_whole(const std::filesystem::path& target, std::string_view text);
 
 // A rename, or a new or removed file, survives a power cut only once its folder is synced; some filesystems

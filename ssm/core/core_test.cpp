@@ -193,6 +193,16 @@ TEST(AtomicFile, ADeviceIsWrittenIntoAndItsErrorsAreNamed) {
   EXPECT_TRUE(std::filesystem::is_symlink(full));
 }
 
+TEST(AtomicFile, WhatCannotBeWrittenIsKnownBefore) {
+  const test::TempFolder folder;
+  write_whole(folder / "file", "text");
+  check_writable(folder / "file");
+  check_writable(folder / "new");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1);
+  test::expect_error([&] { check_writable(folder.path()); }, {folder.path(), "is a folder"});
+  test::expect_error([&] { check_writable(folder / "none/file"); }, {folder / "none/file", "cannot create"});
+}
+
 TEST(Crc32c, TheVectorsOfItsRfc) {
   EXPECT_EQ(crc32c("123456789"), 0xE3069283u);
   EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8A9136AAu);
