@@ -281,8 +281,8 @@ void train_and_report(const LoadedModel& loaded, train::Trainer& trainer, const 
   if (result.validation_loss) {
     out.write(fmt::format("validation  {}\n", in_nats_and_perplexity(*result.validation_loss)));
   }
-  out.write(fmt::format("model       {}\nreport      {}\n", options.out.string(),
-                        (options.out / "report.html").string()));
+  out.write(fmt::format("{}{}\nreport      {}\n", options.adapter ? "adapter     " : "model       ",
+                        options.out.string(), (options.out / "report.html").string()));
 }
 
 }  // namespace ssm::app
