@@ -295,6 +295,13 @@ TEST(CommandFinetune, Refuses) {
       tuning.run("a", {"--steps", "1", "--train", "in_proj", "--target-modules", "in_proj"});
   EXPECT_EQ(both.code, 1);
   EXPECT_NE(both.err.find("in_proj"), std::string::npos) << both.err;
+  for (const char* bad : {"0", "x", "inf"}) {
+    const CommandResult alpha = tuning.run("c", {"--steps", "1", "--lora-alpha", bad});
+    EXPECT_EQ(alpha.code, 2);
+    EXPECT_NE(alpha.err.find(std::string("--lora-alpha: ") + bad + " is not a number above 0"),
+              std::string::npos)
+        << alpha.err;
+  }
   const CommandResult unknown = tuning.run("b", {"--steps", "1", "--train", "gates"});
   EXPECT_EQ(unknown.code, 1);
   EXPECT_NE(unknown.err.find("gates"), std::string::npos) << unknown.err;

@@ -43,12 +43,35 @@ TEST(CommandConvert, AFileIsAModel) {
   EXPECT_TRUE(fs::exists(folder / "original/pytorch_model.bin"));
 }
 
+TEST(CommandConvert, TheTokenizerComesAlong) {
+  const TempFolder folder;
+  const auto ids = [](const std::string& model) { return ssm({"tokenize", model}, "Once upon a time").out; };
+  // The name that Mistral's folders have.
+  fs::copy(kModels / "mistral-tiny", folder / "mistral");
+  const fs::path sentencepiece = kSource / "tests/goldens/tokenizers/sentencepiece-bpe.model";
+  fs::copy(sentencepiece, folder / "mistral/tokenizer.model.v3");
+  ASSERT_EQ(ssm({"convert", folder / "mistral", folder / "v3"}).code, 0);
+  EXPECT_NE(ids(folder / "v3"), "");
+  EXPECT_EQ(ids(folder / "v3"), ids(folder / "mistral"));
+  // A file that is given, whatever its name.
+  fs::copy(kBundled + "/tokenizer.json", folder / "mine.json");
+  fs::copy(sentencepiece, folder / "mine.bin");
+  ASSERT_EQ(ssm({"convert", kBundled, folder / "json", "--tokenizer", folder / "mine.json"}).code, 0);
+  EXPECT_EQ(ids(folder / "json"), ids(kBundled));
+  ASSERT_EQ(ssm({"convert", kBundled, folder / "model", "--tokenizer", folder / "mine.bin"}).code, 0);
+  EXPECT_EQ(ids(folder / "model"), ids(folder / "mistral"));
+}
+
 TEST(CommandConvert, SaysWhatIsWrong) {
   const TempFolder folder;
   const std::string file = folder / "x.gguf";
   expect_refusal(2, "--to", {"convert", kBundled, file, "--to", "onnx"});
   expect_refusal(2, "DST", {"convert", kBundled});
   expect_refusal(1, "exists already", {"convert", kBundled, folder.path()});
+  const std::string none = folder / "none", out = folder / "out";
+  expect_refusal(1, none + ": no such file or folder", {"convert", kBundled, out, "--tokenizer", none});
+  expect_refusal(1, kTiny + ": no tokenizer", {"convert", kBundled, out, "--tokenizer", kTiny});
+  EXPECT_FALSE(fs::exists(out));
   expect_refusal(1, "use_bias is true", {"convert", kModels / "mamba-bias", file});
   std::ofstream(file) << "GGUF\x03";
   expect_refusal(1, "not a GGUF file", {"info", file});

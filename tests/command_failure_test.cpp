@@ -33,6 +33,12 @@ std::string contents(const fs::path& file) {
 TEST(CommandFailure, Arguments) {
   expect_refusal(kUsage, "no such verb", {"generat"});
   expect_refusal(kUsage, "--nosuch", {"generate", "--nosuch"});
+  expect_refusal(kUsage, "--nosuch: no such flag", {"--nosuch"});
+  expect_refusal(kUsage, "trian: no such verb", {"tokenizer", "trian"});
+  expect_refusal(kUsage, "ssm bench compare --help", {"bench", "compare", kTiny});
+  expect_refusal(kUsage, "ssm tokenizer train --help", {"tokenizer", "train"});
+  for (const char* verb : {"chat", "serve"}) expect_refusal(kUsage, "--json", {verb, kTiny, "--json"});
+  expect_refusal(kUsage, "--api-key: the key is empty", {"serve", kTiny, "--api-key", ""});
   expect_refusal(kUsage, "ssm generate --help", {"generate", "a", "b", "c"});
   for (const char* bad : {"nan", "inf", "-1", "x", "", "1e99"}) {
     expect_refusal(kUsage, "--temperature", {"generate", "a", "--temperature", bad});
@@ -63,6 +69,10 @@ TEST(CommandFailure, Arguments) {
                  {"generate", "--prompt", "a", "--prompt", "b", "--save-state", "/tmp/x"});
   expect_refusal(kUsage, "--kv-memory", {"info", "--kv-memory", "0"});
   expect_refusal(kFailure, "known shape", {"bench", "nosuch"});
+  for (const char* bad : {"-1", "65536", "x"}) {
+    expect_refusal(kUsage, "whole number between 0 and 65535", {"serve", "--port", bad});
+  }
+  expect_refusal(kUsage, "whole number", {"bench", "compare", kTiny, kTiny, "--batches", "1,0"});
 }
 
 TEST(CommandFailure, TokensAndPrompts) {
@@ -74,7 +84,8 @@ TEST(CommandFailure, TokensAndPrompts) {
   expect_refusal(kFailure, "empty", {"score", kTiny, "--tokens", ""});
   expect_refusal(kFailure, "empty", {"generate", kTiny, "--tokens", ""});
   expect_refusal(kFailure, "/nosuch", {"score", kTiny, "--tokens", "@/nosuch"});
-  expect_refusal(kFailure, "/nosuch", {"score", kBundled, "--file", "/nosuch"});
+  expect_refusal(kFailure, "/nosuch: cannot open: ", {"score", kBundled, "--file", "/nosuch"});
+  expect_refusal(kFailure, "/: cannot read: ", {"score", kBundled, "--file", "/"});
   expect_refusal(kFailure, "empty", {"score", kBundled});
   expect_refusal(kFailure, "no prompt", {"generate", kBundled});
   expect_refusal(kFailure, "empty", {"generate", kBundled, ""});
@@ -109,7 +120,7 @@ TEST(CommandFailure, Models) {
     fs::remove_all(folder / "damaged");
   }
   // Nothing of a file's name reaches the terminal as it is.
-  expect_refusal(kFailure, "no such folder", {"info", "/a\n\x1b[31mb"});
+  expect_refusal(kFailure, "no such file or folder", {"info", "/a\n\x1b[31mb"});
 }
 
 TEST(CommandFailure, States) {
@@ -119,6 +130,13 @@ TEST(CommandFailure, States) {
             0);
   expect_refusal(kFailure, "state", {"generate", kBundled, "--load-state", state});
   expect_refusal(kFailure, "nosuch", {"generate", kTiny, "--load-state", folder / "nosuch"});
+  // Known before a text is written, not after.
+  const std::vector<std::string> save{"generate", kTiny, "--tokens", "1", "-n", "3", "--seed", "1"};
+  for (const fs::path& where : {folder / "none/state", folder.path()}) {
+    std::vector<std::string> arguments = save;
+    arguments.insert(arguments.end(), {"--save-state", where});
+    expect_refusal(kFailure, where, arguments);
+  }
   const std::string whole = contents(state);
   std::ofstream(state, std::ios::binary) << whole.substr(0, whole.size() / 2);
   expect_refusal(kFailure, "state", {"generate", kTiny, "--load-state", state});

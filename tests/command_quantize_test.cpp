@@ -99,6 +99,10 @@ TEST(CommandQuantize, SaysWhatCannotBe) {
   fails({"quantize", kBundled, out, "--type", "int4", "--text", kText}, "--text");
   fails({"quantize", kBundled, out, "--type", "int4", "--calibrate", folder / "none"}, "none");
   fails({"quantize", kTiny, out, "--type", "int4", "--calibrate", kText}, "tokenizer");
+  fails({"quantize", kTiny, out, "--type", "int4", "--text", kText, "--json"}, "tokenizer");
+  fails({"quantize", kBundled, out, "--type", "int4", "--text", folder / "none", "--json"}, "none");
+  fails({"quantize", kBundled, out, "--type", "int4", "--report", folder / "none/x"},
+        "none/x: cannot create");
   fails({"quantize", kBundled, folder.path(), "--type", "int4"}, "exists");
   fails({"score", kBundled, "--tokens", "1,2", "--group", "64"}, "--quantize");
 }

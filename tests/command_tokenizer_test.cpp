@@ -79,6 +79,15 @@ void expect_refusal(int code, const std::string& part, const std::vector<std::st
   EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
 }
 
+TEST(CommandTokenizer, AFlagThatRepeatsTakesOneValueEach) {
+  const TempFolder folder;
+  const std::string text = write(folder / "a.txt", "one two one two one two");
+  const CommandResult result = ssm({"tokenizer", "train", "--vocab-size", "300", "--out", folder / "tok",
+                                    "--special-token", "<|a|>", "--special-token", "<|b|>", text, "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(ssm({"tokenize", "--tokenizer", folder / "tok"}, "<|b|><|a|>").out, "1,0\n");
+}
+
 TEST(CommandTokenizer, Failures) {
   const TempFolder folder;
   const std::string out = folder / "tok", bad = write(folder / "bad.jsonl", "{\"text\":1}\n");

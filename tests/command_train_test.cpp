@@ -193,9 +193,7 @@ TEST(CommandTrain, AFullDiskLosesNoCheckpoint) {
 TEST(CommandTrain, BadInputIsOneLine) {
   const Training training;
   const std::vector<std::pair<Words, std::string>> cases{
-      {{"--shape", "mamba-1b"}, "mamba-1b"},
       {{"--valid", "/no/such/file.txt"}, "/no/such/file.txt"},
-      {{"--config", "/no/such.json"}, "/no/such.json"},
       {{"--width", "33"}, "head"},
       {{"--dtype", "bf16"}, "f32"},
       {{"--dtype", "f16"}, "underflow"},
@@ -209,6 +207,43 @@ TEST(CommandTrain, BadInputIsOneLine) {
     EXPECT_EQ(result.err.find('\n'), result.err.size() - 1) << result.err;
     EXPECT_FALSE(fs::exists(training.out("run"))) << part;
   }
+}
+
+TEST(CommandTrain, NumbersThatMakeNoSenseAreNamedShortly) {
+  const Training training;
+  const std::vector<Words> cases{{"--lr", "0", "above 0"},          {"--lr", "nan", "above 0"},
+                                 {"--epochs", "inf", "above 0"},    {"--clip", "-1", "from 0 on"},
+                                 {"--weight-decay", "x", "from 0"}, {"--beta1", "1", "0 and 0.9999"},
+                                 {"--ema", "2", "0 and 0."},        {"--valid-fraction", "1", "0.9"},
+                                 {"--seed", "-1", "whole number"},  {"--min-lr", "-1", "from 0"}};
+  for (const Words& words : cases) {
+    const CommandResult result = training.train("run", {words[0], words[1]});
+    EXPECT_EQ(result.code, 2) << words[0];
+    EXPECT_EQ(result.err.find("ssm: " + words[0] + ": " + words[1] + " is not"), 0u) << result.err;
+    EXPECT_NE(result.err.find(words[2]), std::string::npos) << result.err;
+    EXPECT_LT(result.err.size(), 120u) << result.err;
+  }
+  EXPECT_FALSE(fs::exists(training.out("run")));
+}
+
+TEST(CommandTrain, AFlagThatWouldDoNothingIsRefused) {
+  const TempFolder folder;
+  const std::string text = kSource / "CMakeLists.txt", out = folder / "run";
+  const auto refused = [&](const Words& more, const std::string& part) {
+    Words words{"train", text, "--out", out, "--steps", "1"};
+    words.insert(words.end(), more.begin(), more.end());
+    const CommandResult result = ssm(words);
+    EXPECT_GT(result.code, 0) << part;
+    EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+    EXPECT_FALSE(fs::exists(out)) << part;
+  };
+  refused({"--from", kBundled, "--width", "64"}, "--width");
+  refused({"--shape", "mamba-130m", "--layers", "2"}, "--layers");
+  refused({"--config", kTiny + "/config.json", "--state", "8"}, "--state");
+  refused({"--valid", text, "--valid-fraction", "0.1"}, "--valid-fraction");
+  refused({"--state-over-documents"}, "--mode stream");
+  refused({"--shape", "mamba-1b"}, "mamba-1b");
+  refused({"--config", "/no/such.json"}, "/no/such.json");
 }
 
 }  // namespace

@@ -212,6 +212,7 @@ std::string svg(const Arguments& a, const std::vector<Measured>& models) {
 }
 
 void run(Arguments& a) {
+  if (!a.svg.empty()) check_writable(a.svg);
   std::sort(a.batches.begin(), a.batches.end());
   std::sort(a.contexts.begin(), a.contexts.end());
   std::vector<Measured> models;
@@ -230,7 +231,7 @@ void add_bench_compare(CLI::App& bench) {
   const auto list = [&](const char* flag, std::vector<int64_t>& values, const char* what) {
     verb->add_option(flag, values, what)
         ->delimiter(',')
-        ->check(CLI::Range(int64_t{1}, int64_t{1} << 32))
+        ->transform(integer_between(1, int64_t{1} << 32))
         ->option_text("N,...");
   };
   list("--batches", a.batches, "Sequences at a time; default 1,2,4,...,128");

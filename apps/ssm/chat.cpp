@@ -135,7 +135,6 @@ bool obey(const std::string& line, Conversation& conversation) {
 }
 
 void run(Arguments& arguments) {
-  SSM_CHECK(!arguments.model.json, "chat has no --json");
   const LoadedModel model = load(arguments.model);
   Conversation conversation(model, arguments);
   if (stderr_is_terminal()) {
@@ -178,7 +177,8 @@ void add_chat(CLI::App& program) {
   add_sampling_flags(*verb, arguments->sampling);
   add_adapter_flag(*verb, arguments->model);
   add_quantize_flags(*verb, arguments->model);
-  add_model_flags(*verb, arguments->model);
+  add_tokenizer_flag(*verb, arguments->model);
+  add_machine_flags(*verb, arguments->model);
   verb->footer(
       "Every line of standard input is a message; replies go to standard output. Lines that begin with a "
       "slash:\n"

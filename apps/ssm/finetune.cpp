@@ -69,17 +69,17 @@ void add_lora_options(CLI::App& verb, Arguments& a) {
       ->option_text("N")
       ->excludes(begun);
   verb.add_option("--lora-alpha", a.adapter.alpha, "They are scaled by alpha / r; default 8")
-      ->check(CLI::PositiveNumber)
+      ->check(positive_number())
       ->option_text("X")
       ->excludes(begun);
   verb.add_option("--lora-dropout", a.dropout, "Of what goes into them, in training; default 0")
-      ->check(CLI::Range(0.0, 0.99))
+      ->check(number_between(0, 0.99))
       ->option_text("X");
-  verb.add_option(
-          "--target-modules", a.adapter.target_modules,
-          fmt::format("Any of {}, as the model has them; without it in_proj,x_proj,out_proj, of GPT-NeoX "
-                      "query_key_value,dense",
-                      fmt::join(kTargets, ", ")))
+  verb.add_option("--target-modules", a.adapter.target_modules,
+                  fmt::format("Any of {}, as the model has them; without it in_proj,x_proj,out_proj (Mamba-2 "
+                              "has no x_proj), of GPT-NeoX "
+                              "query_key_value,dense",
+                              fmt::join(kTargets, ", ")))
       ->delimiter(',')
       ->check(CLI::IsMember(std::vector<std::string>(kTargets.begin(), kTargets.end())))
       ->option_text("NAMES")
@@ -89,7 +89,9 @@ void add_lora_options(CLI::App& verb, Arguments& a) {
       ->check(CLI::IsMember({"none", "all", "lora_only"}))
       ->option_text("NAME")
       ->excludes(begun);
-  verb.add_flag("--use-rslora", a.adapter.use_rslora, "Scale by alpha / sqrt(r)")->excludes(begun);
+  verb.add_flag("--use-rslora", a.adapter.use_rslora, "Scale by alpha / sqrt(r)")
+      ->option_text(" ")
+      ->excludes(begun);
   verb.add_option("--train", a.adapter.modules_to_save,
                   "Trained whole: A_log, D, dt_bias, conv1d, norm, norm_f, ...")
       ->delimiter(',')

@@ -14,6 +14,7 @@
 #include "apps/ssm/resolve_model.h"
 #include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
+#include "ssm/core/atomic_file.h"
 #include "ssm/load/chat.h"
 
 namespace ssm::app {
@@ -157,6 +158,7 @@ void report(const Timing& t, const std::vector<Prompt>& prompts, const std::vect
 }
 
 void run(Arguments& arguments) {
+  if (!arguments.save_state.empty()) check_writable(arguments.save_state);
   const std::vector<std::string> texts = text_prompts(arguments);
   const LoadedModel model = load(arguments.model);
   const std::vector<Prompt> prompts = read_prompts(texts, model, arguments);
@@ -194,7 +196,8 @@ void add_generate(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   Arguments& a = *arguments;
   CLI::App* verb = program.add_subcommand("generate", "Continue a text");
-  verb->add_option("MODEL", a.first, "A folder, or owner/name in the cache; absent: the bundled model");
+  verb->add_option("MODEL", a.first,
+                   "A folder, a .gguf file, or owner/name in the cache; absent: the bundled model");
   verb->add_option("PROMPT", a.second, "The text to continue; without it standard input");
   // One argument a flag: a text in brackets is a text, no list.
   CLI::Option* prompt = verb->add_option("--prompt", a.prompts, "The same as a flag; several make a batch")

@@ -6,7 +6,9 @@
 
 #include <csignal>
 #include <new>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "apps/ssm/commands.h"
 #include "apps/ssm/output.h"
@@ -71,6 +73,27 @@ void describe(CLI::App& program) {
   add_bench(program);
 }
 
+// What was asked for has a page of its own: "bench compare ".
+std::string path_to_help(const CLI::App& program) {
+  std::string path;
+  for (const CLI::App* at = &program; !at->get_subcommands().empty();) {
+    at = at->get_subcommands()[0];
+    path += at->get_name() + " ";
+  }
+  return path;
+}
+
+// The first argument that is neither a flag nor the name of one of `app`'s verbs, where it needs one.
+std::optional<std::string> unknown_verb(CLI::App& app, int argc, char** argv, int at) {
+  if (app.get_require_subcommand_min() == 0 || at >= argc) return std::nullopt;
+  const std::string verb = argv[at];
+  const std::vector<CLI::App*> found =
+      app.get_subcommands([&](const CLI::App* known) { return known->get_name() == verb; });
+  if (!found.empty()) return unknown_verb(*found[0], argc, argv, at + 1);
+  const CLI::Option* flag = app.get_option_no_throw(verb);
+  return flag == nullptr ? std::optional(verb) : std::nullopt;
+}
+
 int run(int argc, char** argv) {
   CLI::App program("Runs Mamba-family language models.", "ssm");
   describe(program);
@@ -79,10 +102,10 @@ int run(int argc, char** argv) {
     standard_output().flush();
     return 0;
   }
-  const std::string verb = argv[1];
-  const auto is_verb = [&](const CLI::App* known) { return known->get_name() == verb; };
-  if (!verb.starts_with('-') && program.get_subcommands(is_verb).empty())
-    return fail_with(kUsage, fmt::format("{}: no such verb (see ssm --help)", verb));
+  if (const auto verb = unknown_verb(program, argc, argv, 1)) {
+    const char* what = verb->starts_with('-') ? "flag" : "verb";
+    return fail_with(kUsage, fmt::format("{}: no such {} (see ssm --help)", *verb, what));
+  }
   try {
     program.parse(argc, argv);
     standard_output().flush();
@@ -95,9 +118,7 @@ int run(int argc, char** argv) {
     standard_output().flush();
     return 0;
   } catch (const CLI::ParseError& e) {
-    const auto chosen = program.get_subcommands();
-    return fail_with(kUsage, fmt::format("{} (see ssm {}--help)", e.what(),
-                                         chosen.empty() ? "" : chosen[0]->get_name() + " "));
+    return fail_with(kUsage, fmt::format("{} (see ssm {}--help)", e.what(), path_to_help(program)));
   }
 }
 

@@ -37,7 +37,8 @@ void run(const Arguments& arguments) {
 void add_merge(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* verb = program.add_subcommand("merge", "A model and an adapter to one model");
-  verb->add_option("MODEL", arguments->model, "A folder, or owner/name in the cache")->required();
+  verb->add_option("MODEL", arguments->model, "A folder, a .gguf file, or owner/name in the cache")
+      ->required();
   verb->add_option("ADAPTER", arguments->adapter, "A folder in PEFT's layout")->required();
   verb->add_option("OUT", arguments->out, "The folder to write, which must not exist")->required();
   verb->add_option("--dtype", arguments->dtype, "Of the matrices: f32, bf16 or f16; without it the model's")

@@ -34,14 +34,16 @@ void add_pull(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* verb = program.add_subcommand("pull", "Gets a model of the Hugging Face hub into the cache");
   verb->add_option("REPO", arguments->model, "owner/name, or owner/name@revision")->required();
-  verb->add_option("--file", arguments->files, "This file, not those that are needed; may be given again")
-      ->option_text("NAME...");
+  verb->add_option("--file", arguments->files, "This file, not those that are needed; repeatable")
+      ->option_text("NAME ...")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   verb->add_flag("--json", arguments->json, "Print one JSON object");
   verb->footer(
-      "Prints the model's folder. Its name can stand wherever a MODEL is asked for, which pulls it too. The "
-      "cache is the one "
-      "that\n"
-      "huggingface_hub uses (HF_HUB_CACHE, HF_HOME); HF_TOKEN opens private models, HF_ENDPOINT names "
+      "Prints the model's folder. Its name can stand wherever a MODEL is asked for, which pulls it too.\n"
+      "The cache is the one that huggingface_hub uses (HF_HUB_CACHE, HF_HOME); HF_TOKEN opens private "
+      "models, HF_ENDPOINT names "
       "another\n"
       "hub. What was cut off goes on where it stopped.\n\n"
       "Examples:\n"

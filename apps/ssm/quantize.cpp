@@ -31,9 +31,9 @@ std::vector<int32_t> ids_of(const LoadedModel& model, const std::string& file) {
   return model.need_tokenizer().encode(read_text_file(file));
 }
 
-Divergence compare(const std::filesystem::path& source, const Arguments& arguments) {
+Divergence compare(const std::filesystem::path& source, const std::vector<int32_t>& ids,
+                   const Arguments& arguments) {
   const LoadedModel original = load_exact(source), made = load_exact(arguments.target);
-  const std::vector<int32_t> ids = ids_of(original, arguments.text);
   Progress progress;
   return divergence(original, made, ids, [&](int64_t done) {
     progress.show(fmt::format("comparing: {} of {} tokens", done, ids.size()));
@@ -52,10 +52,14 @@ void write_report(const QuantizeReport& report, const Arguments& arguments) {
 void run(const Arguments& arguments) {
   SSM_CHECK(arguments.text.empty() || arguments.json || !arguments.report.empty(),
             "--text {}: compares for a report; give --report or --json", arguments.text);
+  const bool to_file = !arguments.report.empty() && arguments.report != "-";
+  if (to_file) check_writable(arguments.report);
   set_num_threads(arguments.threads);
   const std::filesystem::path source = resolve_model(arguments.source);
   Quantization quantization{.format = format_named(arguments.type, arguments.group, arguments.group_given),
                             .keep = arguments.keep};
+  std::vector<int32_t> compared;
+  if (!arguments.text.empty()) compared = ids_of(load_exact(source), arguments.text);
   if (!arguments.calibrate.empty()) {
     const LoadedModel model = load_exact(source);
     quantization.importance = column_importance(model, ids_of(model, arguments.calibrate));
@@ -66,7 +70,7 @@ void run(const Arguments& arguments) {
                         .calibrated = !arguments.calibrate.empty(),
                         .tensors = quantize_model(source, arguments.target, quantization),
                         .text = {}};
-  if (!arguments.text.empty()) report.text = compare(source, arguments);
+  if (!arguments.text.empty()) report.text = compare(source, compared, arguments);
   write_report(report, arguments);
 }
 

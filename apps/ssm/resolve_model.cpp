@@ -44,7 +44,7 @@ fs::path resolve_model(const std::string& model) {
     PullProgress progress;
     return hub::find_or_pull(*name, true, [&] { return progress.options(); });
   }
-  fail("{}: no such folder", model);
+  fail("{}: no such file or folder", model);
 }
 
 bool names_model(const std::string& argument) {

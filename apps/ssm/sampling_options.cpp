@@ -50,6 +50,17 @@ CLI::Validator number_from(double low) {
       "");
 }
 
+CLI::Validator positive_number() {
+  return CLI::Validator(
+      [](std::string& text) {
+        double x = 0;
+        if (CLI::detail::lexical_cast(text, x) && x > 0 && x <= std::numeric_limits<float>::max())
+          return std::string();
+        return fmt::format("{} is not a number above 0", text);
+      },
+      "");
+}
+
 CLI::Validator integer_between(int64_t low, int64_t high) { return whole_number(low, high); }
 
 CLI::Validator any_seed() { return whole_number<uint64_t>(0, std::numeric_limits<uint64_t>::max()); }
@@ -80,7 +91,7 @@ void add_sampling_flags(CLI::App& verb, SamplingOptions& options) {
       ->check(number_between(0, 0.999999))
       ->option_text("P");
   flag("--repetition-penalty", p.repetition_penalty, "Above 1: avoid tokens seen before; 1: off")
-      ->check(number_from(std::numeric_limits<float>::min()))
+      ->check(positive_number())
       ->option_text("X");
   verb.add_option("--seed", options.seed, "The same seed gives the same text; without it a random one")
       ->transform(any_seed())

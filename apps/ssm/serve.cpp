@@ -42,7 +42,6 @@ std::string read_key(const std::string& file) {
 }
 
 void run(Arguments& a) {
-  SSM_CHECK(!a.model.json, "serve has no --json");
   serve::ServerOptions& options = a.server;
   if (!a.api_key_file.empty()) options.api_key = read_key(a.api_key_file);
   options.model_name = name_of_model(a.model.model);
@@ -80,9 +79,13 @@ void add_serve(CLI::App& program) {
   add_model_argument(*verb, a.model);
   verb->add_option("--host", s.host, "Address to listen on; default 127.0.0.1, this machine alone")
       ->option_text("ADDRESS");
-  verb->add_option("--port", s.port, "Default 8080; 0: any free one")->option_text("N");
+  verb->add_option("--port", s.port, "Default 8080; 0: any free one")
+      ->transform(integer_between(0, 65535))
+      ->option_text("N");
   CLI::Option* key =
-      verb->add_option("--api-key", s.api_key, "Clients must give this key")->option_text("KEY");
+      verb->add_option("--api-key", s.api_key, "Clients must give this key")
+          ->check([](const std::string& text) { return text.empty() ? "the key is empty" : ""; })
+          ->option_text("KEY");
   verb->add_option("--api-key-file", a.api_key_file, "The same, from a file that others cannot read")
       ->option_text("FILE")
       ->excludes(key);
@@ -124,7 +127,8 @@ void add_serve(CLI::App& program) {
   add_chat_template_flag(*verb, a.chat_template);
   add_adapter_flag(*verb, a.model);
   add_quantize_flags(*verb, a.model);
-  add_model_flags(*verb, a.model);
+  add_tokenizer_flag(*verb, a.model);
+  add_machine_flags(*verb, a.model);
   verb->footer(
       "Paths: / (a page), /v1/completions, /v1/chat/completions, /v1/embeddings, /v1/models, /v1/sessions,\n"
       "/tokenize, /detokenize, /health, /metrics, /openapi.json. See docs/serving.md.\n\n"

@@ -22,7 +22,7 @@ std::string read_all(int fd, std::string_view name) {
     const ssize_t n = ::read(fd, text.data() + size, kBlock);
     text.resize(size + static_cast<size_t>(n > 0 ? n : 0));
     if (n == 0) return text;
-    if (n < 0 && errno != EINTR) fail("{}: {}", name, std::strerror(errno));
+    if (n < 0 && errno != EINTR) fail("{}: cannot read: {}", name, std::strerror(errno));
   }
 }
 
@@ -40,7 +40,7 @@ std::string read_stdin() { return read_all(STDIN_FILENO, "standard input"); }
 
 std::string read_text_file(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) fail("{}: {}", path, std::strerror(errno));
+  if (fd < 0) fail("{}: cannot open: {}", path, std::strerror(errno));
   struct Closer {
     int fd;
     ~Closer() { ::close(fd); }

@@ -108,7 +108,10 @@ void add_tokenizer_train(CLI::App& tokenizer) {
       ->required();
   verb->add_option("--special-token", arguments->trainer.special_tokens,
                    "Repeatable; the first one ends texts. Without it: <|endoftext|>")
-      ->option_text("TEXT");
+      ->option_text("TEXT ...")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   verb->add_option("--min-frequency", arguments->trainer.min_frequency,
                    "Of a pair that is merged (default 2)")
       ->transform(integer_between(1, int64_t{1} << 40))

@@ -115,35 +115,35 @@ void add_train(CLI::App& program) {
   CLI::Option* from = verb->add_option("--from", arguments->from,
                                        "Train this MODEL further, all of it; without it a new one is made")
                           ->option_text("MODEL");
-  verb->add_option(
-          "--tokenizer", arguments->model.tokenizer,
-          "tokenizer.json, tokenizer.model or a folder with one; bytes: none, ids are bytes. Without it "
-          "the bundled model's")
+  verb->add_option("--tokenizer", arguments->model.tokenizer,
+                   "tokenizer.json, tokenizer.model, a .gguf file or a folder with one; bytes: none, ids are "
+                   "bytes. Without it "
+                   "the bundled model's")
       ->option_text("PATH");
-  verb->add_option("--family", arguments->family, "Of a new model: mamba, mamba2 or falcon_mamba")
-      ->check(CLI::IsMember({"mamba", "mamba2", "falcon_mamba"}))
-      ->option_text("NAME");
-  verb->add_option("--layers", arguments->layers, "Of a new model")
-      ->transform(integer_between(1, 4096))
-      ->option_text("N");
-  verb->add_option("--width", arguments->width, "Its hidden size")
-      ->transform(integer_between(1, 1 << 20))
-      ->option_text("N");
-  verb->add_option("--state", arguments->state, "Its state size; without it 16, or 64 of mamba2")
-      ->transform(integer_between(1, 4096))
-      ->option_text("N");
-  verb->add_option("--head-dim", arguments->head_dim, "Of a new mamba2")
-      ->transform(integer_between(1, 4096))
-      ->option_text("N");
+  std::vector<CLI::Option*> sizes{verb->add_option("--family", arguments->family,
+                                                   "Of a new model: mamba, mamba2 (default) or falcon_mamba")
+                                      ->check(CLI::IsMember({"mamba", "mamba2", "falcon_mamba"}))
+                                      ->option_text("NAME")};
+  const auto size = [&](const char* flag, int64_t& value, int64_t high, const char* text) {
+    sizes.push_back(verb->add_option(flag, value, text)->transform(integer_between(1, high)));
+    sizes.back()->option_text("N");
+  };
+  size("--layers", arguments->layers, 4096, "Of a new model; default 8");
+  size("--width", arguments->width, 1 << 20, "Its hidden size; default 256");
+  size("--state", arguments->state, 4096, "Its state size; without it 16, or 64 of mamba2");
+  size("--head-dim", arguments->head_dim, 4096, "Of a new mamba2; default 64");
   CLI::Option* shape =
       verb->add_option("--shape", arguments->shape, "A published shape: mamba-130m, mamba2-130m, ...")
           ->option_text("NAME")
           ->excludes(from);
-  verb->add_option("--config", arguments->config, "A config.json that describes the new model")
-      ->option_text("FILE")
-      ->excludes(from)
-      ->excludes(shape);
-  verb->add_option("--init", arguments->init, "First values: reference (mamba_ssm's) or hf (Transformers')")
+  CLI::Option* config =
+      verb->add_option("--config", arguments->config, "A config.json that describes the new model")
+          ->option_text("FILE")
+          ->excludes(from)
+          ->excludes(shape);
+  for (CLI::Option* option : sizes) option->excludes(from)->excludes(shape)->excludes(config);
+  verb->add_option("--init", arguments->init,
+                   "First values: reference (mamba_ssm's, default) or hf (Transformers')")
       ->check(CLI::IsMember({"reference", "hf"}))
       ->option_text("NAME")
       ->excludes(from);

@@ -16,33 +16,36 @@ namespace fs = std::filesystem;
 
 void add_data_options(CLI::App& verb, TrainArguments& a) {
   verb.add_option("DATA", a.data, "Files or folders: .txt, .jsonl, .csv")->required()->option_text("FILE...");
-  verb.add_option("--valid", a.valid, "Files held out for validation")->option_text("FILE...");
+  CLI::Option* valid =
+      verb.add_option("--valid", a.valid, "Files held out for validation")->option_text("FILE...");
   verb.add_option("--valid-fraction", a.valid_fraction, "Or this part of DATA")
-      ->check(CLI::Range(0.0, 0.9))
+      ->excludes(valid)
+      ->check(number_between(0, 0.9))
       ->option_text("X");
   verb.add_option("--column", a.column,
                   "Of .jsonl and .csv: the text's name (text; prompt and completion; messages)")
       ->option_text("NAME");
   add_chat_template_flag(verb, a.chat_template);
-  verb.add_option("--separator", a.separator, "Of .txt: a line that stands between documents; empty: none")
+  verb.add_option("--separator", a.separator,
+                  "Of .txt: a line that stands between documents; empty: none; default <|endoftext|>")
       ->option_text("TEXT");
   verb.add_flag("--no-eos", a.no_eos, "No end-of-text token behind documents");
 }
 
 void add_batch_options(CLI::App& verb, TrainArguments& a) {
-  verb.add_option("--batch", a.rows, "Rows of a batch")
+  verb.add_option("--batch", a.rows, "Rows of a batch; default 8")
       ->transform(integer_between(1, 1 << 20))
       ->option_text("N");
-  verb.add_option("--length", a.length, "Tokens of a row")
+  verb.add_option("--length", a.length, "Tokens of a row; default 512")
       ->transform(integer_between(1, 1 << 24))
       ->option_text("N");
-  verb.add_option("--accumulate", a.accumulate, "Batches whose gradients a step adds up")
+  verb.add_option("--accumulate", a.accumulate, "Batches whose gradients a step adds up; default 1")
       ->transform(integer_between(1, 1 << 16))
       ->option_text("N");
-  verb.add_option(
-          "--mode", a.mode,
-          "packed: documents laid one after another; stream: rows go on from step to step with their state; "
-          "documents: one a row, cut off")
+  verb.add_option("--mode", a.mode,
+                  "packed (default): documents laid one after another; stream: rows go on from step to step "
+                  "with their state; "
+                  "documents: one a row, cut off")
       ->check(CLI::IsMember({"packed", "stream", "documents"}))
       ->option_text("NAME");
   verb.add_flag("--state-over-documents", a.keep_state_over_documents,
@@ -53,53 +56,65 @@ void add_optimiser_options(CLI::App& verb, TrainArguments& a) {
   verb.add_option("--steps", a.steps, "Optimiser steps; without it, --epochs decides")
       ->transform(integer_between(1, int64_t{1} << 40))
       ->option_text("N");
-  verb.add_option("--epochs", a.epochs, "Passes over the data")->check(CLI::PositiveNumber)->option_text("X");
-  verb.add_option("--lr", a.lr, "Learning rate after the warm-up")
-      ->check(CLI::PositiveNumber)
+  verb.add_option("--epochs", a.epochs, "Passes over the data; default 1")
+      ->check(positive_number())
       ->option_text("X");
-  verb.add_option("--schedule", a.schedule, "cosine, linear or constant")
+  verb.add_option("--lr", a.lr, fmt::format("Learning rate after the warm-up; default {}", a.lr))
+      ->check(positive_number())
+      ->option_text("X");
+  verb.add_option("--schedule", a.schedule, "cosine (default), linear or constant")
       ->check(CLI::IsMember({"cosine", "linear", "constant"}))
       ->option_text("NAME");
   verb.add_option("--warmup", a.warmup, "Steps; without it 2 % of them")
       ->transform(integer_between(0, int64_t{1} << 40))
       ->option_text("N");
   verb.add_option("--min-lr", a.min_lr, "Where the schedule ends; without it a tenth of --lr")
-      ->check(CLI::NonNegativeNumber)
+      ->check(number_from(0))
       ->option_text("X");
-  verb.add_option("--weight-decay", a.trainer.weight_decay,
-                  "Of matrices, embeddings and convolutions; A_log, D, biases and norms have none")
-      ->check(CLI::NonNegativeNumber)
+  verb.add_option(
+          "--weight-decay", a.trainer.weight_decay,
+          fmt::format(
+              "Of matrices, embeddings and convolutions, not of A_log, D, biases and norms; default {}",
+              a.trainer.weight_decay))
+      ->check(number_from(0))
       ->option_text("X");
-  verb.add_option("--beta1", a.trainer.beta1, "Of AdamW")->check(CLI::Range(0.0, 0.9999))->option_text("X");
-  verb.add_option("--beta2", a.trainer.beta2, "Of AdamW")->check(CLI::Range(0.0, 0.999999))->option_text("X");
-  verb.add_option("--clip", a.trainer.clip, "Largest norm of the gradient; 0: any")
-      ->check(CLI::NonNegativeNumber)
+  verb.add_option("--beta1", a.trainer.beta1, "Of AdamW; default 0.9")
+      ->check(number_between(0, 0.9999))
+      ->option_text("X");
+  verb.add_option("--beta2", a.trainer.beta2, "Of AdamW; default 0.95")
+      ->check(number_between(0, 0.999999))
+      ->option_text("X");
+  verb.add_option("--clip", a.trainer.clip, "Largest norm of the gradient; 0: any; default 1")
+      ->check(number_from(0))
       ->option_text("X");
   verb.add_option("--ema", a.trainer.average,
                   "Write an average of the parameters with this decay (0.999, say)")
-      ->check(CLI::Range(0.0, 0.999999))
+      ->check(number_between(0, 0.999999))
       ->option_text("X");
   verb.add_flag("--recompute", a.trainer.recompute_layers,
                 "Keep each layer's input only and run it again: less memory, a third more time");
-  verb.add_option("--seed", a.seed, "Of the order of the data and the initial values")->option_text("N");
+  verb.add_option("--seed", a.seed, "Of the order of the data and the initial values; default 0")
+      ->transform(any_seed())
+      ->option_text("N");
 }
 
 void add_run_options(CLI::App& verb, TrainArguments& a) {
   verb.add_option("--out", a.out, "Folder of the run and its result")->required()->option_text("DIR");
   verb.add_flag("--resume", a.resume, "Go on from DIR's newest checkpoint");
-  verb.add_option("--save-every", a.save_every, "Steps between checkpoints; 0: at the end and at Ctrl-C only")
+  verb.add_option("--save-every", a.save_every,
+                  "Steps between checkpoints; 0: at the end and at Ctrl-C only; default 500")
       ->transform(integer_between(0, int64_t{1} << 40))
       ->option_text("N");
-  verb.add_option("--keep", a.keep, "Checkpoints that are kept")
+  verb.add_option("--keep", a.keep, "Checkpoints that are kept; default 2")
       ->transform(integer_between(1, 1000))
       ->option_text("N");
-  verb.add_option("--validate-every", a.validate_every, "Steps; 0: at the end only")
+  verb.add_option("--validate-every", a.validate_every, "Steps; 0 (default): at the end only")
       ->transform(integer_between(0, int64_t{1} << 40))
       ->option_text("N");
-  verb.add_option("--log-every", a.log_every, "Steps between lines of metrics.jsonl")
+  verb.add_option("--log-every", a.log_every, "Steps between lines of metrics.jsonl; default 10")
       ->transform(integer_between(1, 1 << 20))
       ->option_text("N");
-  verb.add_option("--save-dtype", a.save_dtype, "Of the result's matrices: f32, bf16 or f16")
+  verb.add_option("--save-dtype", a.save_dtype, "Of the result's matrices: f32 (default), bf16 or f16")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->option_text("NAME");
 }
@@ -122,6 +137,8 @@ std::optional<int32_t> end_token(const LoadedModel& loaded) {
 }
 
 train::BatchOptions batch_options(const TrainArguments& a) {
+  SSM_CHECK(!a.keep_state_over_documents || a.mode == "stream",
+            "--state-over-documents goes with --mode stream, not {}", a.mode);
   train::BatchOptions options;
   options.mode = mode_of(a.mode);
   options.rows = a.rows;
@@ -264,8 +281,8 @@ void train_and_report(const LoadedModel& loaded, train::Trainer& trainer, const 
   if (result.validation_loss) {
     out.write(fmt::format("validation  {}\n", in_nats_and_perplexity(*result.validation_loss)));
   }
-  out.write(fmt::format("model       {}\nreport      {}\n", options.out.string(),
-                        (options.out / "report.html").string()));
+  out.write(fmt::format("{}{}\nreport      {}\n", options.adapter ? "adapter     " : "model       ",
+                        options.out.string(), (options.out / "report.html").string()));
 }
 
 }  // namespace ssm::app

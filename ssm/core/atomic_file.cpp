@@ -17,6 +17,11 @@ namespace {
   fail("{}: cannot {}: {}", printable(target.string()), what, std::generic_category().message(error));
 }
 
+bool is_device_or_pipe(const std::filesystem::path& target) {
+  std::error_code ignored;
+  return std::filesystem::is_other(std::filesystem::status(target, ignored));
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(std::filesystem::path target) : target_(std::move(target)) {
@@ -24,6 +29,11 @@ AtomicFile::AtomicFile(std::filesystem::path target) : target_(std::move(target)
   std::error_code ignored;
   SSM_CHECK(!std::filesystem::is_directory(target_, ignored), "{}: cannot write: is a folder",
             printable(target_.string()));
+  if (is_device_or_pipe(target_)) {
+    fd_ = ::open(target_.c_str(), O_WRONLY | O_CLOEXEC);
+    if (fd_ < 0) fail_with(target_, "open", errno);
+    return;
+  }
   for (int attempt = 0; attempt < 100 && fd_ < 0; ++attempt) {
     temporary_ = target_;
     temporary_ += fmt::format(".tmp-{}-{}", ::getpid(), counter++);
@@ -52,12 +62,17 @@ void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(te
 
 void AtomicFile::commit() {
   SSM_CHECK(fd_ >= 0, "{}: committed twice", printable(target_.string()));
-  if (::fsync(fd_) != 0) fail_with(target_, "write to disk", errno);
+  if (!temporary_.empty() && ::fsync(fd_) != 0) fail_with(target_, "write to disk", errno);
   const int fd = std::exchange(fd_, -1);
   if (::close(fd) != 0) fail_with(target_, "write to disk", errno);
+  if (temporary_.empty()) return;
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail_with(target_, "rename into place", errno);
   temporary_.clear();
   sync_folder(target_.has_parent_path() ? target_.parent_path() : ".");
+}
+
+void check_writable(const std::filesystem::path& target) {
+  if (!is_device_or_pipe(target)) AtomicFile never_committed(target);
 }
 
 void write_whole(const std::filesystem::path& target, std::string_view text) {

@@ -1,6 +1,6 @@
 // A file that appears whole or not at all: written beside its target under a temporary name, synced to disk
 // and renamed by commit(). Without commit() (an exception, say) the temporary is removed and whatever stood
-// at the target is untouched.
+// at the target is untouched. A device or a pipe is no such file: it is written into, never replaced.
 #pragma once
 
 #include <cstddef>
@@ -24,9 +24,13 @@ class AtomicFile {
 
  private:
   std::filesystem::path target_;
-  std::filesystem::path temporary_;
+  std::filesystem::path temporary_;  // empty: the target itself is written
   int fd_ = -1;
 };
+
+// Throws Error where write_whole would fail now, and changes nothing: to be known before long work, not
+// after.
+void check_writable(const std::filesystem::path& target);
 
 void write_whole(const std::filesystem::path& target, std::string_view text);
 

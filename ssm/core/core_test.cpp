@@ -1,15 +1,22 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/crc32c.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/plain_name.h"
 #include "ssm/core/rng.h"
 #include "ssm/core/tensor.h"
+#include "ssm/core/test_error.h"
+#include "ssm/core/test_folder.h"
 
 namespace ssm {
 namespace {
@@ -162,6 +169,38 @@ TEST(PlainName, CannotLeaveAFolder) {
   for (const char* name : {"", ".", "..", "-a", ".a", "a/b", "a b", "a\n", "\xC3\xA4", "fourteen-bytes"}) {
     EXPECT_FALSE(is_plain_name(name, 13)) << name;
   }
+}
+
+TEST(AtomicFile, APipeIsWrittenIntoAndStays) {
+  const test::TempFolder folder;
+  const std::string pipe = folder / "pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  write_whole(pipe, "text");
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  std::array<char, 16> got{};
+  EXPECT_EQ(read(reader, got.data(), got.size()), 4);
+  EXPECT_STREQ(got.data(), "text");
+  close(reader);
+}
+
+TEST(AtomicFile, ADeviceIsWrittenIntoAndItsErrorsAreNamed) {
+  const test::TempFolder folder;
+  const std::string full = folder / "full";
+  std::filesystem::create_symlink("/dev/full", full);
+  test::expect_error([&] { write_whole(full, "text"); }, {full, "cannot write", "No space left"});
+  EXPECT_TRUE(std::filesystem::is_symlink(full));
+}
+
+TEST(AtomicFile, WhatCannotBeWrittenIsKnownBefore) {
+  const test::TempFolder folder;
+  write_whole(folder / "file", "text");
+  check_writable(folder / "file");
+  check_writable(folder / "new");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1);
+  test::expect_error([&] { check_writable(folder.path()); }, {folder.path(), "is a folder"});
+  test::expect_error([&] { check_writable(folder / "none/file"); }, {folder / "none/file", "cannot create"});
 }
 
 TEST(Crc32c, TheVectorsOfItsRfc) {

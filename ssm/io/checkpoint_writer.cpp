@@ -13,9 +13,9 @@ namespace {
 constexpr std::string_view kInfinity =
     "\x01infinity";  // JSON has no such number; no text of a config is this
 constexpr std::string_view kInfinityWritten = "\"\\u0001infinity\"";
-constexpr std::array kTokenizerFiles{
-    "tokenizer.json",         "tokenizer.model",     "tokenizer_config.json", "special_tokens_map.json",
-    "generation_config.json", "chat_template.jinja", "chat_template.json"};
+constexpr std::array kTokenizerSettings{"tokenizer_config.json", "special_tokens_map.json",
+                                        "generation_config.json", "chat_template.jinja",
+                                        "chat_template.json"};
 
 std::string class_of(const std::string& model_type) {
   if (model_type == "mamba2") return "Mamba2ForCausalLM";
@@ -94,8 +94,8 @@ void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json&
   write_files(folder, text, tensors);
 }
 
-void copy_tokenizer_files(const std::filesystem::path& from, const std::filesystem::path& to) {
-  for (const char* name : kTokenizerFiles) {
+void copy_tokenizer_settings(const std::filesystem::path& from, const std::filesystem::path& to) {
+  for (const char* name : kTokenizerSettings) {
     std::error_code error;
     if (!std::filesystem::exists(from / name, error)) continue;
     const Bytes bytes = map_file(from / name);

@@ -27,8 +27,8 @@ void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json&
 void write_checkpoint(const std::filesystem::path& folder, const nlohmann::json& config, DType stored,
                       std::span<const LazyTensor> tensors);
 
-// What a tokenizer is read from, where `from` has it: tokenizer.json, tokenizer.model, tokenizer_config.json,
-// special_tokens_map.json, generation_config.json.
-void copy_tokenizer_files(const std::filesystem::path& from, const std::filesystem::path& to);
+// What stands beside a tokenizer, where `from` has it: tokenizer_config.json, special_tokens_map.json,
+// generation_config.json, chat templates.
+void copy_tokenizer_settings(const std::filesystem::path& from, const std::filesystem::path& to);
 
 }  // namespace ssm::io

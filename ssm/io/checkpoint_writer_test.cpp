@@ -42,13 +42,13 @@ TEST(CheckpointWriter, AFolderOpensAgain) {
   const std::vector<LazyTensor> tensors{
       {"backbone.norm_f.weight", DType::f32, {16}, [] { return Tensor::zeros({16}); }}};
   write_checkpoint(folder / "model", config, DType::f32, tensors);
-  write_text(folder / "tokenizer.json", "{}");
-  copy_tokenizer_files(folder.path(), folder / "model");
+  write_text(folder / "tokenizer_config.json", "{}");
+  copy_tokenizer_settings(folder.path(), folder / "model");
   const Checkpoint checkpoint = open_checkpoint(folder / "model");
   EXPECT_EQ(checkpoint.config, config);
   EXPECT_TRUE(checkpoint.weights->find("backbone.norm_f.weight"));
-  EXPECT_EQ(read_text(folder / "model/tokenizer.json"), "{}");
-  EXPECT_FALSE(fs::exists(folder / "model/tokenizer.model"));
+  EXPECT_EQ(read_text(folder / "model/tokenizer_config.json"), "{}");
+  EXPECT_FALSE(fs::exists(folder / "model/chat_template.jinja"));
 }
 
 TEST(AtomicFolder, AppearsWholeOrNotAtAll) {

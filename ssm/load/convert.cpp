@@ -83,6 +83,8 @@ void convert_model(const fs::path& source, const fs::path& target, ModelFormat f
                    const ConvertOptions& options) {
   std::error_code error;
   SSM_CHECK(!fs::exists(target, error), "{}: exists already", target.string());
+  SSM_CHECK(options.tokenizer.empty() || open_model_tokenizer(options.tokenizer), "{}: no tokenizer there",
+            options.tokenizer.string());
   const io::Checkpoint checkpoint = io::open_checkpoint(source);
   const std::vector<io::LazyWeight> weights = stored_weights(checkpoint, options.dtype);
   const fs::path tokenizer = options.tokenizer.empty() ? source : options.tokenizer;

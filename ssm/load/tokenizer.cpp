@@ -4,6 +4,7 @@
 
 #include "ssm/core/atomic_file.h"
 #include "ssm/io/checkpoint_writer.h"
+#include "ssm/io/mapped_file.h"
 #include "ssm/text/chat_template.h"
 #include "ssm/text/tokenizer_place.h"
 
@@ -23,6 +24,27 @@ std::vector<std::string> strings(const T& views) {
 std::optional<int32_t> id_of(const io::GgufFile& file, const char* key) {
   const std::optional<int64_t> id = file.integer(key);
   return id && *id >= 0 && *id < INT32_MAX ? std::optional(static_cast<int32_t>(*id)) : std::nullopt;
+}
+
+// The name under which a folder's reader finds `file`.
+std::string name_in_folder(const fs::path& file) {
+  const std::string name = file.filename().string();
+  if (file.extension() == ".json") return "tokenizer.json";
+  return name.starts_with("tokenizer.model") ? name : "tokenizer.model";
+}
+
+void copy_tokenizer_of_files(const fs::path& from, const fs::path& to) {
+  const fs::path file = text::tokenizer_place(from);
+  std::error_code error;
+  const bool is_folder = fs::is_directory(from, error);
+  io::copy_tokenizer_settings(is_folder ? from : from.parent_path(), to);
+  const auto copy = [&](const fs::path& path) {
+    write_whole(to / name_in_folder(path), io::map_file(path).text());
+  };
+  if (!file.empty()) copy(file);
+  // Transformers' slow tokenizer reads this one, also where there is a tokenizer.json.
+  const fs::path model = from / "tokenizer.model";
+  if (is_folder && file != model && fs::exists(model, error)) copy(model);
 }
 
 }  // namespace
@@ -68,7 +90,7 @@ std::optional<std::string> model_chat_template(const fs::path& model) {
 }
 
 void copy_tokenizer(const fs::path& from, const fs::path& to) {
-  if (!io::is_gguf(from)) return io::copy_tokenizer_files(from, to);
+  if (!io::is_gguf(from)) return copy_tokenizer_of_files(from, to);
   const auto gguf = io::GgufFile::open(from);
   const std::optional<text::GgmlTokenizer> tokenizer = ggml_tokenizer(*gguf);
   if (!tokenizer) return;

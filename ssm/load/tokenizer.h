@@ -23,8 +23,9 @@ std::optional<bool> adds_bos(const std::filesystem::path& model);
 // The chat template that a model's folder or GGUF file brings; nothing: none.
 std::optional<std::string> model_chat_template(const std::filesystem::path& model);
 
-// Writes the files that make a tokenizer into the folder `to`: those of the folder `from`, or a GGUF file's
-// as tokenizer.json or tokenizer.model.
+// Writes the files that make a tokenizer into the folder `to`: those of the folder `from`, a tokenizer's file
+// and what stands beside it, or a GGUF file's as tokenizer.json or tokenizer.model. A folder or GGUF file
+// without one is no error; that there is no `from` is.
 void copy_tokenizer(const std::filesystem::path& from, const std::filesystem::path& to);
 
 }  // namespace ssm
