@@ -23,11 +23,11 @@ struct ConvArgs {
   const void* x;
   const float* weight;
   const float* bias;  // or null
-  float* state;       // [S, K - 1, C], or null
+  float* state;       // [slots, K - 1, C], or null
   void* y;
   int64_t x_stride, y_stride;
   int64_t tap_stride, channel_stride;  // of weight
-  int64_t C;
+  int64_t C, slots;
   int K;
   bool silu;
   bool vectors;          // bias, and weights of one tap, can be loaded 16 bytes at a time
@@ -201,8 +201,11 @@ __global__ void __launch_bounds__(kThreads) causal_conv1d_step_kernel(const Conv
     for (int k = 0; k < kK; ++k) load_tap<V>(a, k, c, weight[k]);
     // The window comes into L2 while the kernel ahead ends; whatever that one may still write is read later.
     if (a.state && threadIdx.x % (32 / V) == 0) {
-      const float* const window = a.state + a.batch.slots[b] * (a.K - 1) * a.C + c;
-      for (int k = 0; k < a.K - 1; ++k) prefetch(window + k * a.C);
+      const int64_t slot = a.batch.slots[b];  // perhaps the last step's, and then of no use
+      if (slot >= 0 && slot < a.slots) {
+        const float* const window = a.state + slot * (a.K - 1) * a.C + c;
+        for (int k = 0; k < a.K - 1; ++k) prefetch(window + k * a.C);
+      }
     }
   }
   grid_dependency_wait();
@@ -251,6 +254,7 @@ void causal_conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Ac
              .tap_stride = weight.stride(1),
              .channel_stride = weight.stride(0),
              .C = C,
+             .slots = state.defined() ? state.size(0) : 0,
              .K = static_cast<int>(K),
              .silu = activation == Activation::silu,
              .vectors = false,

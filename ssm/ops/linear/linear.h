@@ -53,9 +53,9 @@ std::pair<Tensor, Tensor> linear_beside(const LinearOperands& first, const Linea
 bool has_linear_add_both(const LinearOperands& first, const LinearOperands& second);
 void linear_add_both(const LinearOperands& first, const LinearOperands& second, const Tensor& residual);
 
-// An RMS norm (rms_norm.h) between two products without a kernel of its own, on Hopper, for 9 rows and more
-// of dense bf16 weights: the product that adds to the residual leaves its rows times the norm's weight, and
-// the one that reads the norm divides what it sums up.
+// An RMS norm (rms_norm.h) between two products without a kernel of its own, on Hopper, for more than 16
+// rows of dense bf16 weights, or more than 8 where these are large: the product that adds to the residual
+// leaves its rows times the norm's weight, and the one that reads the norm divides what it sums up.
 //
 //   rms_norm(residual) = x / sqrt(the sum of a row of squares / M + eps)
 //
