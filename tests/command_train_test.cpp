@@ -106,6 +106,20 @@ TEST(CommandTrain, WritesAModelThatLearnedAndEverythingAroundIt) {
   EXPECT_NE(again.err.find("--resume"), std::string::npos) << again.err;
 }
 
+// Who trained on bytes writes with the result as with any other: it brings a tokenizer.
+TEST(CommandTrain, AResultOfBytesReadsAndWritesText) {
+  const Training training;
+  ASSERT_EQ(training.train("bytes", {"--steps", "2"}).code, 0);
+  const std::string model = training.out("bytes").string(), text = "line 4\n\xC3\xA9 \xFF";
+  EXPECT_EQ(ssm({"tokenize", model}, text).out, "108,105,110,101,32,52,10,195,169,32,255\n");
+  const CommandResult written = ssm({"generate", model, "line", "-n", "4", "--temperature", "0", "--json"});
+  ASSERT_EQ(written.code, 0) << written.err;
+  const CommandResult tuned = ssm({"finetune", training.out("text.txt").string(), "--from", model, "--out",
+                                   training.out("tuned").string(), "--steps", "1", "--length", "32"});
+  EXPECT_EQ(tuned.code, 0) << tuned.err;
+  EXPECT_EQ(ssm({"generate", model, "line", "-n", "4", "--adapter", training.out("tuned").string()}).code, 0);
+}
+
 TEST(CommandTrain, EveryFamilyAndModeTrains) {
   const Training training;
   for (const char* family : {"mamba", "mamba2", "falcon_mamba"}) {

@@ -10,6 +10,7 @@
 #include "ssm/load/random_model.h"
 #include "ssm/load/tokenizer.h"
 #include "ssm/models/registry.h"
+#include "ssm/text/bpe_trainer.h"
 #include "ssm/train/init.h"
 
 namespace ssm::app {
@@ -103,6 +104,8 @@ void run(Arguments& a) {
   train::Trainer trainer(*loaded.model, is_bytes(a) ? 256 : loaded.usable_vocab(), loaded.device,
                          loaded.compute, a.trainer);
   run.about = about_run(a, loaded, a.from.empty() ? "scratch" : a.from, trainer.parameters().count(), run);
+  // So that whoever reads the result has its ids, as of any other model.
+  if (is_bytes(a)) run.tokenizer_json = text::plain_bytes().tokenizer_json();
   train_and_report(loaded, trainer, data, run, a);
 }
 

@@ -277,6 +277,12 @@ TrainedBpe BpeTrainer::train(const std::function<void(int64_t)>& progress) const
   return Merging(options_, all).run(progress);
 }
 
+TrainedBpe plain_bytes() {
+  TrainedBpe bytes;
+  for (const uint16_t character : kByteToChar) append_utf8(character, bytes.tokens.emplace_back());
+  return bytes;
+}
+
 std::string TrainedBpe::tokenizer_json() const {
   using nlohmann::ordered_json;
   ordered_json json = bpe_json(nullptr, byte_level_json(), false);

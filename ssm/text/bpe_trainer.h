@@ -29,6 +29,9 @@ struct TrainedBpe {
   std::string tokenizer_json() const;  // the text of a tokenizer.json
 };
 
+// Without merges: the 256 bytes, each its own id.
+TrainedBpe plain_bytes();
+
 // Distinct words with their counts.
 class WordCounts {
  public:

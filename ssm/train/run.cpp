@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "ssm/core/atomic_file.h"
 #include "ssm/core/log.h"
 #include "ssm/load/chat.h"
 #include "ssm/load/save_model.h"
@@ -155,6 +156,8 @@ class Run {
       save_model(options_.out, *loaded_.model, loaded_.config, options_.stored, loaded_.folder,
                  [&](const std::string& name) { return trainer_.parameters().value_of(name, averaged); });
     }
+    if (!options_.tokenizer_json.empty())
+      write_whole(options_.out / "tokenizer.json", options_.tokenizer_json);
     save_chat_template(loaded_, options_.out);
   }
 

@@ -31,6 +31,7 @@ struct RunOptions {
   bool resume = false;                       // go on from the newest checkpoint of OUT, if there is one
   DType stored = DType::f32;                 // of the result's matrices
   std::optional<io::AdapterConfig> adapter;  // an adapter is trained: it is what is written
+  std::string tokenizer_json = {};           // the result's, where the model's folder brings none
   nlohmann::ordered_json about;              // what the log and the report say of the run
 
   void check() const;
