@@ -5,6 +5,7 @@
 
 #include "ssm/core/graph.h"
 #include "ssm/ops/cuda/test_cuda.h"
+#include "ssm/ops/rms_norm/rms_norm_reference.h"
 #include "ssm/quant/card_layout.h"
 #include "ssm/quant/dequantize.h"
 #include "ssm/quant/quantize.h"
@@ -47,6 +48,20 @@ inline Doubles handed(const Doubles& values, DType dtype) {
   Tensor t = Tensor::empty({std::ssize(values)});
   std::copy(values.begin(), values.end(), t.data<float>());
   return to_doubles(rounded(t, dtype));
+}
+
+// A row [R + 2 N] of Mamba-1's x_proj; its parts are divided by their RMS where eps is above 0.
+struct DtBC {
+  Doubles dt, B, C;
+};
+inline DtBC taken_apart(const Doubles& row, int64_t R, int64_t N, float eps) {
+  const auto B = row.begin() + R, C = B + N;
+  DtBC parts{{row.begin(), B}, {B, C}, {C, row.end()}};
+  if (eps > 0) {
+    for (Doubles* v : {&parts.dt, &parts.B, &parts.C})
+      *v = reference::rms_norm<double>(*v, {}, std::ssize(*v), 1, eps);
+  }
+  return parts;
 }
 
 // In 16 bits a sum may round what is handed on to a neighbour of the reference's, half a unit or one away.

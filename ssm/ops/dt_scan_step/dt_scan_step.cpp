@@ -1,17 +1,13 @@
 #include "ssm/ops/dt_scan_step/dt_scan_step.h"
 
 #include "ssm/ops/check.h"
+#include "ssm/ops/dispatch.h"
 #include "ssm/ops/dt_scan_step/dt_scan_step_cuda.h"
 
 namespace ssm {
 
-bool has_dt_scan_step([[maybe_unused]] const DtScanStepArgs& args,
-                      [[maybe_unused]] const SequenceBatch& batch, [[maybe_unused]] const Tensor& ssm_state) {
-#ifdef SSM_CUDA
-  return args.u.device().is_cuda() && cuda::has_dt_scan_step(args, batch, ssm_state);
-#else
-  return false;
-#endif
+bool has_dt_scan_step(const DtScanStepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
+  return SSM_CUDA_HAS(args.u.device(), has_dt_scan_step(args, batch, ssm_state));
 }
 
 Tensor dt_scan_step(const DtScanStepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
@@ -37,9 +33,7 @@ Tensor dt_scan_step(const DtScanStepArgs& args, const SequenceBatch& batch, cons
   SSM_CHECK(has_dt_scan_step(args, batch, ssm_state), "{}: nothing on {} for these operands", kOp,
             name_of(u.device()));
   Tensor y = Tensor::empty({T, E}, u.dtype(), u.device());
-#ifdef SSM_CUDA
-  cuda::dt_scan_step(args, batch, ssm_state, y);
-#endif
+  if constexpr (kHasCuda) cuda::dt_scan_step(args, batch, ssm_state, y);
   return y;
 }
 

@@ -2,7 +2,6 @@
 #include "ssm/ops/cuda/step_test.h"
 #include "ssm/ops/dt_scan_step/dt_scan_step.h"
 #include "ssm/ops/linear/linear_reference.h"
-#include "ssm/ops/rms_norm/rms_norm_reference.h"
 #include "ssm/ops/selective_scan/selective_scan_reference.h"
 
 namespace ssm {
@@ -54,12 +53,8 @@ struct Case {
   }
   // Row t of y; the state's row as it then is.
   Doubles expected(int64_t t, Doubles& h) const {
-    const Doubles row = to_doubles(uz.select(0, t)), p = to_doubles(dt_B_C.select(0, t));
-    Doubles dt(p.begin(), p.begin() + R), B(p.begin() + R, p.begin() + R + kN),
-        C(p.begin() + R + kN, p.end());
-    if (eps > 0) {
-      for (Doubles* v : {&dt, &B, &C}) *v = reference::rms_norm<double>(*v, {}, std::ssize(*v), 1, eps);
-    }
+    const Doubles row = to_doubles(uz.select(0, t));
+    const auto [dt, B, C] = test::taken_apart(to_doubles(dt_B_C.select(0, t)), R, kN, eps);
     return reference::selective_scan<double>(
         {.E = static_cast<size_t>(E),
          .N = static_cast<size_t>(kN),

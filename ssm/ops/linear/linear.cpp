@@ -45,9 +45,10 @@ void check_residual(std::string_view op, const Tensor& x, const Weight& weight, 
             "{}: residual has shape {}, expected f32 {}", op, residual.shape(), shape);
 }
 
-void check_norm_is_there(std::string_view op, const Tensor& x, const Weight& weight) {
-  SSM_CHECK(has_linear_of_norm(x.size(0), weight), "{}: nothing for {} rows of a weight {} on {}", op,
-            x.size(0), type_name(weight), name_of(x.device()));
+// has: what the backend says of these operands.
+void check_has(bool has, std::string_view op, const Tensor& x, const Weight& weight) {
+  SSM_CHECK(has, "{}: nothing for {} rows of a weight {} on {}", op, x.size(0), type_name(weight),
+            name_of(x.device()));
 }
 
 void check_both(std::string_view op, const LinearOperands& first, const LinearOperands& second) {
@@ -88,55 +89,35 @@ Tensor linear(const Tensor& x, const Weight& weight, const Tensor& bias, DType c
   });
 }
 
-bool has_linear_add([[maybe_unused]] int64_t T, [[maybe_unused]] const Weight& weight) {
-#ifdef SSM_CUDA
-  return device_of(weight).is_cuda() && cuda::has_linear_add(T, weight);
-#else
-  return false;
-#endif
+bool has_linear_add(int64_t T, const Weight& weight) {
+  return SSM_CUDA_HAS(device_of(weight), has_linear_add(T, weight));
 }
 
 void linear_add(const Tensor& x, const Weight& weight, const Tensor& bias, const Tensor& residual) {
   constexpr std::string_view kOp = "linear_add";
   check_operands(kOp, x, weight, bias, x.dtype());
   check_residual(kOp, x, weight, residual);
-  SSM_CHECK(has_linear_add(x.size(0), weight), "{}: nothing for {} rows of a weight {} on {}", kOp, x.size(0),
-            type_name(weight), name_of(x.device()));
-#ifdef SSM_CUDA
-  cuda::linear_add(x, weight, bias, residual);
-#endif
+  check_has(has_linear_add(x.size(0), weight), kOp, x, weight);
+  if constexpr (kHasCuda) cuda::linear_add(x, weight, bias, residual);
 }
 
-bool has_linear_beside([[maybe_unused]] const LinearOperands& first,
-                       [[maybe_unused]] const LinearOperands& second) {
-#ifdef SSM_CUDA
-  return device_of(first.weight).is_cuda() && cuda::has_linear_beside(first, second);
-#else
-  return false;
-#endif
+bool has_linear_beside(const LinearOperands& first, const LinearOperands& second) {
+  return SSM_CUDA_HAS(device_of(first.weight), has_linear_beside(first, second));
 }
 
-bool has_linear_add_both([[maybe_unused]] const LinearOperands& first,
-                         [[maybe_unused]] const LinearOperands& second) {
-#ifdef SSM_CUDA
-  return device_of(first.weight).is_cuda() && cuda::has_linear_add_both(first, second);
-#else
-  return false;
-#endif
+bool has_linear_add_both(const LinearOperands& first, const LinearOperands& second) {
+  return SSM_CUDA_HAS(device_of(first.weight), has_linear_add_both(first, second));
 }
 
 std::pair<Tensor, Tensor> linear_beside(const LinearOperands& first, const LinearOperands& second) {
   constexpr std::string_view kOp = "linear_beside";
   check_both(kOp, first, second);
-  SSM_CHECK(has_linear_beside(first, second), "{}: nothing for {} rows on {}", kOp, first.x.size(0),
-            name_of(first.x.device()));
+  check_has(has_linear_beside(first, second), kOp, first.x, first.weight);
   const auto result = [](const LinearOperands& p) {
     return Tensor::empty({p.x.size(0), shape_of(p.weight)[0]}, p.x.dtype(), p.x.device());
   };
   std::pair<Tensor, Tensor> y{result(first), result(second)};
-#ifdef SSM_CUDA
-  cuda::linear_beside(first, second, y.first, y.second);
-#endif
+  if constexpr (kHasCuda) cuda::linear_beside(first, second, y.first, y.second);
   return y;
 }
 
@@ -146,33 +127,23 @@ void linear_add_both(const LinearOperands& first, const LinearOperands& second, 
   SSM_CHECK(shape_of(first.weight)[0] == shape_of(second.weight)[0], "{}: weights {} and {} differ in rows",
             kOp, shape_of(first.weight), shape_of(second.weight));
   check_residual(kOp, first.x, first.weight, residual);
-  SSM_CHECK(has_linear_add_both(first, second), "{}: nothing for {} rows on {}", kOp, first.x.size(0),
-            name_of(first.x.device()));
-#ifdef SSM_CUDA
-  cuda::linear_add_both(first, second, residual);
-#endif
+  check_has(has_linear_add_both(first, second), kOp, first.x, first.weight);
+  if constexpr (kHasCuda) cuda::linear_add_both(first, second, residual);
 }
 
-bool has_linear_of_norm([[maybe_unused]] int64_t T, [[maybe_unused]] const Weight& weight) {
-#ifdef SSM_CUDA
-  return device_of(weight).is_cuda() && cuda::has_linear_of_norm(T, weight);
-#else
-  return false;
-#endif
+bool has_linear_of_norm(int64_t T, const Weight& weight) {
+  return SSM_CUDA_HAS(device_of(weight), has_linear_of_norm(T, weight));
 }
 
 UndividedNorm linear_add_norm(const LinearOperands& p, const Tensor& residual, const Tensor& norm_weight,
-                              [[maybe_unused]] float eps) {
+                              float eps) {
   constexpr std::string_view kOp = "linear_add_norm";
   check_operands(kOp, p.x, p.weight, p.bias, p.x.dtype());
   check_residual(kOp, p.x, p.weight, residual);
   check_parameter(kOp, "norm_weight", norm_weight, {residual.size(1)}, p.x);
-  check_norm_is_there(kOp, p.x, p.weight);
-#ifdef SSM_CUDA
-  return cuda::linear_add_norm(p, residual, norm_weight, eps);
-#else
+  check_has(has_linear_of_norm(p.x.size(0), p.weight), kOp, p.x, p.weight);
+  if constexpr (kHasCuda) return cuda::linear_add_norm(p, residual, norm_weight, eps);
   return {};
-#endif
 }
 
 Tensor linear_of_norm(const UndividedNorm& x, const Weight& weight, const Tensor& bias) {
@@ -183,11 +154,9 @@ Tensor linear_of_norm(const UndividedNorm& x, const Weight& weight, const Tensor
                 x.squares.size(1) % 4 == 0,
             "{}: squares have shape {}, expected f32 [{}, a multiple of 4]", kOp, x.squares.shape(),
             x.x.size(0));
-  check_norm_is_there(kOp, x.x, weight);
+  check_has(has_linear_of_norm(x.x.size(0), weight), kOp, x.x, weight);
   Tensor y = Tensor::empty({x.x.size(0), shape_of(weight)[0]}, x.x.dtype(), x.x.device());
-#ifdef SSM_CUDA
-  cuda::linear_of_norm(x, std::get<Tensor>(weight), bias, y);
-#endif
+  if constexpr (kHasCuda) cuda::linear_of_norm(x, std::get<Tensor>(weight), bias, y);
   return y;
 }
 

@@ -149,8 +149,10 @@ bool linear_library(const Tensor& x, const Tensor& w, const Tensor& bias, const 
 
 namespace {
 
+constexpr int64_t kLarge = 8 << 20;  // weights
+
 // Large matrices times more than 64 rows are as quick or quicker by cuBLASLt.
-bool streams(int64_t T, const Tensor& w) { return T <= 64 || w.numel() <= 8 << 20; }
+bool streams(int64_t T, const Tensor& w) { return T <= 64 || w.numel() <= kLarge; }
 
 }  // namespace
 
@@ -166,7 +168,7 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& 
 // is as quick: the product's weights come while it runs.
 bool has_linear_of_norm(int64_t T, const Weight& w) {
   const auto* dense = std::get_if<Tensor>(&w);
-  return dense && dense->dtype() == DType::bf16 && T > kStepRows && (T > 16 || dense->numel() >= 8 << 20) &&
+  return dense && dense->dtype() == DType::bf16 && T > kStepRows && (T > 16 || dense->numel() >= kLarge) &&
          streams(T, *dense) && can_stream(T, *dense);
 }
 

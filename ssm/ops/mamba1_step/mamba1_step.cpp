@@ -1,17 +1,13 @@
 #include "ssm/ops/mamba1_step/mamba1_step.h"
 
 #include "ssm/ops/check.h"
+#include "ssm/ops/dispatch.h"
 #include "ssm/ops/mamba1_step/mamba1_step_cuda.h"
 
 namespace ssm {
 
-bool has_mamba1_step([[maybe_unused]] const Mamba1StepArgs& args,
-                     [[maybe_unused]] const SequenceBatch& batch) {
-#ifdef SSM_CUDA
-  return device_of(args.in_proj).is_cuda() && cuda::has_mamba1_step(args, batch);
-#else
-  return false;
-#endif
+bool has_mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch) {
+  return SSM_CUDA_HAS(device_of(args.in_proj), has_mamba1_step(args, batch));
 }
 
 void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
@@ -51,9 +47,7 @@ void mamba1_step(const Mamba1StepArgs& args, const SequenceBatch& batch, const T
   check_state(op, ssm_state, batch, {N, E}, first, true);
   SSM_CHECK(has_mamba1_step(args, batch), "{}: no fused step on {} for these operands", op,
             name_of(first.device()));
-#ifdef SSM_CUDA
-  cuda::mamba1_step(args, batch, conv_state, ssm_state, residual);
-#endif
+  if constexpr (kHasCuda) cuda::mamba1_step(args, batch, conv_state, ssm_state, residual);
 }
 
 }  // namespace ssm

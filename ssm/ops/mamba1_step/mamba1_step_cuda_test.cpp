@@ -87,10 +87,7 @@ struct Case {
                                                 optional(conv_bias), Activation::silu, E, 4, window),
                dtype);
     const Doubles p = handed(reference::linear<double>(u, to_doubles(x_proj), {}, 1, R + 2 * N, E), dtype);
-    Doubles dt(p.begin(), p.begin() + R), B(p.begin() + R, p.begin() + R + N), C(p.begin() + R + N, p.end());
-    if (eps > 0) {
-      for (Doubles* v : {&dt, &B, &C}) *v = reference::rms_norm<double>(*v, {}, std::ssize(*v), 1, eps);
-    }
+    const auto [dt, B, C] = test::taken_apart(p, R, N, eps);
     const Doubles y = handed(reference::selective_scan<double>(
                                  {.E = static_cast<size_t>(E),
                                   .N = static_cast<size_t>(N),

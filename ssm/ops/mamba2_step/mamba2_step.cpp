@@ -1,17 +1,13 @@
 #include "ssm/ops/mamba2_step/mamba2_step.h"
 
 #include "ssm/ops/check.h"
+#include "ssm/ops/dispatch.h"
 #include "ssm/ops/mamba2_step/mamba2_step_cuda.h"
 
 namespace ssm {
 
-bool has_mamba2_step([[maybe_unused]] const Mamba2StepArgs& args, [[maybe_unused]] const SequenceBatch& batch,
-                     [[maybe_unused]] const Tensor& ssm_state) {
-#ifdef SSM_CUDA
-  return ssm_state.defined() && ssm_state.device().is_cuda() && cuda::has_mamba2_step(args, batch, ssm_state);
-#else
-  return false;
-#endif
+bool has_mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& ssm_state) {
+  return ssm_state.defined() && SSM_CUDA_HAS(ssm_state.device(), has_mamba2_step(args, batch, ssm_state));
 }
 
 void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const Tensor& conv_state,
@@ -46,9 +42,7 @@ void mamba2_step(const Mamba2StepArgs& args, const SequenceBatch& batch, const T
   check_state(op, ssm_state, batch, {H, N, P}, first, true);
   SSM_CHECK(has_mamba2_step(args, batch, ssm_state), "{}: no fused step on {} for these operands", op,
             name_of(first.device()));
-#ifdef SSM_CUDA
-  cuda::mamba2_step(args, batch, conv_state, ssm_state, residual);
-#endif
+  if constexpr (kHasCuda) cuda::mamba2_step(args, batch, conv_state, ssm_state, residual);
 }
 
 }  // namespace ssm
