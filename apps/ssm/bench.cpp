@@ -8,6 +8,7 @@
 #include "apps/ssm/bench_model.h"
 #include "apps/ssm/bench_report.h"
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/machine_limits.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"

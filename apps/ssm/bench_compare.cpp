@@ -7,9 +7,9 @@
 
 #include "apps/ssm/bench_model.h"
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/line_chart.h"
 #include "apps/ssm/output.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/core/atomic_file.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"

@@ -5,8 +5,8 @@
 #include <array>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "apps/ssm/train_options.h"
 #include "ssm/train/adapter.h"
 

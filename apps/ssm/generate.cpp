@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
@@ -199,12 +200,9 @@ void add_generate(CLI::App& program) {
   verb->add_option("MODEL", a.first,
                    "A folder, a .gguf file, or owner/name in the cache; absent: the bundled model");
   verb->add_option("PROMPT", a.second, "The text to continue; without it standard input");
-  // One argument a flag: a text in brackets is a text, no list.
-  CLI::Option* prompt = verb->add_option("--prompt", a.prompts, "The same as a flag; several make a batch")
-                            ->option_text("TEXT ...")
-                            ->expected(1)
-                            ->allow_extra_args(false)
-                            ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  CLI::Option* prompt =
+      repeatable(verb->add_option("--prompt", a.prompts, "The same as a flag; several make a batch"))
+          ->option_text("TEXT ...");
   CLI::Option* file = verb->add_option("--prompts-file", a.prompts_file, "One prompt a line, as a batch")
                           ->option_text("FILE")
                           ->excludes(prompt);
@@ -216,11 +214,7 @@ void add_generate(CLI::App& program) {
       ->transform(integer_between(-1, std::numeric_limits<int64_t>::max()))
       ->option_text("N");
   add_sampling_flags(*verb, a.sampling);
-  verb->add_option("--stop", a.stop, "End before this text; repeatable")
-      ->option_text("TEXT ...")
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  repeatable(verb->add_option("--stop", a.stop, "End before this text; repeatable"))->option_text("TEXT ...");
   verb->add_flag("--ignore-eos", a.ignore_eos, "Go on after an end token");
   verb->add_option("--save-state", a.save_state, "Write what was read and written, to go on later")
       ->option_text("FILE");

@@ -1,7 +1,7 @@
 #include "apps/ssm/model_options.h"
 
+#include "apps/ssm/flags.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/core/parallel.h"
 
 namespace ssm::app {

@@ -1,5 +1,6 @@
 // ssm pull: a model of the hub into the cache.
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/pull_progress.h"
 #include "ssm/core/error.h"
 
@@ -34,11 +35,8 @@ void add_pull(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* verb = program.add_subcommand("pull", "Gets a model of the Hugging Face hub into the cache");
   verb->add_option("REPO", arguments->model, "owner/name, or owner/name@revision")->required();
-  verb->add_option("--file", arguments->files, "This file, not those that are needed; repeatable")
-      ->option_text("NAME ...")
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  repeatable(verb->add_option("--file", arguments->files, "This file, not those that are needed; repeatable"))
+      ->option_text("NAME ...");
   verb->add_flag("--json", arguments->json, "Print one JSON object");
   verb->footer(
       "Prints the model's folder. Its name can stand wherever a MODEL is asked for, which pulls it too.\n"

@@ -1,10 +1,10 @@
 // ssm quantize: a model in fewer bits.
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/quantize_report.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
 #include "ssm/core/atomic_file.h"
 #include "ssm/core/parallel.h"
@@ -59,10 +59,11 @@ void run(const Arguments& arguments) {
   Quantization quantization{.format = format_named(arguments.type, arguments.group, arguments.group_given),
                             .keep = arguments.keep};
   std::vector<int32_t> compared;
-  if (!arguments.text.empty()) compared = ids_of(load_exact(source), arguments.text);
-  if (!arguments.calibrate.empty()) {
+  if (!arguments.text.empty() || !arguments.calibrate.empty()) {
     const LoadedModel model = load_exact(source);
-    quantization.importance = column_importance(model, ids_of(model, arguments.calibrate));
+    if (!arguments.text.empty()) compared = ids_of(model, arguments.text);
+    if (!arguments.calibrate.empty())
+      quantization.importance = column_importance(model, ids_of(model, arguments.calibrate));
   }
   QuantizeReport report{.source = source.string(),
                         .target = arguments.target,

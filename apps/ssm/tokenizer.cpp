@@ -2,8 +2,8 @@
 #include <filesystem>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/output.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/core/atomic_file.h"
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
@@ -106,12 +106,9 @@ void add_tokenizer_train(CLI::App& tokenizer) {
                    "The folder to write tokenizer.json and tokenizer_config.json into")
       ->option_text("DIR")
       ->required();
-  verb->add_option("--special-token", arguments->trainer.special_tokens,
-                   "Repeatable; the first one ends texts. Without it: <|endoftext|>")
-      ->option_text("TEXT ...")
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  repeatable(verb->add_option("--special-token", arguments->trainer.special_tokens,
+                              "Repeatable; the first one ends texts. Without it: <|endoftext|>"))
+      ->option_text("TEXT ...");
   verb->add_option("--min-frequency", arguments->trainer.min_frequency,
                    "Of a pair that is merged (default 2)")
       ->transform(integer_between(1, int64_t{1} << 40))

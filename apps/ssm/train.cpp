@@ -2,8 +2,8 @@
 #include <fmt/format.h>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "apps/ssm/train_options.h"
 #include "ssm/io/config.h"
 #include "ssm/io/mapped_file.h"
@@ -118,10 +118,11 @@ void add_train(CLI::App& program) {
   CLI::Option* from = verb->add_option("--from", arguments->from,
                                        "Train this MODEL further, all of it; without it a new one is made")
                           ->option_text("MODEL");
-  verb->add_option("--tokenizer", arguments->model.tokenizer,
-                   "tokenizer.json, tokenizer.model, a .gguf file or a folder with one; bytes: none, ids are "
-                   "bytes. Without it "
-                   "the bundled model's")
+  verb->add_option(
+          "--tokenizer", arguments->model.tokenizer,
+          "tokenizer.json, tokenizer.model, a .gguf file or a folder with one; bytes: ids are bytes, and "
+          "the result brings a tokenizer that says so. Without it the bundled model's, or that of "
+          "--from")
       ->option_text("PATH");
   std::vector<CLI::Option*> sizes{verb->add_option("--family", arguments->family,
                                                    "Of a new model: mamba, mamba2 (default) or falcon_mamba")

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
+#include "apps/ssm/flags.h"
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/output.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/train/dataset.h"
 
 namespace ssm::app {
