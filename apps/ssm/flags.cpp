@@ -56,6 +56,12 @@ CLI::Validator integer_between(int64_t low, int64_t high) { return whole_number(
 
 CLI::Validator any_seed() { return whole_number<uint64_t>(0, std::numeric_limits<uint64_t>::max()); }
 
+void refuse_arguments(const CLI::App& verb, const std::string& below) {
+  for (const CLI::Option* option : verb.get_options()) {
+    check_usage(option->count() == 0, "{} {} takes no {}", verb.get_name(), below, option->get_name());
+  }
+}
+
 CLI::Option* repeatable(CLI::Option* option) {
   return option->expected(1)->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
 }

@@ -61,11 +61,11 @@ std::string tokenizer_config(const text::TrainedBpe& bpe) {
 
 void run(const Arguments& arguments) {
   set_num_threads(arguments.threads);
+  text::BpeTrainer trainer = reading_arguments([&] { return text::BpeTrainer(arguments.trainer); });
   const fs::path folder = arguments.out;
   std::error_code error;
   fs::create_directories(folder, error);
   SSM_CHECK(!error, "{}: cannot create this folder: {}", arguments.out, error.message());
-  text::BpeTrainer trainer(arguments.trainer);
   Progress progress;
   const int64_t bytes = count_words(arguments, trainer, progress);
   SSM_CHECK(bytes > 0, "{}: no text in it", arguments.files[0]);
@@ -108,7 +108,7 @@ void add_tokenizer_train(CLI::App& tokenizer) {
       ->required();
   repeatable(verb->add_option("--special-token", arguments->trainer.special_tokens,
                               "Repeatable; the first one ends texts. Without it: <|endoftext|>"))
-      ->option_text("TEXT ...");
+      ->option_text("TEXT");
   verb->add_option("--min-frequency", arguments->trainer.min_frequency,
                    "Of a pair that is merged (default 2)")
       ->transform(integer_between(1, int64_t{1} << 40))
