@@ -91,7 +91,7 @@ void add_serve(CLI::App& program) {
       ->excludes(key);
   repeatable(
       verb->add_option("--allow-host", s.hosts, "A name by which browsers may know this server; repeatable"))
-      ->option_text("NAME ...");
+      ->option_text("NAME");
   const auto count = [&](const char* flag, int64_t& value, int64_t low, const std::string& text) {
     verb->add_option(flag, value, fmt::format("{}; default {}", text, value))
         ->transform(integer_between(low, int64_t{1} << 32))
