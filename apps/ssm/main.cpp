@@ -71,6 +71,8 @@ void describe(CLI::App& program) {
   add_info(program);
   add_train(program);
   add_bench(program);
+  add_completion(program);
+  add_man(program);
 }
 
 // What was asked for has a page of its own: "bench compare ".
