@@ -9,6 +9,25 @@ target_link_libraries(ssm_all INTERFACE ${rooms})
 
 install(TARGETS ssm_all ${rooms} EXPORT ssm-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(TARGETS ssm_command RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+# Manual pages and shells' completion are what the built command says of itself.
+if(NOT CMAKE_CROSSCOMPILING OR CMAKE_CROSSCOMPILING_EMULATOR)
+  set(told ${PROJECT_BINARY_DIR}/share)
+  add_custom_command(
+    OUTPUT ${told}/ssm.bash ${told}/_ssm ${told}/ssm.fish ${told}/man1/ssm.1
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${told}
+    COMMAND ssm_command completion bash > ${told}/ssm.bash
+    COMMAND ssm_command completion zsh > ${told}/_ssm
+    COMMAND ssm_command completion fish > ${told}/ssm.fish
+    COMMAND ssm_command man --out ${told}/man1
+    DEPENDS ssm_command VERBATIM)
+  add_custom_target(ssm_pages ALL DEPENDS ${told}/ssm.bash ${told}/_ssm ${told}/ssm.fish ${told}/man1/ssm.1)
+  install(DIRECTORY ${told}/man1 DESTINATION ${CMAKE_INSTALL_MANDIR})
+  install(FILES ${told}/ssm.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME ssm)
+  install(FILES ${told}/_ssm DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+  install(FILES ${told}/ssm.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
+endif()
+
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/ssm DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN "*.h"
         REGEX "(_reference|-inl|_cpu|_cuda|_util|_blocks|/test_[a-z_]*|/scratch)\\.h$" EXCLUDE)  # the library's own

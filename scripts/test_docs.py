@@ -101,6 +101,7 @@ def prepare(folder: pathlib.Path) -> None:
 
 def shortened(command: str) -> str:
     """Training takes two steps; a folder that a page makes must not exist yet."""
+    command = re.sub(r" --epochs \S+", "", command)
     flags = " ".join(f"{flag} {value}" for flag, value in SHORT.items() if flag not in command)
     command = re.sub(r"\bssm (train|finetune) ", rf"ssm \1 {flags} ", command)
     out = re.search(r"ssm train .*--out (\S+)", command)

@@ -104,6 +104,34 @@ TEST(CommandAdapter, FailuresNameTheFile) {
   expect_failure({"finetune", "x.txt", "--out", out / "run", "--target-modules", "q_proj"}, 2, {"q_proj"});
 }
 
+// MODEL stands before DATA, as with other verbs, or behind --from.
+TEST(CommandFinetune, TakesItsModelBeforeTheData) {
+  const TempFolder folder;
+  for (const char* name : {"a.txt", "b.txt"}) std::ofstream(folder / name) << "Once upon a time, " << name;
+  fs::copy(kBundled, folder / "model");
+  const auto base_of = [&](const Words& arguments) {
+    Words words{"finetune"};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    const std::string out = folder / ("out" + std::to_string(std::rand()));
+    for (const char* more : {"--steps", "1", "--length", "8", "--batch", "1", "--device", "cpu", "--out"})
+      words.emplace_back(more);
+    words.push_back(out);
+    const CommandResult result = ssm(words);
+    EXPECT_EQ(result.code, 0) << result.err;
+    std::ifstream config(out + "/adapter_config.json");
+    return nlohmann::json::parse(config)["base_model_name_or_path"].get<std::string>();
+  };
+  const std::string model = folder / "model", a = folder / "a.txt", b = folder / "b.txt";
+  EXPECT_EQ(base_of({model, a, b}), model);
+  EXPECT_EQ(base_of({a, "--from", model}), model);
+  EXPECT_EQ(base_of({"--from", model, a, b}), model);
+  EXPECT_NE(base_of({a}), model);  // the bundled one
+  EXPECT_NE(base_of({a, b}), a);
+  expect_failure({"finetune", model, "--out", folder / "x"}, 2, {"DATA is required"});
+  expect_failure({"finetune", model, a, "--from", model, "--out", folder / "x"}, 2, {"two models"});
+  expect_failure({"finetune", folder / "none.txt", a, "--out", folder / "x"}, 1, {"none.txt: no such file"});
+}
+
 // The bundled model on a short text; small enough to run twice.
 class Finetuning {
  public:

@@ -166,6 +166,8 @@ TEST(CommandAttention, ComparesTwoModels) {
   const std::string svg{std::istreambuf_iterator<char>(in), {}};
   EXPECT_EQ(svg.find("nan"), svg.npos);
   EXPECT_NE(svg.find("neox-default"), svg.npos);
+  EXPECT_NE(svg.find("K</text>"), svg.npos);  // not 1000, nor 1e+06
+  EXPECT_EQ(svg.find("1e+"), svg.npos);
   const std::string table = ssm(arguments).out;
   EXPECT_NE(table.find("100000"), table.npos) << table;
 }

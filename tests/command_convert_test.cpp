@@ -62,6 +62,27 @@ TEST(CommandConvert, TheTokenizerComesAlong) {
   EXPECT_EQ(ids(folder / "model"), ids(folder / "mistral"));
 }
 
+// Its program knows it without a file, others read tokenizer_config.json.
+TEST(CommandConvert, TextsOfAMistralModelBeginWithBosAfterwardsToo) {
+  const TempFolder folder;
+  fs::copy(kModels / "mistral-tiny", folder / "mistral");
+  fs::copy(kSource / "tests/goldens/tokenizers/sentencepiece-bpe.model",
+           folder / "mistral/tokenizer.model.v3");
+  const auto tokenizer = [&](const char* model) {
+    return ssm({"info", folder / model, "--json"}).json()["tokenizer"];
+  };
+  ASSERT_TRUE(tokenizer("mistral")["text_begins_with_bos"].get<bool>());
+  ASSERT_EQ(ssm({"convert", folder / "mistral", folder / "hf"}).code, 0);
+  EXPECT_EQ(tokenizer("hf"), tokenizer("mistral"));
+  ASSERT_EQ(ssm({"quantize", folder / "mistral", folder / "packed", "--type", "q8_0"}).code, 0);
+  EXPECT_EQ(tokenizer("packed"), tokenizer("mistral"));
+  std::ifstream in(folder / "hf/tokenizer_config.json");
+  const nlohmann::json config = nlohmann::json::parse(in);
+  EXPECT_EQ(config["add_bos_token"], true);
+  EXPECT_EQ(config["bos_token"], "<s>");
+  EXPECT_EQ(config["eos_token"], "</s>");
+}
+
 TEST(CommandConvert, SaysWhatIsWrong) {
   const TempFolder folder;
   const std::string file = folder / "x.gguf";

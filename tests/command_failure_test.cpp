@@ -64,8 +64,8 @@ TEST(CommandFailure, Arguments) {
   expect_refusal(kUsage, "--device", {"info", "--device", "gpu"});
   expect_refusal(kFailure, "no CUDA support", {"info", "--device", "cuda"});
   expect_refusal(kUsage, "--file", {"score", "--file", "a", "--tokens", "1"});
-  expect_refusal(kFailure, "two prompts", {"generate", kBundled, "a", "--prompt", "b"});
-  expect_refusal(kFailure, "--save-state",
+  expect_refusal(kUsage, "two prompts", {"generate", kBundled, "a", "--prompt", "b"});
+  expect_refusal(kUsage, "--save-state",
                  {"generate", "--prompt", "a", "--prompt", "b", "--save-state", "/tmp/x"});
   expect_refusal(kUsage, "--kv-memory", {"info", "--kv-memory", "0"});
   expect_refusal(kFailure, "known shape", {"bench", "nosuch"});
@@ -75,21 +75,51 @@ TEST(CommandFailure, Arguments) {
   expect_refusal(kUsage, "whole number", {"bench", "compare", kTiny, kTiny, "--batches", "1,0"});
 }
 
+// A flag that would do nothing is an error, not a silence.
+TEST(CommandFailure, WhatWouldDoNothing) {
+  expect_refusal(kUsage, "bench ops takes no MODEL", {"bench", kTiny, "ops"});
+  expect_refusal(kUsage, "bench compare takes no --batch",
+                 {"bench", "--batch", "2", "compare", kTiny, kTiny});
+  expect_refusal(kUsage, "two models", {"bench", kTiny, "--model-name", "mamba-130m"});
+  expect_refusal(kUsage, "--group 64", {"score", kTiny, "--tokens", "1", "--group", "64"});
+  expect_refusal(kUsage, "--decode", {"tokenize", "--tokens", "1"});
+  expect_refusal(kUsage, "no name of the hub", {"pull", "mamba"});
+  const TempFolder folder;
+  const std::string text = kSource / "README.md", out = folder / "out";
+  const auto train = [&](const char* part, const std::vector<std::string>& more) {
+    std::vector<std::string> arguments{"train", text, "--out", out, "--device", "cpu"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    expect_refusal(kUsage, part, arguments);
+  };
+  train("--head-dim 32", {"--family", "mamba", "--head-dim", "32"});
+  train("--validate-every 5", {"--validate-every", "5"});
+  train("--epochs", {"--steps", "3", "--epochs", "2"});
+  train("--min-lr", {"--schedule", "constant", "--min-lr", "1e-4"});
+  train("--state-over-documents", {"--state-over-documents"});
+  train("--shape huge", {"--shape", "huge"});
+  train("--dtype f16", {"--dtype", "f16"});
+  train("--head-dim", {"--width", "100"});
+  expect_refusal(kUsage, "special token",
+                 {"tokenizer", "train", text, "--vocab-size", "300", "--out", out, "--special-token", "a"});
+  EXPECT_TRUE(fs::is_empty(folder.path()));
+}
+
 TEST(CommandFailure, TokensAndPrompts) {
   expect_refusal(kFailure, "token 48 ", {"score", kTiny, "--tokens", "1,2,48"});
   expect_refusal(kFailure, "outside the vocabulary", {"generate", kTiny, "--tokens", "1,100000"});
   for (const char* bad : {"-1", "1,x", "1,,2", "1,", "99999999999", "1.5", "1;2", "[1,2"}) {
-    expect_refusal(kFailure, "--tokens", {"score", kTiny, "--tokens", bad});
+    expect_refusal(kUsage, "--tokens", {"score", kTiny, "--tokens", bad});
   }
-  expect_refusal(kFailure, "empty", {"score", kTiny, "--tokens", ""});
-  expect_refusal(kFailure, "empty", {"generate", kTiny, "--tokens", ""});
+  expect_refusal(kUsage, "no id", {"score", kTiny, "--tokens", ""});
+  expect_refusal(kUsage, "no id", {"generate", kTiny, "--tokens", ""});
+  expect_refusal(kFailure, "not a token id", {"score", kTiny, "--tokens", "-"}, "1,x");
   expect_refusal(kFailure, "/nosuch", {"score", kTiny, "--tokens", "@/nosuch"});
   expect_refusal(kFailure, "/nosuch: cannot open: ", {"score", kBundled, "--file", "/nosuch"});
   expect_refusal(kFailure, "/: cannot read: ", {"score", kBundled, "--file", "/"});
   expect_refusal(kFailure, "empty", {"score", kBundled});
-  expect_refusal(kFailure, "no prompt", {"generate", kBundled});
+  expect_refusal(kUsage, "no prompt", {"generate", kBundled});
   expect_refusal(kFailure, "empty", {"generate", kBundled, ""});
-  expect_refusal(kFailure, "stop string", {"generate", kBundled, "a", "--stop", ""});
+  expect_refusal(kUsage, "--stop", {"generate", kBundled, "a", "--stop", ""});
   expect_refusal(kFailure, "tokenizer", {"generate", kTiny, "Once upon a time"});
   expect_refusal(kFailure, "tokenizer", {"generate", kTiny, "--tokens", "1", "--stop", "a"});
   expect_refusal(kFailure, "tokenizer", {"score", kTiny}, "text");
@@ -100,7 +130,7 @@ TEST(CommandFailure, TokensAndPrompts) {
 
 TEST(CommandFailure, Models) {
   TempFolder folder;
-  expect_refusal(kFailure, "/nosuch/folder", {"generate", "/nosuch/folder"});
+  expect_refusal(kFailure, "/nosuch/folder", {"generate", "/nosuch/folder", "a"});
   expect_refusal(kFailure, "nosuch", {"generate", "nosuch", "--tokens", "1"});
   setenv("HF_HUB_OFFLINE", "1", 1);
   for (const char* part : {"model cache", "HF_HUB_OFFLINE"}) {

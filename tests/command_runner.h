@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <pty.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,9 +35,10 @@ class Command {
   // Called with the process and the output so far, whenever there is more of it.
   std::function<void(pid_t, const std::string&)> on_output;
   std::vector<std::pair<std::string, std::string>> environment;
+  bool terminal = false;  // standard error is one
 
   CommandResult run() {
-    const auto in = make_pipe(), out = make_pipe(), err = make_pipe();
+    const auto in = make_pipe(), out = make_pipe(), err = terminal ? make_terminal() : make_pipe();
     const pid_t child = fork();
     if (child < 0) throw std::runtime_error("fork");
     if (child == 0) execute(in[0], out[1], err[1]);
@@ -53,6 +55,13 @@ class Command {
   static std::array<int, 2> make_pipe() {
     std::array<int, 2> ends{};
     if (pipe2(ends.data(), O_CLOEXEC) != 0) throw std::runtime_error("pipe");
+    return ends;
+  }
+
+  static std::array<int, 2> make_terminal() {
+    std::array<int, 2> ends{};
+    if (openpty(&ends[0], &ends[1], nullptr, nullptr, nullptr) != 0) throw std::runtime_error("openpty");
+    for (const int end : ends) fcntl(end, F_SETFD, FD_CLOEXEC);
     return ends;
   }
 

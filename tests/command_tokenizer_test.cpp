@@ -99,7 +99,7 @@ TEST(CommandTokenizer, Failures) {
                  {"tokenizer", "train", bad, "--out", out, "--vocab-size", "300"});
   expect_refusal(1, "none.txt: no such file or folder",
                  {"tokenizer", "train", folder / "none.txt", "--out", out, "--vocab-size", "300"});
-  expect_refusal(1, "is shorter than two bytes",
+  expect_refusal(2, "is shorter than two bytes",
                  {"tokenizer", "train", bad, "--out", out, "--vocab-size", "300", "--special-token", "x"});
   EXPECT_FALSE(fs::exists(out + "/tokenizer.json"));
   const CommandResult help = ssm({"tokenizer", "train", "--help"});

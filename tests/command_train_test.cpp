@@ -59,6 +59,11 @@ class Training {
         words.push_back(more[i]);
       }
     }
+    const auto family = std::find(words.begin(), words.end(), "--family");
+    if (family != words.end() && family[1] != "mamba2") {
+      const auto heads = std::find(words.begin(), words.end(), "--head-dim");
+      words.erase(heads, heads + 2);
+    }
     return words;
   }
 
@@ -118,6 +123,64 @@ TEST(CommandTrain, AResultOfBytesReadsAndWritesText) {
                                    training.out("tuned").string(), "--steps", "1", "--length", "32"});
   EXPECT_EQ(tuned.code, 0) << tuned.err;
   EXPECT_EQ(ssm({"generate", model, "line", "-n", "4", "--adapter", training.out("tuned").string()}).code, 0);
+}
+
+// Whatever its file is called and wherever it lies, and in checkpoints too.
+TEST(CommandTrain, AResultBringsTheTokenizerItWasGiven) {
+  const Training training;
+  const fs::path mine = training.out("mine.json"), near = training.out("near");
+  fs::copy(kBundled + "/tokenizer.json", mine);
+  fs::create_directory(near);
+  const std::string ids = ssm({"tokenize"}, "Once upon a time").out;
+  const auto train = [&](const std::string& from, const Words& arguments) {
+    const std::string line =
+        "cd '" + training.out("").string() + "' && XDG_CACHE_HOME=cache '" SSM_COMMAND "' ";
+    std::string words = from;
+    for (const std::string& word : arguments) words += " '" + word + "'";
+    return std::system((line + words + " >/dev/null 2>&1").c_str());
+  };
+  const Words small{"--tokenizer", "mine.json", "--out",    "near/run", "--device", "cpu",
+                    "--steps",     "1",         "--length", "32",       "--batch",  "1"};
+  ASSERT_EQ(train("train text.txt --layers 1 --width 32 --head-dim 16", small), 0);
+  for (const char* model : {"run", "run/checkpoints/step-00000001"})
+    EXPECT_EQ(ssm({"tokenize", near / model}, "Once upon a time").out, ids) << model;
+  Words further = small;
+  further[3] = "near/further";
+  ASSERT_EQ(train("train text.txt --from '" + kBundled + "'", further), 0);
+  EXPECT_EQ(ssm({"tokenize", near / "further"}, "Once upon a time").out, ids);
+}
+
+TEST(CommandTrain, ARunGoesOnWithTheOptionsItWasBegunWith) {
+  const Training training;
+  ASSERT_EQ(training.train("run", {"--steps", "2"}).code, 0);
+  const auto refused = [&](const Words& more, const std::string& part) {
+    Words words{"--resume", "--steps", "3"};
+    words.insert(words.begin(), more.begin(), more.end());
+    const CommandResult result = training.train("run", words);
+    EXPECT_EQ(result.code, 1);
+    EXPECT_EQ(result.err.find("ssm: " + training.out("run").string() + ": cannot go on"), 0u) << result.err;
+    EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+  };
+  refused({"--length", "24"}, "with length 24: this run was begun with 48");
+  refused({"--batch", "3"}, "with batch 3: this run was begun with 2");
+  refused({"--mode", "stream"}, "with mode \"stream\": this run was begun with \"packed\"");
+  refused({"--seed", "5"}, "with seed 5");
+  write(training.out("text.txt"), "other documents than before\n");
+  refused({}, "begun with other documents");
+}
+
+TEST(CommandTrain, AFileBehindAnotherOnesFlagIsData) {
+  const Training training;
+  write(training.out("held.txt"), "line of a held-out text\n");
+  write(training.out("more.txt"), "line of more text\n");
+  const CommandResult result =
+      training.train("run", {"--steps", "1", "--valid", training.out("held.txt").string(),
+                             training.out("more.txt").string(), "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_FALSE(result.json()["validation_loss"].is_null());
+  const std::string metrics = bytes_of(training.out("run") / "metrics.jsonl");
+  EXPECT_NE(metrics.find("more.txt"), std::string::npos);
+  EXPECT_EQ(metrics.find("held.txt"), std::string::npos);
 }
 
 TEST(CommandTrain, EveryFamilyAndModeTrains) {

@@ -9,6 +9,7 @@
 #include "ssm/core/test_folder.h"
 #include "ssm/io/checkpoint.h"
 #include "ssm/io/safetensors.h"
+#include "ssm/load/convert.h"
 #include "ssm/load/quantize_model.h"
 #include "ssm/quant/dequantize.h"
 #include "ssm/runtime/calibrate.h"
@@ -129,6 +130,25 @@ TEST(QuantizeModel, AGgufFileIsTheSameModel) {
   EXPECT_NE(message([&] { quantize_model(kBundled, folder / "no.gguf", to("int4")); }).find("int4"),
             std::string::npos);
   EXPECT_FALSE(fs::exists(folder / "no.gguf"));
+}
+
+TEST(QuantizeModel, WhatIsStoppedLeavesNothing) {
+  const test::TempFolder folder;
+  int64_t calls = 0;
+  const OnProgress stop = [&](int64_t done, int64_t all) {
+    EXPECT_LT(done, all);
+    if (++calls == 20) fail("enough");
+  };
+  for (const char* name : {"model", "model.gguf"}) {
+    calls = 0;
+    EXPECT_EQ(message([&] { quantize_model(kBundled, folder / name, to("q8_0"), stop); }), "enough");
+    for (const ModelFormat format : {ModelFormat::transformers, ModelFormat::original, ModelFormat::gguf}) {
+      calls = 0;
+      EXPECT_EQ(message([&] { convert_model(kBundled, folder / name, format, {.progress = stop}); }),
+                "enough");
+    }
+  }
+  EXPECT_TRUE(fs::is_empty(folder.path()));
 }
 
 // Every family and layout of the goldens, in every type: scores stay near those of the matrices as stored.

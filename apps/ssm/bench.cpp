@@ -8,6 +8,7 @@
 #include "apps/ssm/bench_model.h"
 #include "apps/ssm/bench_report.h"
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/machine_limits.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
@@ -113,8 +114,8 @@ void measure_all(const Arguments& arguments, const LoadedModel& model, BenchRepo
 
 void run(Arguments& arguments) {
   if (!arguments.model_name.empty()) {
-    SSM_CHECK(arguments.model.model.empty(), "two models: {} and --model-name {}", arguments.model.model,
-              arguments.model_name);
+    check_usage(arguments.model.model.empty(), "two models: {} and --model-name {}", arguments.model.model,
+                arguments.model_name);
     arguments.model.model = arguments.model_name;
   }
   BenchReport report;

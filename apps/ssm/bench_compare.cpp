@@ -7,9 +7,9 @@
 
 #include "apps/ssm/bench_model.h"
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/line_chart.h"
 #include "apps/ssm/output.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/core/atomic_file.h"
 #include "ssm/core/parallel.h"
 #include "ssm/core/rng.h"
@@ -229,7 +229,7 @@ void add_bench_compare(CLI::App& bench) {
   CLI::App* verb = bench.add_subcommand("compare", "Two models, over batches and over lengths of the text");
   verb->add_option("MODELS", a.names, "Two models, or published ones' names")->required()->expected(2);
   const auto list = [&](const char* flag, std::vector<int64_t>& values, const char* what) {
-    verb->add_option(flag, values, what)
+    repeatable(verb->add_option(flag, values, what))
         ->delimiter(',')
         ->transform(integer_between(1, int64_t{1} << 32))
         ->option_text("N,...");
@@ -255,7 +255,10 @@ void add_bench_compare(CLI::App& bench) {
       "the reason.\n\n"
       "Example:\n"
       "  ssm bench compare mamba-130m pythia-160m --batches 1,8,64 --svg compare.svg");
-  verb->callback([arguments] { run(*arguments); });
+  verb->callback([arguments, &bench] {
+    refuse_arguments(bench, "compare");
+    run(*arguments);
+  });
 }
 
 }  // namespace ssm::app

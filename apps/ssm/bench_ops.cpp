@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/machine_limits.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
@@ -412,7 +413,10 @@ void add_bench_ops(CLI::App& bench) {
       "so "
       "that they\n"
       "come from memory, not from a cache.");
-  verb->callback([options] { run(*options); });
+  verb->callback([options, &bench] {
+    refuse_arguments(bench, "ops");
+    run(*options);
+  });
 }
 
 }  // namespace ssm::app

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"

@@ -19,6 +19,8 @@ void add_pull(CLI::App& program);
 void add_serve(CLI::App& program);
 void add_train(CLI::App& program);
 void add_bench(CLI::App& program);
+void add_completion(CLI::App& program);  // these two describe all of `program`, which must outlive parsing
+void add_man(CLI::App& program);
 void add_bench_ops(CLI::App& bench);      // `ssm bench ops`
 void add_bench_compare(CLI::App& bench);  // `ssm bench compare`
 

@@ -2,6 +2,8 @@
 #include "ssm/load/convert.h"
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/long_work.h"
+#include "apps/ssm/model_options.h"
 #include "apps/ssm/resolve_model.h"
 #include "ssm/core/error.h"
 
@@ -23,7 +25,10 @@ void run(const Arguments& arguments) {
   ConvertOptions options;
   if (!arguments.dtype.empty()) options.dtype = dtype_from_name(arguments.dtype);
   options.tokenizer = arguments.tokenizer;
-  convert_model(resolve_model(arguments.source), arguments.target, format_of(arguments), options);
+  const std::filesystem::path source = resolve_model(arguments.source);
+  LongWork work(arguments.target);
+  options.progress = work.on("writing");
+  convert_model(source, arguments.target, format_of(arguments), options);
 }
 
 }  // namespace
@@ -31,8 +36,7 @@ void run(const Arguments& arguments) {
 void add_convert(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* verb = program.add_subcommand("convert", "A model to another layout");
-  verb->add_option("SRC", arguments->source, "A folder, a .gguf file, or owner/name in the cache")
-      ->required();
+  verb->add_option("SRC", arguments->source, kModelHelp)->required();
   verb->add_option("DST", arguments->target, "What to write, which must not exist: a folder, or a .gguf file")
       ->required();
   verb->add_option(

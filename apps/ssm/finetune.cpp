@@ -5,9 +5,11 @@
 #include <array>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "apps/ssm/train_options.h"
+#include "ssm/hub/model_cache.h"
+#include "ssm/io/gguf.h"
 #include "ssm/train/adapter.h"
 
 namespace ssm::app {
@@ -31,7 +33,33 @@ std::vector<std::string> default_targets(const LoadedModel& loaded) {
   return {"in_proj", "x_proj", "out_proj"};
 }
 
+// Whether an argument before others is the MODEL, not the first of DATA, which may be folders too.
+bool is_model(const std::string& argument) {
+  const std::filesystem::path path(argument);
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error))
+    return std::filesystem::exists(path / "config.json", error) ||
+           std::filesystem::exists(path / "params.json", error);
+  if (std::filesystem::exists(path, error) || path.extension() == ".gguf") return io::is_gguf(path);
+  const bool is_data =
+      path.extension() == ".txt" || path.extension() == ".jsonl" || path.extension() == ".csv";
+  return argument == kBundledModel || (!is_data && hub::parse_hub_name(argument));
+}
+
+// Sorts the positional arguments into the model and the data.
+void sort_arguments(Arguments& a) {
+  const bool has_model = is_model(a.model.model);
+  check_usage(a.from.empty() || !has_model, "two models: {} and --from {}", a.model.model, a.from);
+  if (has_model) {
+    a.from = a.model.model;
+  } else if (!a.model.model.empty()) {
+    a.data.insert(a.data.begin(), a.model.model);
+  }
+  check_usage(!a.data.empty(), "DATA is required: files or folders, .txt, .jsonl, .csv");
+}
+
 void run(Arguments& a) {
+  sort_arguments(a);
   LoadOptions options = train_execution(a);
   options.adapter.clear();  // it is attached as what is trained
   LoadedModel loaded = load_model(resolve_model(a.from), options);
@@ -75,11 +103,12 @@ void add_lora_options(CLI::App& verb, Arguments& a) {
   verb.add_option("--lora-dropout", a.dropout, "Of what goes into them, in training; default 0")
       ->check(number_between(0, 0.99))
       ->option_text("X");
-  verb.add_option("--target-modules", a.adapter.target_modules,
-                  fmt::format("Any of {}, as the model has them; without it in_proj,x_proj,out_proj (Mamba-2 "
-                              "has no x_proj), of GPT-NeoX "
-                              "query_key_value,dense",
-                              fmt::join(kTargets, ", ")))
+  repeatable(verb.add_option(
+                 "--target-modules", a.adapter.target_modules,
+                 fmt::format("Any of {}, as the model has them; without it in_proj,x_proj,out_proj (Mamba-2 "
+                             "has no x_proj), of GPT-NeoX "
+                             "query_key_value,dense",
+                             fmt::join(kTargets, ", "))))
       ->delimiter(',')
       ->check(CLI::IsMember(std::vector<std::string>(kTargets.begin(), kTargets.end())))
       ->option_text("NAMES")
@@ -92,8 +121,8 @@ void add_lora_options(CLI::App& verb, Arguments& a) {
   verb.add_flag("--use-rslora", a.adapter.use_rslora, "Scale by alpha / sqrt(r)")
       ->option_text(" ")
       ->excludes(begun);
-  verb.add_option("--train", a.adapter.modules_to_save,
-                  "Trained whole: A_log, D, dt_bias, conv1d, norm, norm_f, ...")
+  repeatable(verb.add_option("--train", a.adapter.modules_to_save,
+                             "Trained whole: A_log, D, dt_bias, conv1d, norm, norm_f, ..."))
       ->delimiter(',')
       ->option_text("NAMES")
       ->excludes(begun);
@@ -107,9 +136,11 @@ void add_finetune(CLI::App& program) {
   a.lr = 2e-3;
   a.trainer.weight_decay = 0;
   CLI::App* verb = program.add_subcommand("finetune", "Trains a LoRA adapter of a model");
+  verb->add_option("MODEL", a.model.model,
+                   fmt::format("{}, which stays as it is; absent: the bundled model", kModelHelp));
   add_train_options(*verb, a);
-  verb->add_option("--from", a.from, "The MODEL, which stays as it is; absent: the bundled one")
-      ->option_text("MODEL");
+  verb->get_option("DATA")->required(false);  // a first one alone is taken for a MODEL by the parser
+  verb->add_option("--from", a.from, "The MODEL as a flag, as of ssm train")->option_text("MODEL");
   add_lora_options(*verb, a);
   add_tokenizer_flag(*verb, a.model);
   add_train_machine_flags(*verb, a);
@@ -119,12 +150,12 @@ void add_finetune(CLI::App& program) {
       "TensorBoard events and report.html. Use it with --adapter DIR, or make a model of it with ssm "
       "merge.\n\n"
       "Examples:\n"
-      "  ssm finetune quotes.csv --column quote --from state-spaces/mamba-130m-hf --out quotes \\\n"
+      "  ssm finetune state-spaces/mamba-130m-hf quotes.csv --column quote --out quotes \\\n"
       "      --target-modules x_proj,embeddings,in_proj,out_proj --epochs 3 --batch 4\n"
       "  ssm generate state-spaces/mamba-130m-hf \"Be yourself\" --adapter quotes\n"
-      "  ssm finetune chats.jsonl --from ./my-model --out tuned --r 16 --lora-alpha 32 --train "
+      "  ssm finetune ./my-model chats.jsonl --out tuned --r 16 --lora-alpha 32 --train "
       "A_log,D,conv1d\n"
-      "  ssm finetune more.jsonl --from ./my-model --adapter tuned --out tuned-more --lr 5e-4");
+      "  ssm finetune ./my-model more.jsonl --adapter tuned --out tuned-more --lr 5e-4");
   verb->callback([arguments] { run(*arguments); });
 }
 

@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
@@ -41,7 +42,7 @@ std::vector<std::string> text_prompts(Arguments& a) {
   std::vector<std::string> prompts = a.prompts;
   const bool elsewhere = !prompts.empty() || !a.prompts_file.empty() || a.has_tokens;
   if (a.has_second) {
-    if (elsewhere) fail("two prompts: \"{}\" and the one of a flag", a.second);
+    check_usage(!elsewhere, "two prompts: \"{}\" and the one of a flag", a.second);
     prompts.push_back(a.second);
     a.model.model = a.first;
   } else if (elsewhere || !a.has_first || names_model(a.first)) {
@@ -63,6 +64,10 @@ std::vector<std::string> text_prompts(Arguments& a) {
     if (text.ends_with('\n')) text.pop_back();  // echo's
     if (!text.empty()) prompts.push_back(text);
   }
+  check_usage(!prompts.empty() || a.has_tokens || !a.load_state.empty(),
+              "no prompt: give one as an argument, with --prompt or --tokens, or on standard input");
+  check_usage(prompts.size() <= 1 || (a.save_state.empty() && a.load_state.empty()),
+              "--save-state and --load-state go with one prompt, not with {}", prompts.size());
   return prompts;
 }
 
@@ -71,6 +76,7 @@ std::vector<Prompt> read_prompts(const std::vector<std::string>& texts, const Lo
   std::vector<Prompt> prompts;
   if (a.has_tokens) {
     prompts.push_back({"tokens", read_tokens(a.tokens)});
+    check_usage(!prompts[0].ids.empty() || !a.load_state.empty(), "--tokens: no id in it");
   } else {
     const bool bos = a.load_state.empty() && begins_with_bos(model);
     for (const std::string& text : texts) {
@@ -80,10 +86,6 @@ std::vector<Prompt> read_prompts(const std::vector<std::string>& texts, const Lo
     }
   }
   if (prompts.empty() && !a.load_state.empty()) prompts.push_back({"state", {}});
-  if (prompts.empty())
-    fail("no prompt: give one as an argument, with --prompt or --tokens, or on standard input");
-  if (prompts.size() > 1 && (!a.save_state.empty() || !a.load_state.empty()))
-    fail("--save-state and --load-state go with one prompt, not with {}", prompts.size());
   return prompts;
 }
 
@@ -175,13 +177,17 @@ void run(Arguments& arguments) {
   }
   Streamer streamer(has_text);
   InterruptScope interrupt;
+  Progress line;
   Timing timing{.start = seconds_now()};
-  const std::vector<Generated> results =
-      generator.run(options, [&](size_t, int32_t id, std::string_view text) {
+  const std::vector<Generated> results = generator.run(
+      options,
+      [&](size_t, int32_t id, std::string_view text) {
         if (timing.first_token == 0) timing.first_token = seconds_now();
+        line.clear();
         if (stream) streamer.show(id, text);
         return !interrupt.requested();
-      });
+      },
+      [&](int64_t done, int64_t all) { line.show_share("reading", done, all); });
   timing.end = seconds_now();
   if (!arguments.save_state.empty()) generator.save(0, arguments.save_state);
   stream ? streamer.finish(results[0]) : print_results(results, prompts, has_text, arguments.model.json);
@@ -196,15 +202,11 @@ void add_generate(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   Arguments& a = *arguments;
   CLI::App* verb = program.add_subcommand("generate", "Continue a text");
-  verb->add_option("MODEL", a.first,
-                   "A folder, a .gguf file, or owner/name in the cache; absent: the bundled model");
+  verb->add_option("MODEL", a.first, fmt::format("{}; absent: the bundled model", kModelHelp));
   verb->add_option("PROMPT", a.second, "The text to continue; without it standard input");
-  // One argument a flag: a text in brackets is a text, no list.
-  CLI::Option* prompt = verb->add_option("--prompt", a.prompts, "The same as a flag; several make a batch")
-                            ->option_text("TEXT ...")
-                            ->expected(1)
-                            ->allow_extra_args(false)
-                            ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  CLI::Option* prompt =
+      repeatable(verb->add_option("--prompt", a.prompts, "The same as a flag; several make a batch"))
+          ->option_text("TEXT");
   CLI::Option* file = verb->add_option("--prompts-file", a.prompts_file, "One prompt a line, as a batch")
                           ->option_text("FILE")
                           ->excludes(prompt);
@@ -216,11 +218,9 @@ void add_generate(CLI::App& program) {
       ->transform(integer_between(-1, std::numeric_limits<int64_t>::max()))
       ->option_text("N");
   add_sampling_flags(*verb, a.sampling);
-  verb->add_option("--stop", a.stop, "End before this text; repeatable")
-      ->option_text("TEXT ...")
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  repeatable(verb->add_option("--stop", a.stop, "End before this text; repeatable"))
+      ->check([](const std::string& text) { return text.empty() ? "the text is empty" : ""; })
+      ->option_text("TEXT");
   verb->add_flag("--ignore-eos", a.ignore_eos, "Go on after an end token");
   verb->add_option("--save-state", a.save_state, "Write what was read and written, to go on later")
       ->option_text("FILE");

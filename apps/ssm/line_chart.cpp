@@ -34,6 +34,15 @@ std::string text(double x, double y, const char* anchor, const std::string& what
                      escaped(what));
 }
 
+// A power of ten, as it stands beside a line.
+std::string decimal(double x) {
+  for (const auto& [unit, size] :
+       {std::pair("T", 1e12), std::pair("G", 1e9), std::pair("M", 1e6), std::pair("K", 1e3)}) {
+    if (x >= 0.999 * size) return fmt::format("{:.0f}{}", x / size, unit);
+  }
+  return fmt::format("{:g}", x);
+}
+
 // One chart with its left edge at `left`.
 std::string chart_at(double left, const Chart& chart) {
   Axis x{2}, y{10};
@@ -50,7 +59,7 @@ std::string chart_at(double left, const Chart& chart) {
   for (double e = y.low; e <= y.high; ++e) {
     const double v = std::pow(10.0, e);
     out += fmt::format("<path class=\"grid\" d=\"M{:.1f} {:.1f}h{:.1f}\"/>\n", left + kLeft, at_y(v), inner);
-    out += text(left + kLeft - 6, at_y(v) + 4, "end", short_number(v));
+    out += text(left + kLeft - 6, at_y(v) + 4, "end", decimal(v));
   }
   const double step = std::max(1.0, std::ceil((x.high - x.low) / 6));
   for (double e = x.low; e <= x.high; e += step)

@@ -50,8 +50,8 @@ void describe(CLI::App& program) {
   program.require_subcommand(1);
   program.get_formatter()->column_width(34);
   program.footer(
-      "MODEL is a folder as it was downloaded, a .gguf file, a name in the Hugging Face cache\n"
-      "(owner/name[@revision]), or absent: then the small bundled model.\n\n"
+      "MODEL is a folder as it was downloaded, a .gguf file, a name of the Hugging Face hub\n"
+      "(owner/name[@revision], downloaded when it is not here), or absent: then the small bundled model.\n\n"
       "Examples:\n"
       "  ssm generate \"Once upon a time\"\n"
       "  ssm generate state-spaces/mamba-130m-hf \"The capital of France is\" --temperature 0\n"
@@ -71,6 +71,8 @@ void describe(CLI::App& program) {
   add_info(program);
   add_train(program);
   add_bench(program);
+  add_completion(program);
+  add_man(program);
 }
 
 // What was asked for has a page of its own: "bench compare ".

@@ -1,10 +1,14 @@
 // ssm merge: a model and an adapter to one model.
 #include "apps/ssm/commands.h"
+#include "apps/ssm/long_work.h"
+#include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/resolve_model.h"
 #include "ssm/io/atomic_folder.h"
 #include "ssm/io/checkpoint_writer.h"
+#include "ssm/io/lazy_weight.h"
 #include "ssm/load/adapter.h"
+#include "ssm/load/chat.h"
 #include "ssm/load/load_model.h"
 #include "ssm/load/tokenizer.h"
 
@@ -21,11 +25,14 @@ void run(const Arguments& arguments) {
   LoadedModel loaded = load_model(resolve_model(arguments.model), options);
   const bool was_tied = loaded.model->tied();
   const DType stored = arguments.dtype.empty() ? loaded.stored : *dtype_from_name(arguments.dtype);
-  const std::vector<io::LazyTensor> tensors = merged_parameters(*loaded.model, stored);
+  std::vector<io::LazyTensor> tensors = merged_parameters(*loaded.model, stored);
   loaded.config["tie_word_embeddings"] = loaded.model->tied();
+  LongWork work(arguments.out);
+  io::report_making(tensors, work.on("merging"));
   io::AtomicFolder made(arguments.out);
   io::write_checkpoint(made.path(), loaded.config, stored, tensors);
   copy_tokenizer(loaded.folder, made.path());
+  save_bos_setting(loaded, made.path());
   made.commit();
   if (was_tied && !loaded.model->tied()) {
     note("the embedding and the head differ now and are written apart");
@@ -37,8 +44,7 @@ void run(const Arguments& arguments) {
 void add_merge(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* verb = program.add_subcommand("merge", "A model and an adapter to one model");
-  verb->add_option("MODEL", arguments->model, "A folder, a .gguf file, or owner/name in the cache")
-      ->required();
+  verb->add_option("MODEL", arguments->model, kModelHelp)->required();
   verb->add_option("ADAPTER", arguments->adapter, "A folder in PEFT's layout")->required();
   verb->add_option("OUT", arguments->out, "The folder to write, which must not exist")->required();
   verb->add_option("--dtype", arguments->dtype, "Of the matrices: f32, bf16 or f16; without it the model's")

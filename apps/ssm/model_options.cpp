@@ -1,14 +1,14 @@
 #include "apps/ssm/model_options.h"
 
+#include "apps/ssm/flags.h"
+#include "apps/ssm/output.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/core/parallel.h"
 
 namespace ssm::app {
 
 void add_model_argument(CLI::App& verb, ModelOptions& options) {
-  verb.add_option("MODEL", options.model,
-                  "A folder, a .gguf file, or owner/name in the cache; absent: the bundled model");
+  verb.add_option("MODEL", options.model, fmt::format("{}; absent: the bundled model", kModelHelp));
 }
 
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options) {
@@ -39,9 +39,9 @@ void add_quantize_flags(CLI::App& verb, ModelOptions& options) {
 
 QuantFormat format_named(const std::string& type, int64_t group, bool group_given) {
   const bool has_groups = type == "int4" || type == "int8";
-  SSM_CHECK(has_groups || !group_given, "--group {}: {}", group,
-            type.empty() ? "of which type? give --quantize int4 or int8"
-                         : fmt::format("the blocks of {} have their own size", type));
+  check_usage(has_groups || !group_given, "--group {}: {}", group,
+              type.empty() ? "of which type? give --quantize int4 or int8"
+                           : fmt::format("the blocks of {} have their own size", type));
   const std::optional<QuantFormat> format = quant_format(type, group);
   SSM_CHECK(format, "{} group {}: no such type", type, group);
   return *format;
@@ -103,7 +103,10 @@ LoadOptions load_options(const ModelOptions& options) {
 }
 
 LoadedModel load(const ModelOptions& options) {
-  const LoadOptions load = load_options(options);
+  LoadOptions load = load_options(options);
+  Progress line;
+  if (load.quantization)
+    load.progress = [&](int64_t done, int64_t all) { line.show_share("packing", done, all); };
   return load_model(resolve_model(options.model), load);
 }
 

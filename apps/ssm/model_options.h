@@ -24,6 +24,9 @@ struct ModelOptions {
   bool json = false;
 };
 
+inline constexpr const char* kModelHelp =
+    "A folder, a .gguf file, or a name of the Hugging Face hub, owner/name";
+
 void add_model_argument(CLI::App& verb, ModelOptions& options);
 void add_tokenizer_flag(CLI::App& verb, ModelOptions& options);
 void add_adapter_flag(CLI::App& verb, ModelOptions& options);
@@ -33,8 +36,8 @@ void add_json_flag(CLI::App& verb, ModelOptions& options);
 void add_machine_flags(CLI::App& verb, ModelOptions& options);  // device, dtype, state-dtype, threads
 void add_model_flags(CLI::App& verb, ModelOptions& options);    // all of these
 
-// "int4" and a group, as --type or --quantize and --group say them. Throws Error for a group of a type
-// without.
+// "int4" and a group, as --type or --quantize and --group say them. A group of a type without is a usage
+// error.
 QuantFormat format_named(const std::string& type, int64_t group, bool group_given);
 void add_group_flag(CLI::App& verb, int64_t& group, bool& given);
 

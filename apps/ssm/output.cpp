@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -74,6 +75,11 @@ void Progress::show(std::string_view line) {
   shown_ = true;
   fmt::print(stderr, "\r\033[K{}", line);
   std::fflush(stderr);
+}
+
+void Progress::show_share(std::string_view doing, int64_t done, int64_t all) {
+  const double share = static_cast<double>(done) / static_cast<double>(std::max<int64_t>(all, 1));
+  show(fmt::format("{}: {:.0f} %", doing, 100 * share));
 }
 
 void Progress::clear() {

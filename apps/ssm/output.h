@@ -41,7 +41,8 @@ void note(std::string_view text);  // a line on stderr, by the command's name
 class Progress {
  public:
   ~Progress() { clear(); }
-  void show(std::string_view line);  // at most a few times a second
+  void show(std::string_view line);                                    // at most a few times a second
+  void show_share(std::string_view doing, int64_t done, int64_t all);  // "doing: 12 %"
   void clear();
 
  private:

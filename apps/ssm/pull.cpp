@@ -1,6 +1,7 @@
 // ssm pull: a model of the hub into the cache.
 #include "apps/ssm/commands.h"
-#include "apps/ssm/pull_progress.h"
+#include "apps/ssm/flags.h"
+#include "apps/ssm/long_work.h"
 #include "ssm/core/error.h"
 
 namespace ssm::app {
@@ -14,11 +15,12 @@ struct Arguments {
 
 void run(const Arguments& arguments) {
   const std::optional<hub::HubName> model = hub::parse_hub_name(arguments.model);
-  SSM_CHECK(model, "{}: is no name of the hub: owner/name, or owner/name@revision", arguments.model);
+  check_usage(model.has_value(), "{}: is no name of the hub: owner/name, or owner/name@revision",
+              arguments.model);
   std::filesystem::path folder;
   {
-    PullProgress progress;
-    hub::PullOptions options = progress.options();
+    LongWork work(arguments.model);
+    hub::PullOptions options = work.pull_options();
     options.files = arguments.files;
     folder = hub::pull(*model, options);
   }
@@ -34,11 +36,8 @@ void add_pull(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* verb = program.add_subcommand("pull", "Gets a model of the Hugging Face hub into the cache");
   verb->add_option("REPO", arguments->model, "owner/name, or owner/name@revision")->required();
-  verb->add_option("--file", arguments->files, "This file, not those that are needed; repeatable")
-      ->option_text("NAME ...")
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  repeatable(verb->add_option("--file", arguments->files, "This file, not those that are needed; repeatable"))
+      ->option_text("NAME");
   verb->add_flag("--json", arguments->json, "Print one JSON object");
   verb->footer(
       "Prints the model's folder. Its name can stand wherever a MODEL is asked for, which pulls it too.\n"

@@ -1,10 +1,11 @@
 // ssm quantize: a model in fewer bits.
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
+#include "apps/ssm/long_work.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/quantize_report.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
 #include "ssm/core/atomic_file.h"
 #include "ssm/core/parallel.h"
@@ -35,9 +36,8 @@ Divergence compare(const std::filesystem::path& source, const std::vector<int32_
                    const Arguments& arguments) {
   const LoadedModel original = load_exact(source), made = load_exact(arguments.target);
   Progress progress;
-  return divergence(original, made, ids, [&](int64_t done) {
-    progress.show(fmt::format("comparing: {} of {} tokens", done, ids.size()));
-  });
+  return divergence(original, made, ids,
+                    [&](int64_t done) { progress.show_share("comparing", done, std::ssize(ids)); });
 }
 
 void write_report(const QuantizeReport& report, const Arguments& arguments) {
@@ -50,25 +50,30 @@ void write_report(const QuantizeReport& report, const Arguments& arguments) {
 }
 
 void run(const Arguments& arguments) {
-  SSM_CHECK(arguments.text.empty() || arguments.json || !arguments.report.empty(),
-            "--text {}: compares for a report; give --report or --json", arguments.text);
+  check_usage(arguments.text.empty() || arguments.json || !arguments.report.empty(),
+              "--text {}: compares for a report; give --report or --json", arguments.text);
   const bool to_file = !arguments.report.empty() && arguments.report != "-";
   if (to_file) check_writable(arguments.report);
   set_num_threads(arguments.threads);
   const std::filesystem::path source = resolve_model(arguments.source);
   Quantization quantization{.format = format_named(arguments.type, arguments.group, arguments.group_given),
                             .keep = arguments.keep};
+  check_usage(!arguments.target.ends_with(".gguf") || quantization.format.type < QuantType::int8,
+              "--type {}: GGUF has no such type; give another, or a folder as DST", arguments.type);
   std::vector<int32_t> compared;
-  if (!arguments.text.empty()) compared = ids_of(load_exact(source), arguments.text);
-  if (!arguments.calibrate.empty()) {
+  if (!arguments.text.empty() || !arguments.calibrate.empty()) {
     const LoadedModel model = load_exact(source);
-    quantization.importance = column_importance(model, ids_of(model, arguments.calibrate));
+    if (!arguments.text.empty()) compared = ids_of(model, arguments.text);
+    if (!arguments.calibrate.empty())
+      quantization.importance = column_importance(model, ids_of(model, arguments.calibrate),
+                                                  LongWork(arguments.target).on("calibrating"));
   }
   QuantizeReport report{.source = source.string(),
                         .target = arguments.target,
                         .type = name_of(quantization.format),
                         .calibrated = !arguments.calibrate.empty(),
-                        .tensors = quantize_model(source, arguments.target, quantization),
+                        .tensors = quantize_model(source, arguments.target, quantization,
+                                                  LongWork(arguments.target).on("packing")),
                         .text = {}};
   if (!arguments.text.empty()) report.text = compare(source, compared, arguments);
   write_report(report, arguments);
@@ -80,7 +85,7 @@ void add_quantize(CLI::App& program) {
   auto arguments = std::make_shared<Arguments>();
   Arguments& a = *arguments;
   CLI::App* verb = program.add_subcommand("quantize", "A model in fewer bits");
-  verb->add_option("SRC", a.source, "A folder, a .gguf file, or owner/name in the cache")->required();
+  verb->add_option("SRC", a.source, kModelHelp)->required();
   verb->add_option("DST", a.target, "What to write, which must not exist: a folder, or a .gguf file")
       ->required();
   verb->add_option("--type", a.type,
@@ -92,8 +97,9 @@ void add_quantize(CLI::App& program) {
   verb->add_option("--calibrate", a.calibrate,
                    "A text like those the model is to read: what matters to it is kept best")
       ->option_text("FILE");
-  verb->add_option("--keep", a.keep, "Parts of names of matrices that stay as they are")
-      ->option_text("NAME ...");
+  repeatable(
+      verb->add_option("--keep", a.keep, "Part of the names of matrices that stay as they are; repeatable"))
+      ->option_text("NAME");
   verb->add_option("--report", a.report,
                    "Each tensor's type and size, and what --text tells; FILE.json, or - for here")
       ->option_text("FILE");

@@ -4,7 +4,7 @@
 #include <array>
 #include <string_view>
 
-#include "apps/ssm/pull_progress.h"
+#include "apps/ssm/long_work.h"
 #include "ssm/core/error.h"
 #include "ssm/load/random_model.h"
 
@@ -41,8 +41,8 @@ fs::path resolve_model(const std::string& model) {
   if (model.empty())
     fail("no MODEL given, and the bundled model {} is not beside this program", kBundledModel);
   if (const std::optional<hub::HubName> name = hub::parse_hub_name(model)) {
-    PullProgress progress;
-    return hub::find_or_pull(*name, true, [&] { return progress.options(); });
+    LongWork work(model);
+    return hub::find_or_pull(*name, true, [&] { return work.pull_options(); });
   }
   fail("{}: no such file or folder", model);
 }

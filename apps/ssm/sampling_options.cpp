@@ -2,68 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
-#include <cmath>
 #include <limits>
 #include <random>
 
+#include "apps/ssm/flags.h"
+
 namespace ssm::app {
-
-namespace {
-
-// Stricter than the parser's own reading, which wraps, saturates and takes a leading zero for octal.
-template <class T>
-CLI::Validator whole_number(T low, T high) {
-  return CLI::Validator(
-      [low, high](std::string& text) {
-        T x = 0;
-        const char* end = text.data() + text.size();
-        const auto [at, error] = std::from_chars(text.data(), end, x);
-        if (error != std::errc() || at != end || x < low || x > high)
-          return fmt::format("{} is not a whole number between {} and {}", text, low, high);
-        text = std::to_string(x);
-        return std::string();
-      },
-      "");
-}
-
-}  // namespace
-
-CLI::Validator number_between(double low, double high) {
-  return CLI::Validator(
-      [low, high](std::string& text) {
-        double x = 0;
-        if (CLI::detail::lexical_cast(text, x) && x >= low && x <= high) return std::string();
-        return fmt::format("{} is not a number between {} and {}", text, low, high);
-      },
-      "");
-}
-
-CLI::Validator number_from(double low) {
-  return CLI::Validator(
-      [low](std::string& text) {
-        double x = 0;
-        if (CLI::detail::lexical_cast(text, x) && x >= low && x <= std::numeric_limits<float>::max())
-          return std::string();
-        return fmt::format("{} is not a number from {} on", text, low);
-      },
-      "");
-}
-
-CLI::Validator positive_number() {
-  return CLI::Validator(
-      [](std::string& text) {
-        double x = 0;
-        if (CLI::detail::lexical_cast(text, x) && x > 0 && x <= std::numeric_limits<float>::max())
-          return std::string();
-        return fmt::format("{} is not a number above 0", text);
-      },
-      "");
-}
-
-CLI::Validator integer_between(int64_t low, int64_t high) { return whole_number(low, high); }
-
-CLI::Validator any_seed() { return whole_number<uint64_t>(0, std::numeric_limits<uint64_t>::max()); }
 
 SamplingParams SamplingOptions::with_seed() {
   if (!seed) {

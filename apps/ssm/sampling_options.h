@@ -21,12 +21,4 @@ struct SamplingOptions {
 // The defaults shown are those in `options`.
 void add_sampling_flags(CLI::App& verb, SamplingOptions& options);
 
-// Number in [low, high], or finite and at least low; NaN is neither.
-CLI::Validator number_between(double low, double high);
-CLI::Validator number_from(double low);
-CLI::Validator positive_number();
-// For transform(): the text becomes plain digits.
-CLI::Validator integer_between(int64_t low, int64_t high);
-CLI::Validator any_seed();
-
 }  // namespace ssm::app

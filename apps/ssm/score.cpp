@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/token_list.h"
@@ -119,10 +120,11 @@ void run(const Arguments& arguments) {
   size_t bytes = 0;
   if (arguments.has_tokens) {
     ids = read_tokens(arguments.tokens);
+    check_usage(!ids.empty(), "--tokens: no id in it");
   } else {
     const text::Tokenizer& tokenizer = model.need_tokenizer();
-    if (arguments.file.empty() && stdin_is_terminal())
-      fail("nothing to score: give --file FILE, --tokens LIST, or a text on standard input");
+    check_usage(!arguments.file.empty() || !stdin_is_terminal(),
+                "nothing to score: give --file FILE, --tokens LIST, or a text on standard input");
     const std::string text = arguments.file.empty() ? read_stdin() : read_text_file(arguments.file);
     bytes = text.size();
     ids = tokenizer.encode(text);

@@ -6,10 +6,10 @@
 #include <algorithm>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "apps/ssm/token_list.h"
 #include "ssm/load/chat.h"
 #include "ssm/text/chat_history.h"
@@ -89,11 +89,9 @@ void add_serve(CLI::App& program) {
   verb->add_option("--api-key-file", a.api_key_file, "The same, from a file that others cannot read")
       ->option_text("FILE")
       ->excludes(key);
-  verb->add_option("--allow-host", s.hosts, "A name by which browsers may know this server; repeatable")
-      ->option_text("NAME ...")
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  repeatable(
+      verb->add_option("--allow-host", s.hosts, "A name by which browsers may know this server; repeatable"))
+      ->option_text("NAME");
   const auto count = [&](const char* flag, int64_t& value, int64_t low, const std::string& text) {
     verb->add_option(flag, value, fmt::format("{}; default {}", text, value))
         ->transform(integer_between(low, int64_t{1} << 32))

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <cstring>
 
+#include "apps/ssm/flags.h"
 #include "ssm/core/error.h"
 
 namespace ssm::app {
@@ -78,7 +79,7 @@ std::vector<int32_t> read_tokens(const std::string& argument) {
     const std::string file = argument.substr(1);
     return parse_tokens(read_text_file(file), file);
   }
-  return parse_tokens(argument, "--tokens");
+  return reading_arguments([&] { return parse_tokens(argument, "--tokens"); });
 }
 
 }  // namespace ssm::app

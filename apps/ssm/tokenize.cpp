@@ -2,6 +2,7 @@
 #include <fmt/ranges.h>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/model_options.h"
 #include "apps/ssm/output.h"
 #include "apps/ssm/resolve_model.h"
@@ -37,8 +38,8 @@ void write_ids(const std::vector<int32_t>& ids, bool json) {
 void run(const Arguments& arguments) {
   const auto tokenizer = open(arguments.model);
   if (!arguments.decode) {
-    SSM_CHECK(arguments.tokens == "-",
-              "--tokens goes with --decode; without it the text is read from standard input");
+    check_usage(arguments.tokens == "-",
+                "--tokens goes with --decode; without it the text is read from standard input");
     return write_ids(tokenizer->encode(read_stdin()), arguments.model.json);
   }
   const std::string text = tokenizer->decode(read_tokens(arguments.tokens));

@@ -2,8 +2,8 @@
 #include <filesystem>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/output.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/core/atomic_file.h"
 #include "ssm/core/error.h"
 #include "ssm/core/log.h"
@@ -61,11 +61,11 @@ std::string tokenizer_config(const text::TrainedBpe& bpe) {
 
 void run(const Arguments& arguments) {
   set_num_threads(arguments.threads);
+  text::BpeTrainer trainer = reading_arguments([&] { return text::BpeTrainer(arguments.trainer); });
   const fs::path folder = arguments.out;
   std::error_code error;
   fs::create_directories(folder, error);
   SSM_CHECK(!error, "{}: cannot create this folder: {}", arguments.out, error.message());
-  text::BpeTrainer trainer(arguments.trainer);
   Progress progress;
   const int64_t bytes = count_words(arguments, trainer, progress);
   SSM_CHECK(bytes > 0, "{}: no text in it", arguments.files[0]);
@@ -106,12 +106,9 @@ void add_tokenizer_train(CLI::App& tokenizer) {
                    "The folder to write tokenizer.json and tokenizer_config.json into")
       ->option_text("DIR")
       ->required();
-  verb->add_option("--special-token", arguments->trainer.special_tokens,
-                   "Repeatable; the first one ends texts. Without it: <|endoftext|>")
-      ->option_text("TEXT ...")
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  repeatable(verb->add_option("--special-token", arguments->trainer.special_tokens,
+                              "Repeatable; the first one ends texts. Without it: <|endoftext|>"))
+      ->option_text("TEXT");
   verb->add_option("--min-frequency", arguments->trainer.min_frequency,
                    "Of a pair that is merged (default 2)")
       ->transform(integer_between(1, int64_t{1} << 40))

@@ -2,8 +2,8 @@
 #include <fmt/format.h>
 
 #include "apps/ssm/commands.h"
+#include "apps/ssm/flags.h"
 #include "apps/ssm/resolve_model.h"
-#include "apps/ssm/sampling_options.h"
 #include "apps/ssm/train_options.h"
 #include "ssm/io/config.h"
 #include "ssm/io/mapped_file.h"
@@ -34,11 +34,6 @@ fs::path tokenizer_of(const Arguments& a) {
   return resolve_model(a.from);
 }
 
-fs::path folder_of(const fs::path& tokenizer) {
-  const bool holds_it = tokenizer.empty() || fs::is_directory(tokenizer) || io::is_gguf(tokenizer);
-  return holds_it ? tokenizer : tokenizer.parent_path();
-}
-
 nlohmann::json config_of(const Arguments& a, int64_t vocab) {
   nlohmann::json config;
   if (!a.config.empty()) {
@@ -46,7 +41,7 @@ nlohmann::json config_of(const Arguments& a, int64_t vocab) {
     config = io::read_config(text.text(), text.name);
   } else if (!a.shape.empty()) {
     const std::optional<nlohmann::json> named = named_shape(a.shape);
-    SSM_CHECK(named.has_value(), "--shape {}: known are {}", a.shape, fmt::join(named_shapes(), ", "));
+    check_usage(named.has_value(), "--shape {}: known are {}", a.shape, fmt::join(named_shapes(), ", "));
     config = *named;
   } else {
     nlohmann::json fields{{"model_type", a.family},
@@ -59,7 +54,8 @@ nlohmann::json config_of(const Arguments& a, int64_t vocab) {
       fields.update({{"head_dim", a.head_dim}, {"num_heads", 2 * a.width / a.head_dim}, {"n_groups", 1}});
       if (a.state == 0) fields["state_size"] = 64;
     }
-    return io::read_config(fields.dump(), "--width, --layers, --state, --head-dim");
+    return reading_arguments(
+        [&] { return io::read_config(fields.dump(), "--width, --layers, --state, --head-dim"); });
   }
   if (config.at("vocab_size") < vocab || a.shape.size() > 0) config["vocab_size"] = vocab;
   return config;
@@ -68,7 +64,7 @@ nlohmann::json config_of(const Arguments& a, int64_t vocab) {
 LoadedModel from_scratch(const Arguments& a, const LoadOptions& options, const fs::path& tokenizer) {
   LoadedModel loaded;
   loaded.layout = "transformers";
-  loaded.folder = folder_of(tokenizer);
+  loaded.folder = tokenizer;
   if (!tokenizer.empty()) {
     loaded.tokenizer = open_model_tokenizer(tokenizer);
     SSM_CHECK(loaded.tokenizer, "{}: no tokenizer there", tokenizer.string());
@@ -97,7 +93,7 @@ void run(Arguments& a) {
     LoadOptions from = options;
     if (is_bytes(a)) from.tokenizer.clear();
     loaded = load_model(resolve_model(a.from), from);
-    loaded.folder = folder_of(tokenizer);
+    loaded.folder = tokenizer;
   }
   const TrainData data = open_train_data(a, loaded, tokenizer);
   train::RunOptions run = run_options(a, *data.documents);
@@ -118,10 +114,11 @@ void add_train(CLI::App& program) {
   CLI::Option* from = verb->add_option("--from", arguments->from,
                                        "Train this MODEL further, all of it; without it a new one is made")
                           ->option_text("MODEL");
-  verb->add_option("--tokenizer", arguments->model.tokenizer,
-                   "tokenizer.json, tokenizer.model, a .gguf file or a folder with one; bytes: none, ids are "
-                   "bytes. Without it "
-                   "the bundled model's")
+  verb->add_option(
+          "--tokenizer", arguments->model.tokenizer,
+          "tokenizer.json, tokenizer.model, a .gguf file or a folder with one; bytes: ids are bytes, and "
+          "the result brings a tokenizer that says so. Without it the bundled model's, or that of "
+          "--from")
       ->option_text("PATH");
   std::vector<CLI::Option*> sizes{verb->add_option("--family", arguments->family,
                                                    "Of a new model: mamba, mamba2 (default) or falcon_mamba")
@@ -135,6 +132,7 @@ void add_train(CLI::App& program) {
   size("--width", arguments->width, 1 << 20, "Its hidden size; default 256");
   size("--state", arguments->state, 4096, "Its state size; without it 16, or 64 of mamba2");
   size("--head-dim", arguments->head_dim, 4096, "Of a new mamba2; default 64");
+  const CLI::Option* head_dim = sizes.back();
   CLI::Option* shape =
       verb->add_option("--shape", arguments->shape, "A published shape: mamba-130m, mamba2-130m, ...")
           ->option_text("NAME")
@@ -160,7 +158,11 @@ void add_train(CLI::App& program) {
       "  ssm train stories.jsonl --column story --out tales --layers 12 --width 384 --valid-fraction 0.01\n"
       "  ssm train notes/ --from state-spaces/mamba-130m-hf --out mamba-notes --lr 1e-4 --epochs 3\n"
       "  ssm train genome.fa --tokenizer bytes --mode stream --state-over-documents --out dna");
-  verb->callback([arguments] { run(*arguments); });
+  verb->callback([arguments, head_dim] {
+    check_usage(head_dim->count() == 0 || arguments->family == "mamba2",
+                "--head-dim {}: {} has no heads, mamba2 has", arguments->head_dim, arguments->family);
+    run(*arguments);
+  });
 }
 
 }  // namespace ssm::app

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
+#include "apps/ssm/flags.h"
 #include "apps/ssm/interrupt.h"
 #include "apps/ssm/output.h"
-#include "apps/ssm/sampling_options.h"
 #include "ssm/train/dataset.h"
 
 namespace ssm::app {
@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 void add_data_options(CLI::App& verb, TrainArguments& a) {
   verb.add_option("DATA", a.data, "Files or folders: .txt, .jsonl, .csv")->required()->option_text("FILE...");
   CLI::Option* valid =
-      verb.add_option("--valid", a.valid, "Files held out for validation")->option_text("FILE...");
+      repeatable(verb.add_option("--valid", a.valid, "A file or folder held out for validation; repeatable"))
+          ->option_text("FILE");
   verb.add_option("--valid-fraction", a.valid_fraction, "Or this part of DATA")
       ->excludes(valid)
       ->check(number_between(0, 0.9))
@@ -53,12 +54,13 @@ void add_batch_options(CLI::App& verb, TrainArguments& a) {
 }
 
 void add_optimiser_options(CLI::App& verb, TrainArguments& a) {
-  verb.add_option("--steps", a.steps, "Optimiser steps; without it, --epochs decides")
-      ->transform(integer_between(1, int64_t{1} << 40))
-      ->option_text("N");
+  CLI::Option* steps = verb.add_option("--steps", a.steps, "Optimiser steps; without it, --epochs decides")
+                           ->transform(integer_between(1, int64_t{1} << 40))
+                           ->option_text("N");
   verb.add_option("--epochs", a.epochs, "Passes over the data; default 1")
       ->check(positive_number())
-      ->option_text("X");
+      ->option_text("X")
+      ->excludes(steps);
   verb.add_option("--lr", a.lr, fmt::format("Learning rate after the warm-up; default {}", a.lr))
       ->check(positive_number())
       ->option_text("X");
@@ -136,9 +138,17 @@ std::optional<int32_t> end_token(const LoadedModel& loaded) {
   return loaded.tokenizer ? loaded.tokenizer->eos() : std::nullopt;
 }
 
+// Flags that would do nothing.
+void check_together(const TrainArguments& a) {
+  check_usage(!a.keep_state_over_documents || a.mode == "stream",
+              "--state-over-documents goes with --mode stream, not {}", a.mode);
+  check_usage(a.validate_every == 0 || !a.valid.empty() || a.valid_fraction > 0,
+              "--validate-every {}: with what? give --valid or --valid-fraction", a.validate_every);
+  check_usage(a.min_lr < 0 || a.schedule != "constant", "--min-lr {}: the schedule constant has none",
+              a.min_lr);
+}
+
 train::BatchOptions batch_options(const TrainArguments& a) {
-  SSM_CHECK(!a.keep_state_over_documents || a.mode == "stream",
-            "--state-over-documents goes with --mode stream, not {}", a.mode);
   train::BatchOptions options;
   options.mode = mode_of(a.mode);
   options.rows = a.rows;
@@ -173,12 +183,13 @@ void add_train_machine_flags(CLI::App& verb, TrainArguments& arguments) {
 }
 
 LoadOptions train_execution(const TrainArguments& a) {
+  check_together(a);
   LoadOptions options = load_options(a.model);
   options.parameters_stay = true;
   if (!options.compute) options.compute = options.device.is_cuda() ? DType::bf16 : DType::f32;
-  SSM_CHECK(options.compute != DType::f16, "--dtype f16: gradients would underflow; train in bf16 or f32");
-  SSM_CHECK(options.device.is_cuda() || options.compute == DType::f32,
-            "--dtype {}: on a CPU training is in f32", name_of(*options.compute));
+  check_usage(options.compute != DType::f16, "--dtype f16: gradients would underflow; train in bf16 or f32");
+  check_usage(options.device.is_cuda() || options.compute == DType::f32,
+              "--dtype {}: on a CPU training is in f32", name_of(*options.compute));
   return options;
 }
 

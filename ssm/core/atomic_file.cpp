@@ -22,6 +22,20 @@ bool is_device_or_pipe(const std::filesystem::path& target) {
   return std::filesystem::is_other(std::filesystem::status(target, ignored));
 }
 
+// The file that a chain of symbolic links stands for, there or not.
+std::filesystem::path behind_links(std::filesystem::path target) {
+  constexpr int kMostLinks = 40;  // of Linux
+  const std::filesystem::path given = target;
+  std::error_code error;
+  for (int links = 0; std::filesystem::is_symlink(target, error); ++links) {
+    SSM_CHECK(links < kMostLinks, "{}: cannot write: too many symbolic links", printable(given.string()));
+    const std::filesystem::path to = std::filesystem::read_symlink(target, error);
+    if (error) break;
+    target = target.parent_path() / to;  // an absolute one stays as it is
+  }
+  return target;
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(std::filesystem::path target) : target_(std::move(target)) {
@@ -34,6 +48,7 @@ AtomicFile::AtomicFile(std::filesystem::path target) : target_(std::move(target)
     if (fd_ < 0) fail_with(target_, "open", errno);
     return;
   }
+  target_ = behind_links(target_);
   for (int attempt = 0; attempt < 100 && fd_ < 0; ++attempt) {
     temporary_ = target_;
     temporary_ += fmt::format(".tmp-{}-{}", ::getpid(), counter++);

@@ -1,6 +1,7 @@
 // A file that appears whole or not at all: written beside its target under a temporary name, synced to disk
 // and renamed by commit(). Without commit() (an exception, say) the temporary is removed and whatever stood
-// at the target is untouched. A device or a pipe is no such file: it is written into, never replaced.
+// at the target is untouched. A device or a pipe is no such file: it is written into, never replaced. A
+// symbolic link stays one: the file that it stands for is written.
 #pragma once
 
 #include <cstddef>

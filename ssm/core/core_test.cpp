@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <vector>
 
@@ -191,6 +192,23 @@ TEST(AtomicFile, ADeviceIsWrittenIntoAndItsErrorsAreNamed) {
   std::filesystem::create_symlink("/dev/full", full);
   test::expect_error([&] { write_whole(full, "text"); }, {full, "cannot write", "No space left"});
   EXPECT_TRUE(std::filesystem::is_symlink(full));
+}
+
+TEST(AtomicFile, ALinkStaysAndItsFileIsWritten) {
+  const test::TempFolder folder;
+  namespace fs = std::filesystem;
+  fs::create_directory(folder / "there");
+  fs::create_symlink("there/file", folder / "near");  // relative to the link, not to this process
+  fs::create_symlink(folder / "near", folder / "far");
+  for (const char* text : {"new", "written over"}) {
+    write_whole(folder / "far", text);
+    std::ifstream file(folder / "there/file");
+    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), text);
+    EXPECT_TRUE(fs::is_symlink(folder / "near") && fs::is_symlink(folder / "far"));
+  }
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder / "there"), {}), 1);
+  fs::create_symlink("round", folder / "round");
+  test::expect_error([&] { write_whole(folder / "round", "text"); }, {folder / "round", "symbolic links"});
 }
 
 TEST(AtomicFile, WhatCannotBeWrittenIsKnownBefore) {

@@ -17,7 +17,7 @@ text::ChatTemplate open_chat_template(const LoadedModel& model, const fs::path& 
                                       const std::string& choice) {
   const bool gguf = io::is_gguf(model.folder);
   std::vector<fs::path> folders;
-  if (!gguf && !model.folder.empty()) folders.push_back(model.folder);
+  if (!gguf && !model.folder.empty()) folders.push_back(folder_of_tokenizer(model.folder));
   if (choice.empty() && (adapter.empty() || !text::chat_template_source(adapter))) {
     std::string source = model.chat_template;
     if (source.empty() && gguf) source = model_chat_template(model.folder).value_or("");
@@ -32,6 +32,10 @@ text::ChatTemplate open_chat_template(const LoadedModel& model, const fs::path& 
 
 bool has_chat_template(const LoadedModel& model) {
   return !model.chat_template.empty() || model_chat_template(model.folder);
+}
+
+void save_bos_setting(const LoadedModel& model, const fs::path& folder) {
+  if (model.layout == "mistral") write_bos_setting(folder);
 }
 
 void save_chat_template(const LoadedModel& model, const fs::path& folder) {

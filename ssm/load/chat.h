@@ -17,6 +17,8 @@ text::ChatTemplate open_chat_template(const LoadedModel& model, const std::files
 // Whether the model carries a template of its own.
 bool has_chat_template(const LoadedModel& model);
 
+// write_bos_setting, of a model whose layout says that its texts begin with bos.
+void save_bos_setting(const LoadedModel& model, const std::filesystem::path& folder);
 // Writes the model's `chat_template`, where it is not its folder's, as chat_template.jinja.
 void save_chat_template(const LoadedModel& model, const std::filesystem::path& folder);
 

@@ -86,11 +86,14 @@ void convert_model(const fs::path& source, const fs::path& target, ModelFormat f
   SSM_CHECK(options.tokenizer.empty() || open_model_tokenizer(options.tokenizer), "{}: no tokenizer there",
             options.tokenizer.string());
   const io::Checkpoint checkpoint = io::open_checkpoint(source);
-  const std::vector<io::LazyWeight> weights = stored_weights(checkpoint, options.dtype);
+  std::vector<io::LazyWeight> weights = stored_weights(checkpoint, options.dtype);
+  io::report_making(weights, options.progress);
   const fs::path tokenizer = options.tokenizer.empty() ? source : options.tokenizer;
-  if (format == ModelFormat::gguf)
-    return save_gguf(target, checkpoint.config, name_of_model(source), weights,
-                     embedded_tokenizer(tokenizer));
+  if (format == ModelFormat::gguf) {
+    EmbeddedTokenizer embedded = embedded_tokenizer(tokenizer);
+    if (checkpoint.layout == io::Layout::mistral && embedded.tokenizer) embedded.tokenizer->add_bos = true;
+    return save_gguf(target, checkpoint.config, name_of_model(source), weights, embedded);
+  }
   // Before anything is written, and under the name that the file will have.
   const std::string config_file = (target / "config.json").string();
   format == ModelFormat::original ? io::original_config(checkpoint.config, config_file)
@@ -105,6 +108,7 @@ void convert_model(const fs::path& source, const fs::path& target, ModelFormat f
     io::write_original(made.path(), checkpoint.config, original);
   }
   copy_tokenizer(tokenizer, made.path());
+  if (checkpoint.layout == io::Layout::mistral) write_bos_setting(made.path());
   made.commit();
 }
 

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "ssm/core/progress.h"
 #include "ssm/io/checkpoint.h"
 #include "ssm/io/lazy_weight.h"
 
@@ -16,6 +17,7 @@ enum class ModelFormat { transformers, original, gguf };
 struct ConvertOptions {
   std::optional<DType> dtype = {};       // of the matrices, packed ones too; nothing: each as it is
   std::filesystem::path tokenizer = {};  // a file or folder that takes the place of the model's own
+  OnProgress progress = {};
 };
 
 // `target` must not exist; it appears whole or not at all: a folder, or a file of GGUF. Throws Error naming

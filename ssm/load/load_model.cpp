@@ -104,7 +104,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const LoadOptions& o
   const Placement placement =
       options.parameters_stay ? Placement{} : Placement{loaded.device, loaded.compute};
   fill_parameters(*loaded.model, *checkpoint.weights, placement,
-                  options.quantization ? &*options.quantization : nullptr);
+                  options.quantization ? &*options.quantization : nullptr, options.progress);
   if (!options.adapter.empty()) {
     attach_adapter(*loaded.model, io::open_adapter(options.adapter), placement);
     loaded.config["tie_word_embeddings"] = loaded.model->tied();

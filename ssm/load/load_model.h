@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/progress.h"
 #include "ssm/load/quantization.h"
 #include "ssm/models/causal_lm.h"
 #include "ssm/text/tokenizer.h"
@@ -28,6 +29,7 @@ struct LoadOptions {
   size_t kv_bytes = 0;
   // Leave the parameters on the host as they are stored: who trains the model takes them to `device`.
   bool parameters_stay = false;
+  OnProgress progress = {};  // of reading the parameters
 };
 
 struct LoadedModel {

@@ -11,12 +11,18 @@ namespace {
 // Also notes which tensors were asked for.
 class Filler final : public nn::Visitor {
  public:
-  Filler(const io::WeightSource& source, const Placement& placement, const Quantization* quantization)
-      : source_(source), placement_(placement), quantization_(quantization) {}
+  Filler(const io::WeightSource& source, const Placement& placement, const Quantization* quantization,
+         const OnProgress& progress)
+      : source_(source),
+        placement_(placement),
+        quantization_(quantization),
+        progress_(progress),
+        tensors_(std::ssize(source.names())) {}
   const std::set<std::string, std::less<>>& used() const { return used_; }
 
  protected:
   void on_weight(const std::string& name, Weight& weight, const Shape& shape) override {
+    if (progress_) progress_(std::min(std::ssize(used_), tensors_), tensors_);
     const std::optional<QuantizedTensor> packed = source_.find_packed(name);
     if (!packed && !quantization_) {
       weight = place_weight(find(name, shape), placement_);
@@ -46,6 +52,8 @@ class Filler final : public nn::Visitor {
   const io::WeightSource& source_;
   Placement placement_;
   const Quantization* quantization_;
+  const OnProgress& progress_;
+  const int64_t tensors_;
   std::set<std::string, std::less<>> used_;
 };
 
@@ -99,8 +107,8 @@ bool begins_as_one(std::string_view name) {
 }
 
 void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement,
-                     const Quantization* quantization) {
-  Filler filler(source, placement, quantization);
+                     const Quantization* quantization, const OnProgress& progress) {
+  Filler filler(source, placement, quantization, progress);
   model.visit(filler);
   model.prepare();
   for (const std::string& name : source.names()) {

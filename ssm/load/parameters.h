@@ -1,6 +1,7 @@
 // Visitors over a model's parameters: fill them from a WeightSource, count them.
 #pragma once
 
+#include "ssm/core/progress.h"
 #include "ssm/io/weight_source.h"
 #include "ssm/load/quantization.h"
 #include "ssm/models/causal_lm.h"
@@ -26,7 +27,7 @@ Weight place_weight(const Weight& weight, const Placement& placement);
 // `quantization` dense ones are packed too. Throws Error naming a tensor that is missing or of another shape
 // or dtype, or that was packed before it was to be.
 void fill_parameters(CausalLm& model, const io::WeightSource& source, const Placement& placement = {},
-                     const Quantization* quantization = nullptr);
+                     const Quantization* quantization = nullptr, const OnProgress& progress = {});
 
 // D and the weights of norms, before any training.
 bool begins_as_one(std::string_view name);

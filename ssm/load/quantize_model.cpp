@@ -91,13 +91,14 @@ void write_folder(const fs::path& source, const fs::path& target, const io::Chec
   io::AtomicFolder made(target);
   io::write_checkpoint(made.path(), checkpoint.config, weights);
   copy_tokenizer(source, made.path());
+  if (checkpoint.layout == io::Layout::mistral) write_bos_setting(made.path());
   made.commit();
 }
 
 }  // namespace
 
 std::vector<QuantizedEntry> quantize_model(const fs::path& source, const fs::path& target,
-                                           const Quantization& quantization) {
+                                           const Quantization& quantization, const OnProgress& progress) {
   std::error_code error;
   SSM_CHECK(!fs::exists(target, error), "{}: exists already", target.string());
   const bool gguf = target.extension() == ".gguf";
@@ -105,7 +106,8 @@ std::vector<QuantizedEntry> quantize_model(const fs::path& source, const fs::pat
             name_of(quantization.format));
   const io::Checkpoint checkpoint = io::open_checkpoint(source);
   std::map<std::string, QuantizedEntry> entries;
-  const std::vector<io::LazyWeight> weights = planned_weights(checkpoint, quantization, entries);
+  std::vector<io::LazyWeight> weights = planned_weights(checkpoint, quantization, entries);
+  io::report_making(weights, progress);
   if (gguf)
     save_gguf(target, checkpoint.config, name_of_model(source), weights, embedded_tokenizer(source));
   else

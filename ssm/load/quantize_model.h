@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/progress.h"
 #include "ssm/load/quantization.h"
 
 namespace ssm {
@@ -25,6 +26,6 @@ struct QuantizedEntry {
 // have.
 std::vector<QuantizedEntry> quantize_model(const std::filesystem::path& source,
                                            const std::filesystem::path& target,
-                                           const Quantization& quantization);
+                                           const Quantization& quantization, const OnProgress& progress = {});
 
 }  // namespace ssm

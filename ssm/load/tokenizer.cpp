@@ -4,6 +4,7 @@
 
 #include "ssm/core/atomic_file.h"
 #include "ssm/io/checkpoint_writer.h"
+#include "ssm/io/json.h"
 #include "ssm/io/mapped_file.h"
 #include "ssm/text/chat_template.h"
 #include "ssm/text/tokenizer_place.h"
@@ -37,7 +38,7 @@ void copy_tokenizer_of_files(const fs::path& from, const fs::path& to) {
   const fs::path file = text::tokenizer_place(from);
   std::error_code error;
   const bool is_folder = fs::is_directory(from, error);
-  io::copy_tokenizer_settings(is_folder ? from : from.parent_path(), to);
+  io::copy_tokenizer_settings(folder_of_tokenizer(from), to);
   const auto copy = [&](const fs::path& path) {
     write_whole(to / name_in_folder(path), io::map_file(path).text());
   };
@@ -69,6 +70,11 @@ std::optional<text::GgmlTokenizer> ggml_tokenizer(const io::GgufFile& file) {
   return out;
 }
 
+fs::path folder_of_tokenizer(const fs::path& path) {
+  std::error_code error;
+  return fs::is_regular_file(path, error) ? path.parent_path() : path;
+}
+
 std::unique_ptr<text::Tokenizer> open_model_tokenizer(const fs::path& path) {
   if (!io::is_gguf(path)) return text::open_tokenizer(path);
   const auto file = io::GgufFile::open(path);
@@ -77,16 +83,38 @@ std::unique_ptr<text::Tokenizer> open_model_tokenizer(const fs::path& path) {
 }
 
 std::optional<bool> adds_bos(const fs::path& model) {
-  if (!io::is_gguf(model)) return text::adds_bos(model);
+  if (!io::is_gguf(model)) return text::adds_bos(folder_of_tokenizer(model));
   const auto tokenizer = ggml_tokenizer(*io::GgufFile::open(model));
   return tokenizer ? tokenizer->add_bos : std::nullopt;
 }
 
 std::optional<std::string> model_chat_template(const fs::path& model) {
-  if (!io::is_gguf(model)) return text::chat_template_source(model);
+  if (!io::is_gguf(model)) return text::chat_template_source(folder_of_tokenizer(model));
   const auto file = io::GgufFile::open(model);
   const auto source = file->text(kChatTemplate);
   return source ? std::optional(std::string(*source)) : std::nullopt;
+}
+
+void write_bos_setting(const fs::path& folder) {
+  const std::unique_ptr<text::Tokenizer> tokenizer = text::open_tokenizer(folder);
+  if (!tokenizer || !tokenizer->bos()) return;
+  const fs::path file = folder / "tokenizer_config.json";
+  nlohmann::ordered_json config = nlohmann::ordered_json::object();
+  std::error_code error;
+  if (fs::exists(file, error)) {
+    const io::Bytes bytes = io::map_file(file);
+    config = nlohmann::ordered_json::parse(io::parse_json(bytes.text(), bytes.name).dump());
+  }
+  config["add_bos_token"] = true;
+  const auto name_token = [&](const char* field, const std::optional<int32_t>& id) {
+    if (id && !config.contains(field)) config[field] = std::string(tokenizer->bytes_of(*id));
+  };
+  name_token("bos_token", tokenizer->bos());
+  name_token("eos_token", tokenizer->eos());
+  name_token("unk_token", tokenizer->find("<unk>"));
+  if (!config.contains("tokenizer_class") && text::tokenizer_place(folder).extension() != ".json")
+    config["tokenizer_class"] = "LlamaTokenizer";
+  write_whole(file, config.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
 void copy_tokenizer(const fs::path& from, const fs::path& to) {

@@ -28,4 +28,11 @@ std::optional<std::string> model_chat_template(const std::filesystem::path& mode
 // without one is no error; that there is no `from` is.
 void copy_tokenizer(const std::filesystem::path& from, const std::filesystem::path& to);
 
+// Mistral's layout says without a file that texts begin with bos: as any other, `folder` says it in its
+// tokenizer_config.json, with the names of bos and eos, where it has a tokenizer with a bos.
+void write_bos_setting(const std::filesystem::path& folder);
+
+// Where the files lie that stand beside a tokenizer: `path` itself, or the folder of a file.
+std::filesystem::path folder_of_tokenizer(const std::filesystem::path& path);
+
 }  // namespace ssm

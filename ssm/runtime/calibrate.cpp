@@ -27,7 +27,8 @@ class Watcher final : public nn::Visitor {
 }  // namespace
 
 std::map<std::string, std::vector<float>, std::less<>> column_importance(const LoadedModel& loaded,
-                                                                         std::span<const int32_t> ids) {
+                                                                         std::span<const int32_t> ids,
+                                                                         const OnProgress& progress) {
   SSM_CHECK(!ids.empty(), "nothing to calibrate with: the text is empty");
   CausalLm& model = *loaded.model;
   Moments moments;
@@ -37,7 +38,10 @@ std::map<std::string, std::vector<float>, std::less<>> column_importance(const L
   SequenceRunner runner(model, pool);
   model.visit(watch);
   try {
-    runner.read_all({pool.acquire(), ids}, [&](int64_t, const Tensor& hidden) { head.add(hidden); });
+    runner.read_all({pool.acquire(), ids}, [&](int64_t begin, const Tensor& hidden) {
+      head.add(hidden);
+      if (progress) progress(begin + hidden.size(0), std::ssize(ids));
+    });
   } catch (...) {
     model.visit(leave);
     throw;

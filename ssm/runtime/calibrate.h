@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/progress.h"
 #include "ssm/load/load_model.h"
 
 namespace ssm {
@@ -14,6 +15,7 @@ namespace ssm {
 // every Linear, and of the head's matrix (the embedding's, where that is tied). For Quantization::importance.
 // The model is dense, in f32 on the CPU.
 std::map<std::string, std::vector<float>, std::less<>> column_importance(const LoadedModel& model,
-                                                                         std::span<const int32_t> ids);
+                                                                         std::span<const int32_t> ids,
+                                                                         const OnProgress& progress = {});
 
 }  // namespace ssm

@@ -80,7 +80,14 @@ void Generator::extend(size_t index, std::span<const int32_t> ids, bool without_
   scheduler_.texts().extend(slots_.at(index), ids, without_last);
 }
 
-std::vector<Generated> Generator::run(const GenerateOptions& options, const OnToken& on_token) {
+int64_t Generator::unread() const {
+  int64_t tokens = 0;
+  for (const int32_t slot : slots_) tokens += std::ssize(scheduler_.texts().pending(slot));
+  return tokens;
+}
+
+std::vector<Generated> Generator::run(const GenerateOptions& options, const OnToken& on_token,
+                                      const OnProgress& progress) {
   Run run{on_token, std::vector<Generated>(slots_.size()), {}};
   std::vector<Request> requests;
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -92,7 +99,13 @@ std::vector<Generated> Generator::run(const GenerateOptions& options, const OnTo
     requests.push_back(std::move(request));
   }
   scheduler_.submit(std::move(requests));
+  const int64_t prompts = unread();
+  bool reading = progress != nullptr;
   while (scheduler_.step()) {
+    if (!reading) continue;
+    const int64_t left = unread();
+    reading = left > std::ssize(slots_);  // a text's last token is read with what is written
+    if (reading) progress(prompts - left, prompts);
   }
   if (run.thrown) std::rethrow_exception(run.thrown);
   return std::move(run.results);

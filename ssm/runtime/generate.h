@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "ssm/core/progress.h"
 #include "ssm/runtime/request.h"
 #include "ssm/runtime/scheduler.h"
 
@@ -43,7 +44,9 @@ class Generator {
   // nor what may be the beginning of a stop string). False stops that sequence. The last call of a sequence
   // may carry id -1 with the rest of its text. All prompts are read before the first call.
   using OnToken = std::function<bool(size_t index, int32_t id, std::string_view text)>;
-  std::vector<Generated> run(const GenerateOptions& options, const OnToken& on_token = {});
+  // `progress` hears how many tokens of the prompts are read.
+  std::vector<Generated> run(const GenerateOptions& options, const OnToken& on_token = {},
+                             const OnProgress& progress = {});
 
   // The state of sequence `index`: it has read all of the text but what is pending, its last token.
   void copy_state(size_t index, const ModelState& to, int64_t slot) const;
@@ -51,6 +54,8 @@ class Generator {
   void save(size_t index, const std::filesystem::path& path) const;
 
  private:
+  int64_t unread() const;  // tokens of all sequences
+
   Scheduler scheduler_;
   std::vector<int32_t> slots_;  // of the sequences
 };

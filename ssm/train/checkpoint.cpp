@@ -127,6 +127,7 @@ void save_checkpoint(const fs::path& folder, Trainer& trainer, const LoadedModel
   } else {
     save_model(made.path(), *loaded.model, loaded.config, DType::f32, loaded.folder,
                [&](const std::string& name) { return trainer.parameters().value_of(name); });
+    save_bos_setting(loaded, made.path());
   }
   save_chat_template(loaded, made.path());
   std::vector<io::LazyTensor> tensors;

@@ -1,6 +1,7 @@
 #include "ssm/train/run.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 
@@ -75,12 +76,37 @@ class Run {
     const std::optional<fs::path> checkpoint = newest_checkpoint(checkpoints());
     if (!checkpoint) return;
     const CheckpointInfo info = restore_checkpoint(*checkpoint, trainer_);
+    check_same_run(info);
     const std::string name = (*checkpoint / "training.json").string();
     batches_.seek(BatchPosition::from_json(info.position, name));
     position_ = batches_.position();
     tokens_ = info.run.value("tokens", int64_t{0});
     seconds_before_ = info.run.value("seconds", 0.0);
     first_step_ = trainer_.steps_done();
+  }
+
+  // What decides which tokens a step reads, by the names of the options.
+  nlohmann::json batch_options() const {
+    constexpr std::array kModes{"packed", "stream", "documents"};
+    const BatchOptions& b = options_.batches;
+    return {{"mode", kModes[static_cast<size_t>(b.mode)]},
+            {"batch", b.rows},
+            {"length", b.length},
+            {"seed", b.seed},
+            {"state-over-documents", !b.reset_at_documents}};
+  }
+
+  void check_same_run(const CheckpointInfo& info) const {
+    const nlohmann::json now = batch_options(), then = info.run.value("batches", nlohmann::json::object());
+    for (const auto& [name, value] : now.items()) {
+      SSM_CHECK(!then.contains(name) || then.at(name) == value,
+                "{}: cannot go on with {} {}: this run was begun with {}", options_.out.string(), name,
+                value.dump(), then.at(name).dump());
+    }
+    SSM_CHECK(info.position.value("data", nlohmann::json()) == position_.to_json().at("data"),
+              "{}: cannot go on: this run was begun with other documents, or another tokenizer, batch or "
+              "length",
+              options_.out.string());
   }
 
   // A step's batches; those in which nothing is to be learned are passed over.
@@ -135,9 +161,10 @@ class Run {
   }
 
   void save(bool must) {
-    const CheckpointInfo info{.steps = trainer_.steps_done(),
-                              .position = position_.to_json(),
-                              .run = {{"tokens", tokens_}, {"seconds", seconds()}}};
+    const CheckpointInfo info{
+        .steps = trainer_.steps_done(),
+        .position = position_.to_json(),
+        .run = {{"tokens", tokens_}, {"seconds", seconds()}, {"batches", batch_options()}}};
     try {
       save_checkpoint(checkpoints(), trainer_, loaded_, info, options_.keep,
                       options_.adapter ? &*options_.adapter : nullptr);
@@ -155,6 +182,7 @@ class Run {
     } else {
       save_model(options_.out, *loaded_.model, loaded_.config, options_.stored, loaded_.folder,
                  [&](const std::string& name) { return trainer_.parameters().value_of(name, averaged); });
+      save_bos_setting(loaded_, options_.out);
     }
     if (!options_.tokenizer_json.empty())
       write_whole(options_.out / "tokenizer.json", options_.tokenizer_json);
