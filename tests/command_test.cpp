@@ -6,6 +6,7 @@
 #include <set>
 
 #include "ssm/io/safetensors.h"
+#include "ssm/ops/cuda/test_cuda.h"
 #include "tests/command_runner.h"
 
 namespace ssm::test {
@@ -313,9 +314,9 @@ TEST(CommandBench, ReportsSpeedsAndLimits) {
   EXPECT_EQ(one["prompt_tokens"], 5);
 }
 
-TEST(CommandBench, ShowsEachOpBesideItsLimit) {
-  const Json report = json_of({"bench", "ops", "--device", "cpu"});
-  EXPECT_EQ(report["device"], "cpu");
+void expect_ops_beside_limits(const std::string& device) {
+  const Json report = json_of({"bench", "ops", "--device", device});
+  EXPECT_TRUE(report["device"].get<std::string>().starts_with(device)) << report["device"];
   EXPECT_GT(report["bandwidth"], 0.0);
   EXPECT_GT(report["gemm_rate"], 0.0);
   std::set<std::string> ops;
@@ -327,6 +328,13 @@ TEST(CommandBench, ShowsEachOpBesideItsLimit) {
   }
   EXPECT_EQ(ops, (std::set<std::string>{"linear", "add_rms_norm", "add_layer_norm", "gelu", "gated_silu",
                                         "causal_conv1d", "selective_scan", "ssd_scan", "attention"}));
+}
+
+TEST(CommandBench, ShowsEachOpBesideItsLimit) { expect_ops_beside_limits("cpu"); }
+
+TEST(CommandBenchCuda, ShowsEachOpBesideItsLimit) {
+  SSM_NEED_CUDA();
+  expect_ops_beside_limits("cuda");
 }
 
 }  // namespace

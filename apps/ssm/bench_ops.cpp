@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "apps/ssm/commands.h"
@@ -239,7 +240,9 @@ class Suite {
     const auto H = static_cast<double>(kHeads.heads * kHeads.head_dim);
     const double tokens = static_cast<double>(B * context);
     const KvStorage storage{device_, activation_dtype(dtype_, device_)};
-    auto kv = std::make_shared<KvCache>(B, kHeads.kv_heads, kHeads.head_dim, nullptr, storage);
+    // With a budget it is a pool's cache: it outlives the memory of a step.
+    const auto budget = std::make_shared<KvBudget>(std::numeric_limits<size_t>::max());
+    auto kv = std::make_shared<KvCache>(B, kHeads.kv_heads, kHeads.head_dim, budget, storage);
     std::vector<int32_t> slots;
     for (int32_t b = 0; b < B; ++b) {
       kv->reserve(b, context);
