@@ -38,6 +38,7 @@ struct Case {
   std::string op, shape;
   double bytes, flops;
   std::function<void(int)> run;  // on the i-th copy of the operands
+  bool replayed = true;          // on a card: what keeps to its memory is captured
 };
 
 struct Result {
@@ -229,10 +230,14 @@ class Suite {
     const auto H = static_cast<double>(kHeads.heads * kHeads.head_dim), tokens = static_cast<double>(T);
     const double bytes = 4 * size() * tokens * H;
     auto operands = copies(bytes, [&] { return random({T, kHeads.width()}); });
-    return {"attention", fmt::format("T {} H 32 D 80", T), bytes, 2 * tokens * tokens * H,
+    return {"attention",
+            fmt::format("T {} H 32 D 80", T),
+            bytes,
+            2 * tokens * tokens * H,
             [operands, batch = SequenceBatch::single(T)](int i) {
               attention(operands[static_cast<size_t>(i) % operands.size()], kHeads, batch, nullptr);
-            }};
+            },
+            false};
   }
 
   // The same step again and again, over texts of `context` tokens.
@@ -393,7 +398,7 @@ void run(const ModelOptions& options) {
   Progress progress;
   for (const Case& c : suite.cases()) {
     progress.show(fmt::format("{} {}", c.op, c.shape));
-    results.push_back({c.op, c.shape, seconds_of(load.device, c.run), c.bytes, c.flops});
+    results.push_back({c.op, c.shape, seconds_of(load.device, c.run, c.replayed), c.bytes, c.flops});
   }
   progress.clear();
   print(results, load.device, dtype, measure_bandwidth(load.device),

@@ -9,9 +9,9 @@
 namespace ssm::app {
 
 // Seconds of one call of body(i), i = 0, 1, 2, ..: the median of several rounds. On a card rounds are replays
-// of a captured graph of many calls, so that neither launches nor waits count; body must keep to what may be
-// captured.
-double seconds_of(Device device, const std::function<void(int)>& body);
+// of a captured graph of many calls, so that neither launches nor waits count; a body that copies from the
+// host may not be captured, and `replayed` is false: many calls, launches with them.
+double seconds_of(Device device, const std::function<void(int)>& body, bool replayed = true);
 
 // Bytes a second. On a CPU: all threads together reading a buffer larger than any cache. On a card: a copy
 // within its memory, bytes read and bytes written counted.

@@ -27,10 +27,23 @@ std::string_view name_of(Device device) { return device.is_cuda() ? "cuda" : "cp
 std::string why_unavailable(Device device) { return device.is_cuda() ? cuda::why_unavailable() : ""; }
 std::string description_of(Device device) { return device.is_cuda() ? cuda::properties().name : ""; }
 
+namespace {
+
+// A replay would read again what may long be gone.
+bool is_capturing() {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  SSM_CUDA_CHECK(cudaStreamIsCapturing(cuda::stream(), &status));
+  return status == cudaStreamCaptureStatusActive;
+}
+
+}  // namespace
+
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (!to_device.is_cuda() && !from_device.is_cuda()) {
     std::memcpy(to, from, bytes);
   } else {
+    SSM_CHECK(from_device.is_cuda() || !is_capturing(),
+              "cuda: a copy from the host's memory cannot be captured");
     cuda::copy(to, from, bytes, !to_device.is_cuda());
   }
 }

@@ -1,5 +1,5 @@
 // Graph: work captured from the device's stream once, replayed with one launch. What is captured may not
-// allocate from the driver, wait, or read host values that change between replays; its tensors must live, at
+// allocate from the driver, wait, or copy from the host (an Error); its tensors must live, at
 // the same addresses, as long as the graph. In a build without CUDA there is none.
 #pragma once
 
