@@ -22,7 +22,7 @@ void linear_packed_many_rows(const Tensor& x, const QuantizedTensor& w, const Te
 void unpack_rows(const QuantizedTensor& w, int64_t first, const Tensor& to);
 
 // The products of a decode step (linear_cuda.h), of the formats of dispatch_common_format() in whole packs.
-bool has_packed_step(int64_t T, const QuantizedTensor& w);
+bool has_packed_step(const QuantizedTensor& w);
 void packed_conv_step(const StepRows& x, const QuantizedTensor& w, const Tensor& bias, const ConvStep& conv,
                       const Tensor& y);
 void packed_add_step(const StepRows& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& residual);

@@ -11,7 +11,6 @@ template <class X>
 void packed_few_rows(const Tensor& x, const QuantizedTensor& w, const Tensor& bias, const Tensor& y) {
   const PackedMatrix matrix = matrix_of(w);
   const CardFormat format = card_format(w.format);
-  const int64_t row_totals = totals_bytes(format, w.shape[1]);
   Tensor totals;  // of all rows, where several tiles of them are multiplied at a time
   const auto rows = [&](int64_t from, int64_t most, const auto& launch_tiles) {
     const int64_t T = std::min(most, x.size(0) - from);
@@ -20,14 +19,13 @@ void packed_few_rows(const Tensor& x, const QuantizedTensor& w, const Tensor& bi
     launch_tiles(a, in_memory<X>(x.slice(0, from, from + T)), plain_of<X>(bias, y.slice(0, from, from + T)));
     return from + T;
   };
-  const int64_t eight = row_totals > 0 ? std::clamp<int64_t>(kPackedTotals / row_totals, 1, 8) : 8;
   int64_t t = 0;
   if constexpr (sizeof(X) == 2) {
     dispatch_common_format(format, [&](auto as) {
       using F = decltype(as);
       if constexpr (F::kHasLow) {
         if (x.size(0) > 8) {
-          totals = Tensor::empty({x.size(0), row_totals / 4}, DType::f32, x.device());
+          totals = Tensor::empty({x.size(0), totals_bytes(format, w.shape[1]) / 4}, DType::f32, x.device());
           launch({.grid = dim3(static_cast<unsigned>(x.size(0))),
                   .block = dim3(32, 8),
                   .overlaps_previous = true},
@@ -40,7 +38,7 @@ void packed_few_rows(const Tensor& x, const QuantizedTensor& w, const Tensor& bi
   }
   const auto eights = [&](auto as) {
     while (t < x.size(0))
-      t = rows(t, eight, [](const auto&... a) { launch_packed_rows<X, decltype(as), 1>(a...); });
+      t = rows(t, 8, [](const auto&... a) { launch_packed_rows<X, decltype(as), 1>(a...); });
   };
   if (!dispatch_common_format(format, eights) && !dispatch_other_format(format, eights))
     fail("linear: no kernel for {}", name_of(w.format));

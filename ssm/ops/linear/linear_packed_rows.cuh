@@ -6,10 +6,10 @@
 //
 //   y = sum over groups of  scale (sum of c x) + low (sum of x)
 //
-// The sums of x are made once a block, in shared memory; those of many rows once, by a kernel of their own. W
-// is the matrix instruction's first operand, x the second: 8 rows of x a tile. f32 rows are taken apart into
-// three bf16 parts, which hold all of their bits. As in linear_rows.cuh a warp reads its first chunks before
-// grid_dependency_wait() and asks L2 for the rest.
+// The sums of x are the product of a tile of ones; those of many rows are made once, by a kernel of their
+// own. W is the matrix instruction's first operand, x the second: 8 rows of x a tile. f32 rows are taken
+// apart into three bf16 parts, which hold all of their bits. As in linear_rows.cuh a warp reads its first
+// chunks before grid_dependency_wait() and asks L2 for the rest.
 #pragma once
 
 #include "ssm/ops/cuda/packed.cuh"
@@ -41,6 +41,7 @@ template <class M>
 struct Codes;
 template <>
 struct Codes<__nv_bfloat16> {
+  static constexpr uint32_t kOnes = 0x3f803f80u;
   static __device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b) {
     const __nv_bfloat162 r =
         __hsub2(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
@@ -57,6 +58,7 @@ struct Codes<__nv_bfloat16> {
 };
 template <>
 struct Codes<__half> {
+  static constexpr uint32_t kOnes = 0x3c003c00u;
   static __device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b) {
     const __half2 r = __hsub2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
     return reinterpret_cast<const uint32_t&>(r);
@@ -117,6 +119,7 @@ struct PackedStrip {
   static constexpr int kDepth = F::kBits == 4 && kScaleWords <= 8 && !F::kIsK ? 2 : 1;  // chunks held
   static constexpr int kAhead = 2;  // of x, units read at a time
   static constexpr int kRows = 8 * Tiles, kWidth = CardLayout::kTile, kSums = kRows * kWidth;
+  static constexpr bool kSumsX = F::kHasLow && Tiles == 1;
   uint4 codes[kDepth][F::kLoads];
   uint32_t scales[kDepth][kScaleWords];
   uint2 d[F::kIsK ? kDepth : 1];
@@ -203,11 +206,13 @@ struct PackedStrip {
   }
 
   // Held chunk j with the values of x that belong to it: the first of `left` is at `x`, rows are `x_stride`
-  // apart, there are T. The sums of its groups of the first row are at `totals`, of others `groups` on.
+  // apart, there are T. With several tiles the sums of its groups of the first row are at `totals`, of others
+  // `groups` on.
   __device__ __forceinline__ void multiply(int j, const X* x, int64_t x_stride, int T, int left,
                                            const float* totals, int groups) {
     const int g = threadIdx.x % 32 / 4;
-    float products[Tiles][4];
+    float products[Tiles][4], x_sums[4];  // of x_sums two are used
+    const uint32_t ones[4] = {Codes<M>::kOnes, Codes<M>::kOnes, Codes<M>::kOnes, Codes<M>::kOnes};
 #pragma unroll
     for (int first = 0; first < 8; first += kAhead) {
       if (first * 32 >= left && first * 32 % F::kGroup == 0) break;
@@ -223,7 +228,11 @@ struct PackedStrip {
 #pragma unroll
       for (int i = 0; i < 2 * kAhead; ++i) {
         const int step = 2 * first + i;
-        if (step * 16 % F::kGroup == 0) clear(products);
+        if (step * 16 % F::kGroup == 0) {
+#pragma unroll
+          for (int t = 0; t < Tiles; ++t) clear(products[t]);
+          clear(x_sums);
+        }
         uint32_t a[4];
         decode(a, j, step);
 #pragma unroll
@@ -233,26 +242,25 @@ struct PackedStrip {
             uint32_t b0, b1;
             units[i / 2][t].take(b0, b1, i % 2);
             mma<M>(products[t], a, b0, b1);
+            if constexpr (kSumsX) mma<M>(x_sums, ones, b0, b1);
           }
         }
         if ((step + 1) * 16 % F::kGroup == 0) {
           const int group = step * 16 / F::kGroup;
-          add_group(j, group, products, totals + group, groups, T);
+          add_group(j, group, products, x_sums, totals + group, groups, T);
         }
       }
     }
   }
 
-  static __device__ __forceinline__ void clear(float (&sums)[Tiles][4]) {
+  static __device__ __forceinline__ void clear(float (&sums)[4]) {
 #pragma unroll
-    for (int t = 0; t < Tiles; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[t][i] = 0;
-    }
+    for (int i = 0; i < 4; ++i) sums[i] = 0;
   }
 
   __device__ __forceinline__ void add_group(int j, int group, const float (&products)[Tiles][4],
-                                            const float* totals, int groups, int T) {
+                                            const float (&x_sums)[4], const float* totals, int groups,
+                                            int T) {
     GroupScale s[2];
     scales_of(s, j, group);
 #pragma unroll
@@ -262,7 +270,9 @@ struct PackedStrip {
       if constexpr (F::kHasLow) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {  // columns beyond T are nobody's
-          const float total = totals[min(8 * t + 2 * static_cast<int>(threadIdx.x % 4) + i, T - 1) * groups];
+          float total = x_sums[i];
+          if constexpr (!kSumsX)
+            total = totals[min(8 * t + 2 * static_cast<int>(threadIdx.x % 4) + i, T - 1) * groups];
           sums[t][i] += s[0].low * total;
           sums[t][2 + i] += s[1].low * total;
         }
@@ -291,7 +301,8 @@ struct PackedStrip {
     }
   }
 
-  // Chunks [chunk, end); the first kDepth have been read. `totals` where F has lows.
+  // Chunks [chunk, end); the first kDepth have been read. `totals` where F has lows and there are several
+  // tiles.
   __device__ __forceinline__ void multiply_all(const PackedMatrix& w, int64_t tile, int chunk, int end,
                                                const X* x, int64_t x_stride, int T, int K,
                                                const float* totals = nullptr) {
@@ -323,8 +334,7 @@ struct PackedStrip {
 template <int Tiles>
 inline constexpr int kPackedWarps = Tiles == 1 ? 20 : 10;
 constexpr int kPackedParts = 10;
-constexpr size_t kPackedStaged = 20 << 10;   // bytes of x
-constexpr int64_t kPackedTotals = 20 << 10;  // bytes of the sums of groups
+constexpr size_t kPackedStaged = 20 << 10;  // bytes of x
 
 // Bytes of the sums of a row's groups.
 inline int64_t totals_bytes(const CardFormat& f, int64_t K) {
@@ -372,14 +382,7 @@ __global__ void __launch_bounds__(32 * kPackedParts, kPackedWarps<Tiles> / kPack
       x = staged, stride = a.K;
     }
   }
-  const float* totals = a.totals;
-  if constexpr (F::kHasLow && Tiles == 1) {
-    float* const to = reinterpret_cast<float*>(staged + (Source::kStaged || a.staged ? a.T * a.K : 0));
-    Sums::sum_groups(x, stride, a.T, a.K, a.w.chunks * (CardLayout::kChunk / F::kGroup), to);
-    __syncthreads();
-    totals = to;
-  }
-  sums.multiply_all(a.w, tile, begin, end, x, stride, a.T, a.K, totals);
+  sums.multiply_all(a.w, tile, begin, end, x, stride, a.T, a.K, a.totals);
   sums.give(given + part * Sums::kSums);
   __syncthreads();
   if (!owns) return;
@@ -422,10 +425,9 @@ void launch_packed_rows(PackedRowsArgs a, const Source& source, const Epilogue& 
   const size_t bytes = sizeof(X) * static_cast<size_t>(a.T) * static_cast<size_t>(a.K);
   a.staged = Tiles == 1 && bytes <= kPackedStaged;
   const size_t sums = sizeof(float) * Sums::kSums * static_cast<size_t>(parts * strips);
-  const int64_t totals = Tiles == 1 ? a.T * totals_bytes(F::kFormat, a.w.K) : 0;
   launch({.grid = dim3(static_cast<unsigned>((a.w.tiles + strips - 1) / strips)),
           .block = dim3(32, static_cast<unsigned>(parts), static_cast<unsigned>(strips)),
-          .shared_bytes = sums + (Source::kStaged || a.staged ? bytes : 0) + static_cast<size_t>(totals),
+          .shared_bytes = sums + (Source::kStaged || a.staged ? bytes : 0),
           .overlaps_previous = true},
          linear_packed_rows_kernel<X, F, Tiles, Source, Epilogue>, a, source, epilogue);
 }

@@ -26,10 +26,8 @@ void launch_step(const StepRows& x, const QuantizedTensor& w, DType dtype, const
 
 }  // namespace
 
-bool has_packed_step(int64_t T, const QuantizedTensor& w) {
-  const CardFormat format = card_format(w.format);
-  return w.shape[1] % 8 == 0 && T * totals_bytes(format, w.shape[1]) <= kPackedTotals &&
-         dispatch_common_format(format, [](auto) {});
+bool has_packed_step(const QuantizedTensor& w) {
+  return w.shape[1] % 8 == 0 && dispatch_common_format(card_format(w.format), [](auto) {});
 }
 
 void packed_conv_step(const StepRows& x, const QuantizedTensor& w, const Tensor& bias, const ConvStep& conv,

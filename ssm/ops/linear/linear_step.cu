@@ -45,7 +45,7 @@ void check_step(const StepRows& x, const Weight& w, bool gated) {
 bool has_linear_step(int64_t T, const Weight& w) {
   const auto* packed = std::get_if<QuantizedTensor>(&w);
   if (T > kStepRows || shape_of(w)[1] >= (1 << 30)) return false;
-  if (packed) return has_packed_step(T, *packed);
+  if (packed) return has_packed_step(*packed);
   return in_packs(std::get<Tensor>(w));
 }
 
